@@ -1,0 +1,34 @@
+"""Everything a plugin author may import, and nothing else is public. Importing it loads neither torch nor hydra."""
+
+from __future__ import annotations
+
+from core.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    ModelError,
+    PluginError,
+    PreftuneError,
+    TrainingError,
+)
+from core.hookspecs import PROJECT, hookimpl
+from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig, require
+from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec
+from core.types import (
+    Batch,
+    LossOutput,
+    Rollout,
+    RolloutEngine,
+    Sampling,
+    Score,
+    Scorer,
+    ScoreRequest,
+    Section,
+)
+
+__all__ = [
+    "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec", "LossOutput",
+    "ModelError", "PluginError", "PreftuneError", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig",
+    "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "Section", "StageConfig", "StageSpec",
+    "TrackerConfig", "TrackerSpec", "TrainingError", "hookimpl", "require",
+]  # fmt: skip

@@ -1,0 +1,95 @@
+"""What a plugin registers: names, typed configs and import paths, never the heavy code itself. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
+
+ROLES = ("policy", "reference", "reward_model", "value_model", "teacher")
+SCHEMAS = ("sft", "preference", "prompts", "text")
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage, or one algorithm of a stage.
+
+    name: what the user types after `stage=`.
+    config: dataclass that extends StageConfig; its fields are `stage.<field>`.
+    impl: "package.module:Class", imported only when the stage was chosen and its config accepted; one instance is
+        made for each run and registered for the stage hooks.
+    data: schema of the records it trains on, one of SCHEMAS.
+    roles: models it needs, out of ROLES.
+    algorithm: name of the variant; empty for a stage without variants.
+    default: True for the variant that `stage=` alone takes.
+    after: stages whose artifacts it needs as models where the config names none, by role:
+        {"policy": "sft", "reward_model": "reward"}.
+    rollouts: whether it needs a rollout engine.
+    requires: import names looked for before anything heavy loads.
+    paper: where the method comes from.
+    """
+
+    name: str
+    config: type[StageConfig]
+    impl: str
+    data: str
+    summary: str = ""
+    roles: tuple[str, ...] = ("policy",)
+    algorithm: str = ""
+    default: bool = False
+    after: dict[str, str] = field(default_factory=dict)
+    rollouts: bool = False
+    requires: tuple[str, ...] = ()
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """A reward model. `impl` is "package.module:build"; build(config, context) returns a Scorer, where `context`
+    has `run` (the StageRun or None), `device` and `dtype`."""
+
+    name: str
+    config: type[RewardConfig]
+    impl: str
+    summary: str = ""
+    isolated: bool = False
+    """Runs in worker processes that can be killed at `timeout_s` (for checks that may hang or crash)."""
+    needs_answer: bool = False
+    """Records must carry an `answer`."""
+    needs_model: bool = False
+    """Scores with the reward model of the run's `reward_model` role."""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """A rollout engine. `impl` is "package.module:build"; build(config, run) returns a RolloutEngine."""
+
+    name: str
+    config: type[RolloutConfig]
+    impl: str
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrackerSpec:
+    """A tracker. `impl` is "package.module:Class"; Class(config) is registered for the observer hooks."""
+
+    name: str
+    config: type[TrackerConfig]
+    impl: str
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataSourceSpec:
+    """A named data source. `impl` is "package.module:write"; write(folder, seed) fills a folder with sft.jsonl,
+    preference.jsonl, prompts.jsonl and heldout.jsonl, or those of them that it has."""
+
+    name: str
+    impl: str
+    version: str
+    """Part of the cache key; raise it when the rows change."""
+    summary: str = ""

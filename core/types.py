@@ -1,0 +1,125 @@
+"""What flows between core and plugins. Torch-free at import; shapes and units are in the docstrings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps the whole vocabulary."""
+    n: int = 1
+    """Completions for each prompt."""
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    """A completion ends with the first of these; the token is kept."""
+
+
+@dataclass
+class Rollout:
+    """One sampled completion. Token ids are kept as drawn and never retokenised."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    """Includes the stop token when there is one."""
+    logprobs: list[float]
+    """Behaviour log-probability of each completion token in nats, under `temperature` (natural when greedy)."""
+    finished: bool
+    """True when a stop token ended it; False when it ran into max_new_tokens."""
+    policy_version: int = 0
+    prompt_index: int = 0
+    """Index of its prompt in the call."""
+
+
+class RolloutEngine(Protocol):
+    """Makes completions. Implementations are built by `build(config, run)` of their module."""
+
+    name: str
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Rollout]:
+        """Completions in the order of the prompts, the n of one prompt side by side: len(prompts) * n rollouts."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Natural log-probability in nats of each token but the first, given those before it."""
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Take the policy's merged weights, under their names in the plain transformers model."""
+
+    def close(self) -> None:
+        """Give memory and workers back. Safe to call twice."""
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """One completion to be scored."""
+
+    prompt: str
+    completion: str
+    """Text without special tokens."""
+    prompt_ids: tuple[int, ...] = ()
+    completion_ids: tuple[int, ...] = ()
+    answer: str | None = None
+    """Gold answer, where the record has one."""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a scorer says of one completion. An error is never a zero."""
+
+    value: float | None
+    """None when the scorer failed."""
+    error: str | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+    """Named components, e.g. the members of an ensemble and their `spread`."""
+
+
+class Scorer(Protocol):
+    """A reward model at work. Built by `build(config, context)` of its module; see RewardSpec."""
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """One Score for each request, in order."""
+
+
+@dataclass
+class LossOutput:
+    """Loss of one micro-batch, already divided by the whole step's denominator, so that micro-batches add up."""
+
+    loss: torch.Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Summed over the micro-batches of an update, averaged over the updates of a step; name them without prefix."""
+
+
+@dataclass
+class Batch:
+    """One step's work: updates in order, each a list of micro-batches whose losses add up to one optimizer step."""
+
+    updates: list[list[Any]]
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Known before the update, e.g. reward means."""
+    tokens: int = 0
+    """Real tokens that go through the policy."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Rows for the sample table."""
+
+
+@dataclass
+class Section:
+    """A plugin's part of the report."""
+
+    title: str
+    html: str
+    markdown: str
+    order: int = 100
