@@ -22,7 +22,8 @@ class StageSpec:
     roles: models it needs, out of ROLES.
     algorithm: name of the variant; empty for a stage without variants.
     default: True for the variant that `stage=` alone takes.
-    after: stages whose artifacts it needs as models where the config names none, by role:
+    makes: kind of model that its artifact holds, "policy" or "reward_model".
+    after: stages that the plan puts before it where the config names no model for a role:
         {"policy": "sft", "reward_model": "reward"}.
     rollouts: whether it needs a rollout engine.
     requires: import names looked for before anything heavy loads.
@@ -37,6 +38,7 @@ class StageSpec:
     roles: tuple[str, ...] = ("policy",)
     algorithm: str = ""
     default: bool = False
+    makes: str = "policy"
     after: dict[str, str] = field(default_factory=dict)
     rollouts: bool = False
     requires: tuple[str, ...] = ()
@@ -69,6 +71,10 @@ class EngineSpec:
     config: type[RolloutConfig]
     impl: str
     summary: str = ""
+    shares_policy: bool = False
+    """Samples from the trainer's own weights: nothing to start, nothing to sync; used for occasional evaluation."""
+    priority: int = 0
+    """`rollout=auto` takes the importable engine with the highest."""
     requires: tuple[str, ...] = ()
 
 

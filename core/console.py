@@ -1,0 +1,168 @@
+"""What the terminal shows: the plan, a live line of progress, a summary. Plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from core.plan import Plan
+
+_SHOWN = ("loss", "reward", "score", "accuracy", "kl", "entropy", "completion_tokens", "tokens_per_s")
+"""Metrics worth a place in the progress line, in this order."""
+
+_PLAIN_EVERY_S = 5.0
+"""Without a terminal, a progress line at most so often, in seconds."""
+
+
+class Console:
+    """The one place that writes to the terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console as Rich
+
+        self.rich = Rich(highlight=False, soft_wrap=True)
+        self.live = self.rich.is_terminal
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._title = ""
+        self._began = 0.0
+        self._last_line = 0.0
+
+    def line(self, text: str) -> None:
+        """One line."""
+        self.rich.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """One line that should not be missed."""
+        self.rich.print(f"[yellow]warning:[/yellow] {_escape(text)}")
+
+    def plan(self, plan: Plan) -> None:
+        """The whole plan: stages, roles, data, batch arithmetic, trained tokens, cost."""
+        from rich.table import Table
+
+        table = Table(title="plan", title_justify="left", expand=False, show_edge=False, pad_edge=False)
+        for column in ("stage", "state", "starts from", "records", "held out", "steps", "batch", "≈ time", "≈ memory"):
+            table.add_column(column, overflow="fold")
+        for stage in plan.stages:
+            info, preview = stage.dataset.info, stage.preview
+            sources = stage.roles()
+            table.add_row(
+                stage.title,
+                stage.state,
+                next(iter(sources.values()), ""),
+                str(info.get("train", {}).get("records", "")),
+                str(info.get("heldout", {}).get("records", "")),
+                str(preview.get("total_steps", "")),
+                preview.get("batch", {}).get("text", ""),
+                preview.get("time_estimate", ""),
+                preview.get("memory_estimate", ""),
+            )
+        self.rich.print(table)
+        target = plan.target
+        for role, source in target.roles().items():
+            self.line(f"  {role:<13} {source}")
+        if target.engine is not None:
+            self.line(f"  {'rollouts':<13} {target.engine.name}")
+            self.line(f"  {'reward':<13} {target.cfg.reward.name}")
+        for stage in plan.stages:
+            for row in stage.preview.get("trained_rows", [])[:1]:
+                self.rich.print(
+                    f"  {stage.stage:<13} [dim]…{_escape(row['prompt'][-60:])!s}[/dim][bold]{_escape(row['trained'])}[/bold]"
+                    f" [dim]({row['tokens']} trained tokens, bold)[/dim]"
+                )
+            for warning in stage.warnings:
+                self.warn(f"{stage.stage}: {warning}")
+
+    def begin(self, title: str, total: int) -> None:
+        """A stage starts its steps."""
+        self._title, self._began, self._last_line = title, time.perf_counter(), 0.0
+        if not self.live:
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"),
+            console=self.rich,
+        )  # fmt: skip
+        self._progress.start()
+        self._task = self._progress.add_task(title, total=total, metrics="")
+
+    def step(self, step: int, total: int, metrics: dict[str, float]) -> None:
+        """A step is done."""
+        text = "  ".join(f"{name} {metrics[name]:.4g}" for name in _SHOWN if metrics.get(name) is not None)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step, metrics=text)
+            return
+        now = time.perf_counter()
+        if now - self._last_line >= _PLAIN_EVERY_S or step == total:
+            self._last_line = now
+            left = (now - self._began) / max(step, 1) * (total - step)
+            self.line(f"{self._title}: step {step}/{total}  {text}  eta {_duration(left)}")
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """A held-out evaluation is done."""
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if value is not None)
+        if text:
+            self.line(f"{self._title}: held-out at step {step}: {text}")
+
+    def end(self) -> None:
+        """The stage is over, well or not."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
+
+    def summary(self, plan: Plan, results: list[dict[str, Any] | None]) -> None:
+        """Before and after of each stage, and where everything is."""
+        from rich.table import Table
+
+        table = Table(title="summary", title_justify="left", show_edge=False, pad_edge=False)
+        for column in ("stage", "metric", "before", "after", "95 % interval", "tokens", "seconds", "verified"):
+            table.add_column(column, overflow="fold")
+        for stage, result in zip(plan.stages, results, strict=True):
+            if result is None:
+                continue
+            table.add_row(
+                stage.title + (" (reused)" if stage.state == "reuse" else ""),
+                str(result["metric"]),
+                _number(result["before"]),
+                _number(result["after"]),
+                " … ".join(_number(value) for value in result["interval"] or []),
+                f"{result['tokens']:,}",
+                f"{result['seconds']:.0f}",
+                "yes" if result["verified"] else "NO",
+            )
+        self.rich.print(table)
+        last = results[-1]
+        if last is None:
+            return
+        if last.get("start") is not None:
+            self.line(f"{last['metric']}: start {_number(last['start'])} → end {_number(last['after'])}")
+        for label, key in (("learned reward", "reward"),):
+            if last.get(f"{key}_after") is not None:
+                self.line(f"{label}: {_number(last[f'{key}_before'])} → {_number(last[f'{key}_after'])}")
+        if last.get("kl_to_reference") is not None:
+            self.line(f"KL to the reference: {last['kl_to_reference']:.3f} nats a completion")
+        self.line(f"peak memory: {last['peak_memory_gb']:.2f} GB")
+        folder = plan.target.run_dir
+        for label, name in (("report", "report.html"), ("artifact", "artifact"), ("metrics", "metrics.jsonl")):
+            self.line(f"{label + ':':<10} {folder}/{name}")
+
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text.replace("\n", "⏎"))

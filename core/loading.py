@@ -1,0 +1,143 @@
+"""From folders to models by role: weights, number format, quantization, adapters."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from core.adapters import add_adapter, quantization_config
+from core.errors import ModelError
+from core.models import Models, ScoreModel, TokenModel, check_packed
+from core.schema import Quant, RunConfig
+
+if TYPE_CHECKING:
+    from core.run import StageRun
+
+OFFSET_KEY = "preftune_reward_offset"
+"""Key of the transformers config under which a reward model's offset is saved."""
+
+
+def load_module(
+    folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, quant: Quant = Quant.none
+) -> nn.Module:
+    """A plain transformers model from a folder in transformers' format; an adapter in it is merged into its base.
+
+    task: "CAUSAL_LM", or "SEQ_CLS" for one score a token. A head that the folder lacks is drawn with the standard
+    deviation 1/sqrt(d + 1) and without bias (arXiv:2403.17031), from the run's seed.
+    Raises ModelError when the folder cannot be loaded.
+    """
+    if (folder / "adapter_config.json").is_file():
+        return _load_merged(folder, cfg, dtype, task)
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": bool(cfg.model.trust_remote_code)}
+    quantization = quantization_config(quant, dtype)
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization
+    try:
+        if task == "CAUSAL_LM":
+            return AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+        module = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **kwargs)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(
+            f"the model could not be loaded: {error}".splitlines()[0],
+            str(folder),
+            "check that the folder holds config.json and whole safetensors weights",
+        ) from error
+    if not _has_head(folder):
+        generator = torch.Generator().manual_seed(cfg.runtime.seed)
+        head = module.score.weight
+        with torch.no_grad():
+            head.copy_(torch.randn(head.shape, generator=generator) / math.sqrt(head.shape[1] + 1))
+    module.config.pad_token_id = module.config.pad_token_id or 0
+    return module
+
+
+def _has_head(folder: Path) -> bool:
+    """Whether the weights hold a scoring head; without it transformers would draw one unseen."""
+    from safetensors import safe_open
+
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            if any(name.startswith("score.") for name in file.keys()):  # noqa: SIM118 (not a dict)
+                return True
+    return False
+
+
+def _load_merged(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str) -> nn.Module:
+    from peft import PeftModel
+
+    adapter = json.loads((folder / "adapter_config.json").read_text())
+    base = load_module(Path(adapter["base_model_name_or_path"]), cfg, dtype, task)
+    merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    record = folder / "preftune.json"
+    if record.is_file():
+        setattr(merged.config, OFFSET_KEY, json.loads(record.read_text()).get(OFFSET_KEY, 0.0))
+    return merged
+
+
+def _adapted(run: StageRun, module: nn.Module, task: str) -> nn.Module:
+    """Mark what trains: everything, or a fresh adapter."""
+    cfg = run.cfg
+    if cfg.peft.method == "none":
+        module.requires_grad_(True)
+        return module
+    if cfg.quant is not Quant.none:
+        from peft import prepare_model_for_kbit_training
+
+        module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
+    torch.manual_seed(cfg.runtime.seed)
+    return add_adapter(module, cfg.peft, task, run.total_steps or 1000)
+
+
+def trainable_policy(run: StageRun) -> TokenModel:
+    """The policy to be trained, checked for packed rows."""
+    module = load_module(run.start_folder, run.cfg, run.dtype, "CAUSAL_LM", run.cfg.quant)
+    model = TokenModel(_adapted(run, module, "CAUSAL_LM")).to(run.device).eval()
+    check_packed(model)
+    return model
+
+
+def trainable_scorer(run: StageRun, folder: Path) -> ScoreModel:
+    """A score model to be trained, initialised from `folder` (a reward model keeps its head and offset)."""
+    module = load_module(folder, run.cfg, run.dtype, "SEQ_CLS", run.cfg.quant)
+    return ScoreModel(_adapted(run, module, "SEQ_CLS")).to(run.device).eval()
+
+
+def frozen_policy(run: StageRun) -> TokenModel:
+    """A frozen copy of the starting policy."""
+    module = load_module(run.start_folder, run.cfg, run.dtype, "CAUSAL_LM", run.cfg.quant)
+    return TokenModel(module).to(run.device).eval().requires_grad_(False)
+
+
+def frozen_scorer(run: StageRun, folder: Path) -> ScoreModel:
+    """A frozen reward model."""
+    module = load_module(folder, run.cfg, run.dtype, "SEQ_CLS")
+    return ScoreModel(module).to(run.device).eval().requires_grad_(False)
+
+
+def models_for_roles(run: StageRun) -> Models:
+    """The default models: one for each role of the stage, from the artifacts of the chain or the configured source.
+
+    With an adapter the reference is the policy with its adapter off; there is no second copy.
+    """
+    roles = run.plan.spec.roles
+    models = Models(tokenizer=run.codec.tokenizer)
+    if "policy" in roles:
+        models.policy = trainable_policy(run)
+    if "reference" in roles:
+        if run.cfg.peft.method != "none":
+            models.reference_is_adapter_off = True
+        else:
+            models.reference = frozen_policy(run)
+    reward_folder = run.reward_model_folder()
+    if "reward_model" in roles and reward_folder is not None:
+        models.reward_model = frozen_scorer(run, reward_folder)
+    if "value_model" in roles:
+        models.value_model = trainable_scorer(run, reward_folder or run.start_folder)
+    return models

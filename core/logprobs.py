@@ -1,0 +1,89 @@
+"""Log-probabilities of taken tokens from hidden states, in chunks, so that the [M, V] logits never stand whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 512
+"""Tokens whose logits stand in memory at once."""
+
+
+class _LinearLogprob(torch.autograd.Function):
+    """logprob_M, entropy_M = f(hidden_Md, weight_Vd, targets_M, temperature). The backward pass computes each
+    chunk's logits again. Entropy carries no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, want_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        logprob = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        normaliser = torch.empty_like(logprob)
+        entropy = torch.zeros_like(logprob)
+        for start in range(0, len(targets), CHUNK):
+            rows = slice(start, start + CHUNK)
+            logits = (hidden[rows] @ weight.T).float()
+            if temperature != 1.0:
+                logits /= temperature
+            normaliser[rows] = logits.logsumexp(dim=1)
+            logprob[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normaliser[rows]
+            if want_entropy:
+                # H = logsumexp - sum p * logit
+                share = torch.softmax(logits, dim=1)
+                entropy[rows] = normaliser[rows] - (share * logits).sum(dim=1)
+        ctx.save_for_backward(hidden, weight, targets, normaliser)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy)
+        return logprob, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprob: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+        hidden, weight, targets, normaliser = ctx.saved_tensors
+        want_hidden, want_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if want_hidden else None
+        # A sum over many chunks is kept in fp32: bf16 would lose the small contributions.
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if want_weight else None
+        for start in range(0, len(targets), CHUNK):
+            rows = slice(start, start + CHUNK)
+            logits = (hidden[rows] @ weight.T).float()
+            if ctx.temperature != 1.0:
+                logits /= ctx.temperature
+            scale = grad_logprob[rows, None] / ctx.temperature
+            grad = logits.sub_(normaliser[rows, None]).exp_().mul_(-scale)
+            grad.scatter_add_(1, targets[rows, None], scale)
+            grad = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = grad @ weight
+            if grad_weight is not None:
+                grad_weight += grad.T @ hidden[rows]
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+
+
+def linear_logprobs(
+    hidden_Md: Tensor, weight_Vd: Tensor, targets_M: Tensor, temperature: float = 1.0, want_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy in nats, float32 [M] each, of softmax(hidden @ weight.T / temperature).
+
+    Differentiable in hidden and weight; entropy is detached, and zero unless asked for.
+    """
+    if len(targets_M) == 0:
+        empty = hidden_Md.new_zeros(0, dtype=torch.float32)
+        return empty, empty
+    logprob, entropy = _LinearLogprob.apply(hidden_Md, weight_Vd, targets_M, temperature, want_entropy)
+    return logprob, entropy
+
+
+def logits_logprobs(
+    logits_MV: Tensor, targets_M: Tensor, temperature: float = 1.0, want_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The same from whole logits: the plain road, for models whose head is more than a matrix."""
+    logprobs = torch.log_softmax(logits_MV.float() / temperature, dim=1)
+    entropy = -(logprobs.exp() * logprobs).sum(dim=1).detach() if want_entropy else torch.zeros_like(logprobs[:, 0])
+    return logprobs.gather(1, targets_M[:, None]).squeeze(1), entropy
+
+
+def sum_by_completion(values_M: Tensor, completion_M: Tensor, completions: int) -> Tensor:
+    """Sum of the token values of each completion, [C]."""
+    return torch.zeros(completions, dtype=values_M.dtype, device=values_M.device).index_add(0, completion_M, values_M)

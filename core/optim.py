@@ -1,0 +1,155 @@
+"""AdamW on fp32 master weights, whatever number format the model computes in.
+
+A bf16 weight near 0.05 cannot take a step smaller than about 0.0002: at fine-tuning learning rates most updates would
+be rounded away. So the optimizer keeps an fp32 copy, adds its steps there, and rounds the copy into the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.schema import Schedule, StageConfig
+
+
+class MasterAdamW:
+    """AdamW over groups of named parameters.
+
+    groups: one dict a group with `params` (list of (name, parameter)), `lr` and `weight_decay`; names are unique over
+        all groups. Gradients are taken from the parameters as soon as they are complete (`absorb`), kept in fp32 and
+        added up over micro-batches.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], cfg: StageConfig, hook_gradients: bool) -> None:
+        self.names: list[str] = []
+        self.params: list[nn.Parameter] = []
+        self.masters: list[nn.Parameter] = []
+        adam_groups = []
+        for group in groups:
+            masters = []
+            for name, parameter in group["params"]:
+                same = parameter.dtype == torch.float32
+                master = parameter if same else nn.Parameter(parameter.detach().float())
+                self.names.append(name)
+                self.params.append(parameter)
+                self.masters.append(master)
+                masters.append(master)
+                if hook_gradients and not same:
+                    # Freed one by one during backward: the bf16 gradients never stand all at once.
+                    parameter.register_post_accumulate_grad_hook(self._absorb_hook(master))
+            adam_groups.append(
+                {"params": masters, "lr": group["lr"], "peak_lr": group["lr"], "weight_decay": group["weight_decay"]}
+            )
+        self.adam = torch.optim.AdamW(
+            adam_groups, betas=(cfg.adam_beta1, cfg.adam_beta2), eps=cfg.adam_eps, fused=True, lr=cfg.lr
+        )
+
+    @staticmethod
+    def _absorb_hook(master: nn.Parameter) -> Any:
+        def hook(parameter: nn.Parameter) -> None:
+            _add_gradient(master, parameter)
+
+        return hook
+
+    def absorb(self) -> None:
+        """Move what gradients the parameters hold into the masters."""
+        for parameter, master in zip(self.params, self.masters, strict=True):
+            if parameter is not master and parameter.grad is not None:
+                _add_gradient(master, parameter)
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Global gradient norm before clipping, []; clips to `max_norm` unless that is 0."""
+        gradients = [master.grad for master in self.masters if master.grad is not None]
+        if not gradients:
+            return torch.zeros(())
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if max_norm > 0 and torch.isfinite(norm) and norm > max_norm:
+            torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).item())
+        return norm
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Learning rate of each group = its peak times `factor`."""
+        for group in self.adam.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def step(self) -> None:
+        """One AdamW step on the masters, rounded into the model."""
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for parameter, master in zip(self.params, self.masters, strict=True):
+                if parameter is not master:
+                    parameter.copy_(master)
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients gathered so far."""
+        self.adam.zero_grad(set_to_none=True)
+        for parameter in self.params:
+            parameter.grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Masters and moments by name, for a checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            tensors[f"master/{name}"] = master.detach()
+            state = self.adam.state.get(master, {})
+            for key, value in state.items():
+                tensors[f"{key}/{name}"] = torch.as_tensor(value)
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Counterpart of `state_tensors`. Raises KeyError when a parameter is missing."""
+        with torch.no_grad():
+            for name, parameter, master in zip(self.names, self.params, self.masters, strict=True):
+                master.copy_(tensors[f"master/{name}"])
+                if parameter is not master:
+                    parameter.copy_(master)
+                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors]
+                if keys:
+                    self.adam.state[master] = {
+                        key: tensors[f"{key}/{name}"].to(master.device).clone() for key in keys
+                    }
+
+
+def _add_gradient(master: nn.Parameter, parameter: nn.Parameter) -> None:
+    gradient = parameter.grad
+    if gradient is None:
+        return
+    if master.grad is None:
+        master.grad = gradient.float()
+    else:
+        master.grad += gradient
+    parameter.grad = None
+
+
+def decay_groups(
+    named: Sequence[tuple[str, nn.Parameter]], lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Two groups: matrices with weight decay, vectors and scalars without."""
+    matrices = [(name, parameter) for name, parameter in named if parameter.ndim > 1]
+    vectors = [(name, parameter) for name, parameter in named if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "lr": lr, "weight_decay": weight_decay},
+        {"params": vectors, "lr": lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def lr_factor(schedule: Schedule, step: int, total: int, warmup_frac: float) -> float:
+    """Share of the peak learning rate at step `step` (counted from 0) of `total`.
+
+    Rises linearly over the warm-up so that no step has rate 0; linear and cosine fall to 0 just after the last step.
+    """
+    warmup = math.ceil(total * warmup_frac)
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule is Schedule.constant:
+        return 1.0
+    progress = (step - warmup) / max(total - warmup, 1)
+    if schedule is Schedule.linear:
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,267 @@
+"""Packed rows: many sequences in one row without padding, each seeing only itself and its shared prompt.
+
+A row is made of segments. A root segment attends causally to itself. A child segment (a completion) attends to the
+whole of its root (the prompt it shares with its siblings) and causally to itself, and its positions continue the
+root's. So a preference pair or a group of completions pays for its prompt once, and logits equal those of the plain
+padded batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ATTENTION = "preftune_packed"
+"""Name under which transformers knows the attention of packed rows."""
+
+_BUCKET_RATIO = 0.6
+"""Segments share one attention call while the shorter has at least this share of the longer's length."""
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """A prompt and the completions that share it: token ids."""
+
+    prompt: Sequence[int]
+    completions: Sequence[Sequence[int]]
+
+
+@dataclass
+class AttentionCall:
+    """Segments of like length that are attended in one call. N segments, Q queries, K keys, padded.
+
+    query_NQ, key_NK: long, index of each token in the row (padding repeats a valid index).
+    mask_NQK: bool, True where a query may look; None for plain causal self-attention.
+    source_S, target_S: flat position in [N*Q] of each real query, and its place in the row.
+    """
+
+    query_NQ: Tensor
+    key_NK: Tensor
+    mask_NQK: Tensor | None
+    source_S: Tensor
+    target_S: Tensor
+
+
+@dataclass
+class Packed:
+    """A packed row of T tokens with C completions of M tokens in all.
+
+    input_ids_T, position_ids_T: long.
+    calls: attention plan.
+    predict_M: index in the row whose hidden state predicts each completion token.
+    taken_M: index in the row of each completion token itself.
+    targets_M: the completion tokens.
+    completion_M: index 0..C-1 of the completion each token belongs to.
+    last_C: index in the row of the last token of each completion.
+    leaves: (start, end) of root and of completion in the row, one pair a completion: for the padded path.
+    """
+
+    input_ids_T: Tensor
+    position_ids_T: Tensor
+    calls: list[AttentionCall]
+    predict_M: Tensor
+    taken_M: Tensor
+    targets_M: Tensor
+    completion_M: Tensor
+    last_C: Tensor
+    leaves: list[tuple[tuple[int, int], tuple[int, int]]]
+
+    @property
+    def tokens(self) -> int:
+        """Number of real tokens in the row."""
+        return int(self.input_ids_T.shape[0])
+
+    @property
+    def completions(self) -> int:
+        """Number of completions in the row."""
+        return len(self.leaves)
+
+    def to(self, device: torch.device) -> Packed:
+        """The same row on `device`."""
+        if self.input_ids_T.device == device:
+            return self
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, AttentionCall):
+                return AttentionCall(**{name: move(item) for name, item in vars(value).items()})
+            if isinstance(value, list):
+                return [move(item) for item in value]
+            return value
+
+        return Packed(**{name: move(item) for name, item in vars(self).items()})
+
+
+def pack(sequences: Sequence[PromptGroup]) -> Packed:
+    """Lay prompts and their completions out in one row.
+
+    Every prompt must have at least one token, so that the first completion token has a predecessor; completions may
+    not be empty. A plain text without prompt is a prompt of its first token and one completion of the rest.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    roots: list[tuple[int, int]] = []
+    children: list[tuple[int, int, int, int]] = []
+    predict: list[int] = []
+    taken: list[int] = []
+    completion_of: list[int] = []
+    last: list[int] = []
+    leaves: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    for sequence in sequences:
+        if not sequence.prompt or not all(len(completion) for completion in sequence.completions):
+            raise ValueError("a packed sequence needs a prompt token and non-empty completions")
+        root_start = len(ids)
+        single = len(sequence.completions) == 1
+        ids.extend(sequence.prompt)
+        root_end = len(ids)
+        positions.extend(range(root_end - root_start))
+        for completion in sequence.completions:
+            start = len(ids)
+            ids.extend(completion)
+            end = len(ids)
+            depth = root_end - root_start
+            positions.extend(range(depth, depth + end - start))
+            predict.extend([root_end - 1, *range(start, end - 1)])
+            taken.extend(range(start, end))
+            completion_of.extend([len(leaves)] * (end - start))
+            last.append(end - 1)
+            leaves.append(((root_start, root_end), (start, end)))
+            if not single:
+                children.append((root_start, root_end, start, end))
+        # A single completion is one causal run with its prompt: the cheapest call there is.
+        roots.append((root_start, len(ids) if single else root_end))
+    ids_T = torch.tensor(ids, dtype=torch.long)
+    taken_M = torch.tensor(taken, dtype=torch.long)
+    return Packed(
+        input_ids_T=ids_T,
+        position_ids_T=torch.tensor(positions, dtype=torch.long),
+        calls=[*_root_calls(roots), *_child_calls(children)],
+        predict_M=torch.tensor(predict, dtype=torch.long),
+        taken_M=taken_M,
+        targets_M=ids_T[taken_M],
+        completion_M=torch.tensor(completion_of, dtype=torch.long),
+        last_C=torch.tensor(last, dtype=torch.long),
+        leaves=leaves,
+    )
+
+
+def pack_texts(texts: Sequence[Sequence[int]]) -> Packed:
+    """Whole texts of at least two tokens: every token but the first is predicted."""
+    return pack([PromptGroup(text[:1], [text[1:]]) for text in texts])
+
+
+def _buckets(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices grouped so that lengths in a group are alike, longest group first."""
+    groups: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or lengths[index] < _BUCKET_RATIO * longest:
+            groups.append([])
+            longest = lengths[index]
+        groups[-1].append(index)
+    return groups
+
+
+def _spans(spans: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Index table [N, L] of the spans, padded with each span's last index, and its validity mask."""
+    start = torch.tensor([span[0] for span in spans])[:, None]
+    end = torch.tensor([span[1] for span in spans])[:, None]
+    index = start + torch.arange(int((end - start).max()))[None, :]
+    valid = index < end
+    return torch.minimum(index, end - 1), valid
+
+
+def _call(query: Tensor, valid: Tensor, key: Tensor, mask: Tensor | None) -> AttentionCall:
+    source = valid.flatten().nonzero().squeeze(1)
+    return AttentionCall(query, key, mask, source, query.flatten()[source])
+
+
+def _root_calls(roots: Sequence[tuple[int, int]]) -> list[AttentionCall]:
+    calls = []
+    for group in _buckets([end - start for start, end in roots]):
+        index, valid = _spans([roots[i] for i in group])
+        calls.append(_call(index, valid, index, None))
+    return calls
+
+
+def _child_calls(children: Sequence[tuple[int, int, int, int]]) -> list[AttentionCall]:
+    calls = []
+    for group in _buckets([end - root_start for root_start, _, _, end in children]):
+        root, root_valid = _spans([children[i][:2] for i in group])
+        own, own_valid = _spans([children[i][2:] for i in group])
+        width = own.shape[1]
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        mask = torch.cat(
+            [root_valid[:, None, :].expand(-1, width, -1), causal[None] & own_valid[:, None, :]], dim=2
+        ).contiguous()
+        # Padded queries keep one visible key, so that no row of the softmax is empty.
+        mask[:, :, 0] |= ~own_valid
+        calls.append(_call(own, own_valid, torch.cat([root, own], dim=1), mask))
+    return calls
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed: Packed | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a packed row in the form transformers calls it: query [1, H, T, D], key and value [1, G, T, D].
+
+    Without `packed` (generation, the padded path) it is the plain SDPA of transformers.
+    """
+    if packed is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **_
+        )  # type: ignore[return-value]
+    if softcap:
+        raise ValueError("packed rows cannot serve a model with attention soft-capping")
+    if sliding_window and int(packed.position_ids_T.max()) >= sliding_window:
+        raise ValueError(f"a sequence is longer than the model's sliding window of {sliding_window} tokens")
+    heads, tokens, width = query.shape[1], query.shape[2], query.shape[3]
+    q_THD, k_TGD, v_TGD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    pieces, places = [], []
+    for call in packed.calls:
+        q = q_THD[call.query_NQ].transpose(1, 2)
+        k = k_TGD[call.key_NK].transpose(1, 2)
+        v = v_TGD[call.key_NK].transpose(1, 2)
+        if k.shape[1] != heads:
+            # Repeated here, not by enable_gqa: that flag leaves the fused CPU kernel.
+            k = k.repeat_interleave(heads // k.shape[1], dim=1)
+            v = v.repeat_interleave(heads // v.shape[1], dim=1)
+        mask = None if call.mask_NQK is None else call.mask_NQK[:, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
+        pieces.append(out.transpose(1, 2).reshape(-1, heads, v.shape[-1])[call.source_S])
+        places.append(call.target_S)
+    flat = torch.cat(pieces)
+    # One gather puts every token back in its place: cheaper in backward than writing into an empty tensor.
+    order = torch.empty(tokens, dtype=torch.long, device=flat.device)
+    order[torch.cat(places)] = torch.arange(tokens, device=flat.device)
+    return flat[order][None], None
+
+
+def register_attention() -> None:
+    """Make `ATTENTION` known to transformers, with the mask of plain SDPA."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    def mask(*args: Any, **kwargs: Any) -> Tensor | None:
+        return sdpa_mask(*args, **kwargs)
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionMaskInterface.register(ATTENTION, mask)

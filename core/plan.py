@@ -1,0 +1,275 @@
+"""From config to a plan that can be read before anything heavy starts. Torch-free.
+
+A plan is a chain of stages. Each has a key: the hash of everything its artifact depends on. A finished, verified
+artifact with that key is reused; an interrupted run with that key is resumed.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from core import __version__
+from core.errors import ConfigError, PluginError
+from core.ledger import Ledger
+from core.records import Dataset, load_dataset
+from core.registry import Registry
+from core.schema import RunConfig
+from core.sources import cache_dir, source_fingerprint
+from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec
+
+PLAN_VERSION = 1
+
+
+@dataclass
+class StagePlan:
+    """One stage of a plan.
+
+    state: "run", "resume" or "reuse"; run_dir: where it will run, runs or ran.
+    parents: earlier stages of the chain whose artifacts it starts from, by kind ("policy", "reward_model").
+    """
+
+    spec: StageSpec
+    owner: dict[str, str]
+    cfg: RunConfig
+    dataset: Dataset
+    engine: EngineSpec | None
+    reward: RewardSpec | None
+    key: str = ""
+    parents: dict[str, StagePlan] = field(default_factory=dict)
+    state: str = "run"
+    run_dir: Path | None = None
+    warnings: list[str] = field(default_factory=list)
+    preview: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage."""
+        return self.spec.name
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the variant, or empty."""
+        return self.spec.algorithm
+
+    @property
+    def title(self) -> str:
+        """Stage and algorithm for people."""
+        return f"{self.stage} ({self.algorithm})" if self.algorithm else self.stage
+
+    def roles(self) -> dict[str, str]:
+        """Where the weights of each role come from."""
+        start = self.parents["policy"].stage if "policy" in self.parents else self.cfg.model.source
+        sources = {}
+        for role in self.spec.roles:
+            parent = self.parents.get("reward_model")
+            if role in ("policy", "teacher"):
+                sources[role] = f"{start}"
+            elif role == "reference":
+                sources[role] = f"{start}, frozen" + (
+                    " (adapter off)" if self.cfg.peft.method != "none" else ""
+                )
+            elif role == "reward_model":
+                sources[role] = parent.stage if parent else f"reward={self.cfg.reward.name}"
+            elif role == "value_model":
+                sources[role] = f"{parent.stage}, trained" if parent else f"{start} with a new head, trained"
+        return sources
+
+
+@dataclass
+class Plan:
+    """The chain, the target last."""
+
+    stages: list[StagePlan]
+
+    @property
+    def target(self) -> StagePlan:
+        """The stage that was asked for."""
+        return self.stages[-1]
+
+    def to_json(self, current: StagePlan | None = None) -> dict[str, Any]:
+        """Contents of plan.json for the stage `current` (default: the target)."""
+        stage = current or self.target
+        return {
+            "version": PLAN_VERSION,
+            "stage": stage.stage,
+            "algorithm": stage.algorithm,
+            "key": stage.key,
+            "owner": stage.owner,
+            "paper": stage.spec.paper,
+            "stages": [
+                {
+                    "stage": item.stage,
+                    "algorithm": item.algorithm,
+                    "key": item.key,
+                    "state": item.state,
+                    "run_dir": str(item.run_dir) if item.run_dir else None,
+                }
+                for item in self.stages
+            ],
+            "model": {"source": stage.cfg.model.source},
+            "roles": {role: {"from": source} for role, source in stage.roles().items()},
+            "data": stage.dataset.info,
+            "engine": stage.engine.name if stage.engine else None,
+            "reward": stage.cfg.reward.name if stage.reward else None,
+            **stage.preview,
+            "warnings": stage.warnings,
+        }
+
+
+def make_plan(cfg: RunConfig, registry: Registry) -> Plan:
+    """The chain of stages for a config, with keys, parents and what can be reused.
+
+    Raises ConfigError for a stage that cannot be had or a combination that cannot work; DataError for data that does
+    not serve a stage.
+    """
+    ledger = Ledger(Path(cfg.runs_dir))
+    fingerprint = source_fingerprint(cfg.model)
+    stages: list[StagePlan] = []
+    for spec, stage_cfg in _chain(cfg, registry):
+        part = copy.copy(cfg)
+        part.stage = stage_cfg
+        stages.append(_plan_stage(part, spec, registry, stages, fingerprint))
+    if cfg.reuse:
+        for stage in stages:
+            stage.state, stage.run_dir = ledger.lookup(stage.key)
+    plan = Plan(stages)
+    registry.modify_plan(cfg, plan)
+    return plan
+
+
+def _chain(cfg: RunConfig, registry: Registry) -> list[tuple[StageSpec, Any]]:
+    """Specs and stage configs, in the order they run."""
+    target, _ = registry.stage(cfg.stage.name, cfg.stage.algorithm)
+    named = cfg.pipeline.stages
+    if named is not None:
+        if not named or named[-1] != target.name:
+            raise ConfigError(
+                f"the pipeline {named} does not end with the stage '{target.name}'",
+                "pipeline.stages",
+                f"end it with '{target.name}', or choose stage={named[-1] if named else '…'}",
+            )
+        before = named[:-1]
+    else:
+        before = [stage for role, stage in target.after.items() if _lacks(cfg, role, registry)]
+    chain = []
+    for name in before:
+        spec, _ = registry.stage(name, "")
+        config = getattr(cfg.upstream, name, None)
+        if config is None:
+            raise ConfigError(f"the stage '{name}' cannot stand before '{target.name}'", "pipeline.stages")
+        chain.append((spec, config))
+    return [*chain, (target, cfg.stage)]
+
+
+def _lacks(cfg: RunConfig, role: str, registry: Registry) -> bool:
+    """Whether the config names no model for the role, so that a stage must make it."""
+    if role != "reward_model":
+        return True
+    spec = registry.reward(cfg.reward.name)
+    return _needs_reward_model(cfg, spec, registry) and not getattr(cfg.reward, "source", None)
+
+
+def _needs_reward_model(cfg: RunConfig, spec: RewardSpec, registry: Registry) -> bool:
+    members = getattr(cfg.reward, "members", None) or []
+    return spec.needs_model or any(registry.reward(member["name"]).needs_model for member in members)
+
+
+def _plan_stage(
+    cfg: RunConfig, spec: StageSpec, registry: Registry, before: list[StagePlan], fingerprint: str
+) -> StagePlan:
+    registry.check_requires(spec.requires, f"the stage '{spec.name}'")
+    dataset = load_dataset(cfg.data, data_folder(cfg, registry), spec.data, cfg.runtime.seed)
+    engine = registry.engine(cfg.rollout.name) if spec.rollouts else None
+    reward = registry.reward(cfg.reward.name) if spec.rollouts else None
+    parents = {}
+    for kind in ("policy", "reward_model"):
+        made = [stage for stage in before if stage.spec.makes == kind]
+        if made and (kind == "policy" or kind in spec.roles):
+            parents[kind] = made[-1]
+    if reward and reward.needs_answer and not any(record.answer for record in dataset.train):
+        raise ConfigError(
+            f"reward={reward.name} compares with an answer, but no training record has one",
+            "reward",
+            "name the column with data.columns.answer=COLUMN, or choose another reward",
+        )
+    if reward and _needs_reward_model(cfg, reward, registry) and "reward_model" not in parents:
+        if not getattr(cfg.reward, "source", None):
+            raise ConfigError(
+                f"reward={reward.name} scores with a learned reward model, but the pipeline makes none",
+                "pipeline.stages",
+                "put 'reward' before this stage, set reward.source=FOLDER, or choose a rule as reward",
+            )
+    owner = registry.owner(spec)
+    plan = StagePlan(spec, owner, cfg, dataset, engine, reward, parents=parents)
+    plan.key = _key(plan, fingerprint)
+    return plan
+
+
+def data_folder(cfg: RunConfig, registry: Registry) -> Path | None:
+    """The file or folder that the data config names; a generator's rows are written once into the cache."""
+    if cfg.data.path:
+        return Path(cfg.data.path).expanduser()
+    if not cfg.data.source:
+        raise ConfigError("no data is named", "data", "set data.path=FILE or data=demo")
+    source = registry.data_source(cfg.data.source)
+    return _generated(source, cfg.runtime.seed, registry)
+
+
+def _generated(source: DataSourceSpec, seed: int, registry: Registry) -> Path:
+    from core.files import atomic_folder
+
+    folder = cache_dir() / "data" / f"{source.name}-{source.version}-{seed}"
+    if not folder.is_dir():
+        write = registry.load_object(source.impl, source.name)
+        with atomic_folder(folder) as part:
+            write(part, seed)
+        if not any(folder.iterdir()):
+            raise PluginError(f"the data source '{source.name}' wrote no file", source.impl)
+    return folder
+
+
+_NOT_IN_KEY = {"stage": ("save_every_steps", "keep_checkpoints"), "rollout": (), "data": ("path",)}
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, enums and paths as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _key(plan: StagePlan, fingerprint: str) -> str:
+    """Hash of all that the artifact depends on, 24 hex digits."""
+    cfg = plan.cfg
+    parts: dict[str, Any] = {
+        "stage": plain(cfg.stage),
+        "model": {**plain(cfg.model), "source": fingerprint},
+        "parents": {kind: parent.key for kind, parent in plan.parents.items()},
+        "peft": plain(cfg.peft),
+        "quant": cfg.quant.value,
+        "data": {**plain(cfg.data), "fingerprint": plan.dataset.info["fingerprint"]},
+        "runtime": plain(cfg.runtime),
+        "eval": plain(cfg.eval),
+        "code": {"preftune": __version__, "owner": plan.owner},
+    }
+    if plan.engine:
+        parts["rollout"] = {**plain(cfg.rollout), "name": plan.engine.name}
+    if plan.reward:
+        parts["reward"] = plain(cfg.reward)
+    for part, names in _NOT_IN_KEY.items():
+        for name in names:
+            parts.get(part, {}).pop(name, None)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

@@ -1,0 +1,526 @@
+"""One stage at work, from its plan to its verified artifact; and the chain of stages that a command asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.console import Console
+from core.errors import ArtifactError, TrainingError
+from core.files import write_json, write_text
+from core.jsonl import MetricsWriter
+from core.ledger import Ledger, lock_folder
+from core.observers import Observers
+from core.plan import Plan, StagePlan, make_plan, plain
+from core.records import BadRow, Record, write_quarantine
+from core.registry import Registry
+from core.schema import Device, Dtype, RunConfig
+from core.scoring import GuardedScorer, ScorerContext
+from core.sources import resolve_source
+from core.tokens import ChatCodec, load_codec
+from core.types import RolloutEngine
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from core.models import Models
+
+RESULT_VERSION = 1
+
+
+class StageRun:
+    """What the hooks of one stage work with.
+
+    Config and plan, the run folder, device and number format, the tokenizer, models by role once they stand, rollout
+    engine and scorers on demand, and the ways to say, warn and observe.
+    """
+
+    def __init__(self, plan: StagePlan, whole: Plan, registry: Registry, console: Console, group: str) -> None:
+        assert plan.run_dir is not None
+        self.plan, self.whole, self.registry, self.console, self.group = plan, whole, registry, console, group
+        self.cfg: RunConfig = plan.cfg
+        self.dir: Path = plan.run_dir
+        self.stage_name = plan.stage
+        self.hook = registry.manager.hook
+        self.observers = Observers(registry.manager, self.warn)
+        self.records = MetricsWriter(self.dir)
+        self.models: Models | None = None
+        self.total_steps = 0
+        self.step = 0
+        self.stop_reason = ""
+        """Set by a stage to end the run after this step, e.g. when the KL grew too large."""
+        self.skip_updates = False
+        """Set by a stage to end this step's updates early."""
+        self.policy_version = 0
+        self.sync_difference = 0.0
+        """Largest log-probability difference in nats between engine and trainer at the last sync."""
+        self.seconds: dict[str, float] = defaultdict(float)
+        """Wall-clock seconds by part of the run."""
+        self.first_eval: dict[str, Any] | None = None
+        self.last_eval: dict[str, Any] | None = None
+        self.eval_items: list[float | None] = []
+        """Score of each held-out item of the last evaluation."""
+        self.eval_metric = ""
+        """Name of the headline metric where the stage has its own."""
+        self._eval_rows: list[dict[str, Any]] = []
+        self._engines: dict[str, RolloutEngine] = {}
+        self._scorers: dict[str, GuardedScorer] = {}
+        self._synced: dict[str, int] = {}
+        self._dropped: list[BadRow] = list(plan.dataset.quarantined)
+        self.config_json: dict[str, Any] = plain(plan.cfg)
+
+    # -- surroundings ------------------------------------------------------------------------------------------------
+
+    @property
+    def key(self) -> str:
+        """Key of the artifact."""
+        return self.plan.key
+
+    @property
+    def parents(self) -> list[dict[str, str]]:
+        """The artifacts that this stage starts from."""
+        return [
+            {"stage": parent.stage, "key": parent.key, "run_dir": str(parent.run_dir)}
+            for parent in self.plan.parents.values()
+        ]
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """accelerate's view of the processes and devices."""
+        from accelerate import Accelerator
+
+        cpu = self.cfg.runtime.device is Device.cpu or not _has_cuda()
+        return Accelerator(cpu=cpu, mixed_precision="no")
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the models live."""
+        return self.accelerator.device
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Number format of weights in forward and backward."""
+        import torch
+
+        return torch.float32 if self.cfg.runtime.dtype is Dtype.fp32 else torch.bfloat16
+
+    @cached_property
+    def codec(self) -> ChatCodec:
+        """The checked tokenizer of the starting policy."""
+        return load_codec(self.start_folder, self.cfg.model)
+
+    @cached_property
+    def start_folder(self) -> Path:
+        """Folder of the weights that the stage starts from."""
+        parent = self.plan.parents.get("policy")
+        if parent is None:
+            return resolve_source(self.cfg.model)
+        assert parent.run_dir is not None
+        return parent.run_dir / "artifact"
+
+    @cached_property
+    def engine_folder(self) -> Path:
+        """A folder from which a rollout engine can load a plain model: the starting weights, adapters merged."""
+        folder = self.start_folder
+        if not (folder / "adapter_config.json").is_file():
+            return folder
+        merged = self.dir / "engine"
+        if not merged.is_dir():
+            from core.artifact import save_plain
+
+            save_plain(self, merged)
+        return merged
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Longest prompt and completion together, in tokens."""
+        return self.cfg.model.max_length
+
+    def reward_model_folder(self) -> Path | None:
+        """Folder of the learned reward model, or None when the run has none."""
+        parent = self.plan.parents.get("reward_model")
+        if parent is not None and parent.run_dir is not None:
+            return parent.run_dir / "artifact"
+        source = getattr(self.cfg.reward, "source", None)
+        return _artifact_folder(Path(source).expanduser()) if source and self.plan.reward else None
+
+    def seed_for(self, *parts: object) -> int:
+        """A 31-bit seed that depends on the run's seed and `parts` alone."""
+        text = ":".join(str(part) for part in (self.cfg.runtime.seed, *parts))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+    # -- saying ------------------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """A line for the terminal and log.txt."""
+        self.console.line(text)
+        self._log(text)
+
+    def warn(self, text: str) -> None:
+        """A warning for the terminal, log.txt and the report."""
+        if text not in self.plan.warnings:
+            self.plan.warnings.append(text)
+            self.console.warn(text)
+        self._log(f"warning: {text}")
+
+    def _log(self, text: str) -> None:
+        with (self.dir / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the block's wall-clock time to `seconds[part]`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - began
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def drop(self, record: Record, reason: str) -> None:
+        """Put a record that cannot be trained on into quarantine."""
+        meta = record.meta
+        text = record.prompt[-1].content if record.prompt else record.text or ""
+        self._dropped.append(BadRow(str(meta.get("file", "")), int(meta.get("line", 0)), reason, text[:200]))
+
+    def eval_records(self) -> list[Record]:
+        """Held-out records that completions are generated for: those with a prompt that leaves room to answer."""
+        limit = self.cfg.model.max_length - self.cfg.eval.max_new_tokens
+        records = [record for record in self.plan.dataset.heldout if record.prompt][: self.cfg.eval.max_items]
+        prompts = self.codec.prompts([record.prompt for record in records])
+        return [record for record, ids in zip(records, prompts, strict=True) if len(ids) <= limit]
+
+    # -- rollouts and scores -----------------------------------------------------------------------------------------
+
+    def engine(self) -> RolloutEngine:
+        """The stage's rollout engine, holding the policy's present weights.
+
+        Raises TrainingError when engine and trainer disagree about a fixed prompt after the weights were handed over.
+        """
+        assert self.plan.engine is not None
+        return self._ready(self.plan.engine.name)
+
+    def evaluation_engine(self) -> RolloutEngine:
+        """The stage's engine, or the one that samples from the trainer's own weights where the stage has none."""
+        if self.plan.engine is not None:
+            return self.engine()
+        return self._ready(self.registry.sharing_engine().name)
+
+    def _ready(self, name: str) -> RolloutEngine:
+        engine = self._engines.get(name)
+        spec = self.registry.engine(name)
+        if engine is None:
+            with self.timed("engine start"):
+                if not spec.shares_policy:
+                    self.say(f"starting the rollout engine '{name}'")
+                config = self.cfg.rollout if self.cfg.rollout.name in (name, "auto") else spec.config(name=name)
+                if not isinstance(config, spec.config):
+                    config = spec.config(name=name, sync_tolerance=config.sync_tolerance)
+                engine = self._engines[name] = self.registry.resolve(spec)(config, self)
+        if self._synced.get(name) != self.policy_version:
+            from core.sync import hand_over
+
+            with self.timed("sync"):
+                hand_over(self, engine, spec)
+            self._synced[name] = self.policy_version
+        return engine
+
+    def _scorer(self, name: str, config: Any) -> GuardedScorer:
+        if name not in self._scorers:
+            specs = {key: entry.spec for key, entry in self.registry.reward_models.items()}
+            context = ScorerContext(run=self, device=self.device, dtype=self.dtype, specs=specs)
+            self._scorers[name] = GuardedScorer(specs[config.name], config, context)
+        return self._scorers[name]
+
+    def reward_scorer(self) -> GuardedScorer | None:
+        """The reward that the stage trains on; None for a stage without rollouts."""
+        return self._scorer("reward", self.cfg.reward) if self.plan.reward else None
+
+    def true_scorer(self) -> GuardedScorer | None:
+        """The scorer that tells whether the policy got better; None where nothing but the reward can."""
+        name = self.cfg.eval.scorer
+        if name == "auto":
+            name = self.registry.answer_scorer([record.answer for record in self.plan.dataset.heldout]) or ""
+        if not name:
+            return None
+        same = self.plan.reward and name == self.cfg.reward.name
+        return self._scorer("true", self.cfg.reward if same else self.registry.reward(name).config(name=name))
+
+    # -- observing ---------------------------------------------------------------------------------------------------
+
+    def observe_step(self, step: int, tokens: int, seconds: float, metrics: dict[str, float]) -> None:
+        """Record a step's metrics under the stage's prefix."""
+        self.policy_version = step
+        named = {f"{self.stage_name}/{name}": value for name, value in metrics.items()}
+        self.records.metrics(step, named, tokens, seconds)
+        self.observers.on_step_end(self, step, named)
+        self.console.step(step, self.total_steps, metrics)
+
+    def observe_eval(self, step: int, tokens: int, seconds: float, metrics: dict[str, float]) -> None:
+        """Record a held-out evaluation; the first and the last one make the headline."""
+        held = {**metrics, "items": list(self.eval_items)}
+        when = "before" if self.first_eval is None else "after" if step == self.step == self.total_steps else "step"
+        if self.first_eval is None:
+            self.first_eval = held
+        self.last_eval = held
+        named = {f"eval/{name}": value for name, value in metrics.items()}
+        self.records.metrics(step, named, tokens, seconds)
+        if self._eval_rows:
+            self.observe_samples(step, when, self._eval_rows)
+            self._eval_rows = []
+        self.observers.on_eval_end(self, step, named)
+        self.console.evaluation(step, metrics)
+        self.eval_items = []
+
+    def eval_samples(self, rows: list[dict[str, Any]]) -> None:
+        """Rows that the evaluation under way wants to show."""
+        self._eval_rows = rows
+
+    def observe_samples(self, step: int, when: str, rows: list[dict[str, Any]]) -> None:
+        """Record sample completions."""
+        self.records.samples(when, step, rows)
+        self.observers.on_samples(self, step, [{"when": when, "step": step, **row} for row in rows])
+
+    def truncate_records(self, step: int) -> None:
+        """Forget what was recorded after `step`: a resumed run will write it again."""
+        self.records.truncate_after(step)
+
+    # -- the stage itself --------------------------------------------------------------------------------------------
+
+    def execute(self) -> dict[str, Any]:
+        """Build, train, export, verify, report. Returns result.json."""
+        from core.artifact import seal
+        from core.evaluate import headline
+        from core.report import build_report
+
+        began = time.perf_counter()
+        phase = "build"
+        write_json(self.dir / "plan.json", self.whole.to_json(self.plan))
+        write_json(self.dir / "config.json", {"version": 1, **self.config_json})
+        _write_yaml(self.dir / "config.yaml", self.config_json)
+        try:
+            with self.timed("load"):
+                data = self.hook.build_data(run=self)
+                if not data.train:
+                    raise TrainingError(
+                        "no example is left to train on", self.stage_name, f"see {self.dir / 'quarantine.jsonl'}"
+                    )
+                self.total_steps = self.hook.total_steps(run=self, data=data)
+                self.models = self.hook.build_models(run=self)
+            write_quarantine(self._dropped, self.dir / "quarantine.jsonl")
+            self._check_bad_share(len(data.train))
+            self.observers.on_run_start(self)
+            self.console.begin(self.plan.title, self.total_steps)
+            phase = "fit"
+            counts = self.hook.fit(run=self, models=self.models, data=data)
+            if counts["steps"] < 1:
+                raise TrainingError("the run made no step", self.stage_name, "give more records or steps")
+            phase = "export"
+            self._close_engines()
+            with self.timed("export and verify"):
+                artifact = seal(self)
+            result = {
+                "version": RESULT_VERSION,
+                "stage": self.stage_name,
+                "algorithm": self.plan.algorithm,
+                **headline(self),
+                "tokens": counts["tokens"],
+                "steps": counts["steps"],
+                "seconds": round(counts["seconds"], 2),
+                "wall_seconds": round(time.perf_counter() - began, 2),
+                "peak_memory_gb": round(peak_memory_gb(), 3),
+                "verified": artifact["verification"]["ok"],
+                "time_by_part": {part: round(value, 2) for part, value in self.seconds.items()},
+                "time_by_plugin": {k: round(v, 3) for k, v in self.observers.seconds_by_plugin.items()},
+                "reward_errors": sum(scorer.errors for scorer in self._scorers.values()),
+                "run_dir": str(self.dir),
+                "warnings": list(self.plan.warnings),
+            }
+            self._add_chain(result)
+            write_json(self.dir / "plan.json", self.whole.to_json(self.plan))
+            write_json(self.dir / "result.json", result)
+            self.observers.on_run_end(self, result)
+            build_report(self.dir, self.observers.report_sections(self, result))
+            _remove_checkpoints(self.dir / "checkpoints")
+        except BaseException as error:
+            self.observers.on_run_error(self, phase, self.step, error)
+            self._log(f"failed while in phase '{phase}' at step {self.step}: {error}")
+            raise
+        finally:
+            self.close()
+        if not result["verified"]:
+            failed = [check["name"] for check in artifact["verification"]["checks"] if not check["ok"]]
+            raise ArtifactError(
+                f"the artifact did not pass its verification: {', '.join(failed)}",
+                str(self.dir / "artifact.json"),
+                "the next stage will not read it; see the details in artifact.json",
+            )
+        return result
+
+    def _check_bad_share(self, kept: int) -> None:
+        share = len(self._dropped) / max(len(self._dropped) + kept, 1)
+        self.plan.dataset.info["quarantined"] = len(self._dropped)
+        if not self._dropped:
+            return
+        self.warn(f"{len(self._dropped)} of {len(self._dropped) + kept} rows are in quarantine ({self.dir}/quarantine.jsonl)")
+        if share > self.cfg.data.max_bad_frac:
+            first = self._dropped[0]
+            raise TrainingError(
+                f"{share:.0%} of the rows cannot be used, more than data.max_bad_frac={self.cfg.data.max_bad_frac}; "
+                f"the first: {first}",
+                str(self.dir / "quarantine.jsonl"),
+                "mend the rows, or raise data.max_bad_frac",
+            )
+
+    def _add_chain(self, result: dict[str, Any]) -> None:
+        """What the stages of the chain did, the start of the whole chain first."""
+        rows = []
+        for stage in self.whole.stages:
+            row = result if stage is self.plan else _read_result(stage)
+            if row is not None:
+                rows.append(
+                    {
+                        **{key: row.get(key) for key in ("stage", "metric", "before", "after", "seconds", "tokens")},
+                        "reused": stage.state == "reuse",
+                        "run_dir": str(stage.run_dir),
+                    }
+                )
+            if stage is self.plan:
+                break
+        same = [row for row in rows if row["metric"] == result["metric"]]
+        result["start"] = same[0]["before"] if same else None
+        result["pipeline"] = rows
+
+    def _close_engines(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+        self._synced.clear()
+
+    def close(self) -> None:
+        """Give engines, workers and models back."""
+        self._close_engines()
+        for scorer in self._scorers.values():
+            scorer.close()
+        self._scorers.clear()
+        self.records.close()
+        self.console.end()
+        self.models = None
+
+
+def execute(cfg: RunConfig, registry: Registry) -> int:
+    """Plan, show the plan, run what is not there yet, show the summary. Returns the exit code."""
+    console = Console()
+    for warning in registry.warnings:
+        console.warn(warning)
+    plan = make_plan(cfg, registry)
+    from core.preview import add_previews
+
+    add_previews(plan)
+    console.plan(plan)
+    if cfg.dry_run:
+        return 0
+    _prepare_process(cfg)
+    ledger = Ledger(Path(cfg.runs_dir))
+    group = cfg.group or time.strftime("%Y%m%d-%H%M%S")
+    tracked = registry.trackers.get(cfg.tracker.name)
+    results = []
+    for number, stage in enumerate(plan.stages, start=1):
+        head = f"stage {number} of {len(plan.stages)}: {stage.title}"
+        if stage.state == "reuse":
+            console.line(f"{head}: reused from {stage.run_dir} (reuse=false runs it anew)")
+            results.append(_read_result(stage))
+            continue
+        if stage.state == "run":
+            stage.run_dir = ledger.open_folder(stage.key, stage.stage)
+        console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
+        assert stage.run_dir is not None
+        with lock_folder(stage.run_dir):
+            fresh = Registry.load()
+            _register(fresh, stage, tracked, cfg)
+            results.append(StageRun(stage, plan, fresh, console, group).execute())
+    console.summary(plan, results)
+    return 0
+
+
+def _register(registry: Registry, stage: StagePlan, tracked: Any, cfg: RunConfig) -> None:
+    """Defaults, the chosen stage and the chosen tracker: nothing else answers this run's stage hooks."""
+    import core.defaults
+
+    registry.manager.register(core.defaults, "core.defaults")
+    registry.activate(registry.stages[(stage.stage, stage.algorithm)].spec)
+    if tracked is not None:
+        registry.activate(registry.trackers[tracked.spec.name].spec, cfg.tracker)
+
+
+def _prepare_process(cfg: RunConfig) -> None:
+    """Quiet libraries, threads, no phoning home; before torch and its friends are imported."""
+    for name, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "VLLM_NO_USAGE_STATS": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    from core.quiet import hush
+
+    hush()
+    import torch
+
+    if cfg.runtime.threads:
+        torch.set_num_threads(cfg.runtime.threads)
+    torch.manual_seed(cfg.runtime.seed)
+    if cfg.runtime.device is Device.cuda and not torch.cuda.is_available():
+        from core.errors import ConfigError
+
+        raise ConfigError("runtime.device=cuda, but torch sees no GPU", "runtime.device", "set runtime.device=auto")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _artifact_folder(folder: Path) -> Path:
+    inner = folder / "artifact"
+    return inner if inner.is_dir() else folder
+
+
+def _read_result(stage: StagePlan) -> dict[str, Any] | None:
+    import json
+
+    path = stage.run_dir / "result.json" if stage.run_dir else None
+    return json.loads(path.read_text()) if path and path.is_file() else None
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    """A finished, verified run needs no way back; its checkpoints are the largest files it has."""
+    import shutil
+
+    for path in folder.glob("step-*") if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_yaml(path: Path, value: dict[str, Any]) -> None:
+    import yaml
+
+    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, in GB (10^9 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -1,0 +1,29 @@
+"""What a stage module may import beside `core.api`: models, packed rows, examples. Importing it loads torch."""
+
+from __future__ import annotations
+
+from core.artifact import export_models
+from core.evaluate import score_heldout
+from core.examples import (
+    Demonstration,
+    Pair,
+    Prompt,
+    StageData,
+    demonstrations,
+    pairs,
+    prompts,
+    split_by_tokens,
+    step_items,
+)
+from core.loading import models_for_roles, trainable_scorer
+from core.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
+from core.models import Models, ScoreModel, TokenModel
+from core.packed import Packed, PromptGroup, pack, pack_texts
+from core.run import StageRun
+
+__all__ = [
+    "Demonstration", "Models", "Packed", "Pair", "Prompt", "PromptGroup", "ScoreModel", "StageData", "StageRun",
+    "TokenModel", "demonstrations", "export_models", "linear_logprobs", "logits_logprobs", "models_for_roles", "pack",
+    "pack_texts", "pairs", "prompts", "score_heldout", "split_by_tokens", "step_items", "sum_by_completion",
+    "trainable_scorer",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Built-in plugins: every algorithm, engine and tracker that preftune ships."""

@@ -1,0 +1,31 @@
+"""Supervised fine-tuning on demonstrations. Torch-free entry module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.api import StageConfig, StageSpec, hookimpl
+
+
+@dataclass
+class SftConfig(StageConfig):
+    """Settings of `stage=sft`."""
+
+    lr: float = 2e-5
+    """Peak learning rate (2e-5: Alpaca and Vicuna)."""
+    epochs: float = 1.0
+    """Passes over the demonstrations."""
+
+
+@hookimpl
+def register_stages() -> list[StageSpec]:
+    """The stage `sft`."""
+    return [
+        StageSpec(
+            name="sft",
+            config=SftConfig,
+            impl="plugins.sft.stage:Sft",
+            data="sft",
+            summary="supervised fine-tuning: completion tokens and the end of turn have weight 1",
+        )
+    ]
