@@ -1,0 +1,150 @@
+"""Bradley-Terry reward modelling (Ouyang et al. 2022, arXiv:2203.02155, appendix C).
+
+Backbone and a linear head d -> 1, read at the last token of a completion, its end-of-turn token. On pairs (c, r):
+    L = mean[ -log sigmoid(r_c - r_r - m) ] + centering * mean[ (r_c + r_r)^2 ]
+m is the pair's margin or 0. Both completions of a pair stand in one packed row and share their prompt. After training
+the mean over the chosen completions of the training set becomes the model's offset, so that they average 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.api import Batch, DataError, LossOutput, hookimpl
+from core.torch_api import (
+    Models,
+    Packed,
+    Pair,
+    PromptGroup,
+    StageData,
+    StageRun,
+    pack,
+    pairs,
+    split_by_tokens,
+    step_items,
+    trainable_scorer,
+)
+
+_OFFSET_PAIRS = 128
+"""Training pairs whose chosen completions give the offset."""
+
+
+def bradley_terry_loss(
+    chosen_B: Tensor, rejected_B: Tensor, margin_B: Tensor | None = None, centering: float = 0.0
+) -> Tensor:
+    """-log sigmoid(chosen - rejected - margin) + centering * (chosen + rejected)^2 of each pair, float32 [B].
+
+    Raises nothing; adding one constant to all rewards changes the centering term alone.
+    """
+    gap = chosen_B - rejected_B
+    if margin_B is not None:
+        gap = gap - margin_B
+    return -F.logsigmoid(gap) + centering * (chosen_B + rejected_B) ** 2
+
+
+@dataclass
+class PairRow:
+    """A packed row of B pairs, chosen and rejected in turn; `total` pairs are in the whole step."""
+
+    packed: Packed
+    margin_B: Tensor
+    total: int
+
+
+def pair_rows(examples: list[Pair], limit: int) -> list[PairRow]:
+    """Pairs as packed rows of at most `limit` tokens."""
+    return [
+        PairRow(
+            pack([PromptGroup(pair.prompt, [pair.chosen, pair.rejected]) for pair in part]),
+            torch.tensor([pair.margin for pair in part]),
+            len(examples),
+        )
+        for part in split_by_tokens(examples, lambda pair: pair.tokens, limit)
+    ]
+
+
+def pair_rewards(models: Models, row: PairRow) -> tuple[Tensor, Tensor]:
+    """Rewards of the chosen and of the rejected completions, float32 [B] each."""
+    rewards = models.call("reward_model", row.packed)
+    return rewards[0::2], rewards[1::2]
+
+
+class Reward:
+    """The stage."""
+
+    @hookimpl
+    def build_data(self, run: StageRun) -> StageData:
+        """Training and held-out pairs."""
+        heldout = [record for record in run.plan.dataset.heldout if record.chosen and record.rejected]
+        data = StageData(pairs(run, run.plan.dataset.train), pairs(run, heldout))
+        if run.cfg.stage.margin and not any(pair.margin for pair in data.train):
+            raise DataError(
+                "stage.margin=true, but no pair has a margin", "data", "name its column with data.columns.margin=COLUMN"
+            )
+        return data
+
+    @hookimpl
+    def build_models(self, run: StageRun) -> Models:
+        """The reward model, from the starting weights with a new head."""
+        models = Models(tokenizer=run.codec.tokenizer)
+        models.reward_model = trainable_scorer(run, run.start_folder)
+        return models
+
+    @hookimpl
+    def collect_batch(self, run: StageRun, data: StageData, step: int) -> Batch:
+        """The next `batch_size` pairs."""
+        cfg = run.cfg.stage
+        examples = step_items(data.train, step, cfg.batch_size, run.seed_for("order"))
+        return Batch(
+            updates=[list(pair_rows(examples, cfg.micro_batch_tokens))],
+            tokens=sum(pair.tokens for pair in examples),
+        )
+
+    @hookimpl
+    def compute_loss(self, run: StageRun, models: Models, micro_batch: PairRow) -> LossOutput:
+        """Mean Bradley-Terry loss over the step's pairs."""
+        cfg = run.cfg.stage
+        chosen, rejected = pair_rewards(models, micro_batch)
+        margin = micro_batch.margin_B.to(chosen.device) if cfg.margin else None
+        loss = bradley_terry_loss(chosen, rejected, margin, cfg.centering).sum() / micro_batch.total
+        with torch.no_grad():
+            share = 1.0 / micro_batch.total
+            metrics = {
+                "accuracy": (chosen > rejected).float().sum().item() * share,
+                "margin": (chosen - rejected).sum().item() * share,
+                "reward_mean": (chosen + rejected).sum().item() * share / 2,
+            }
+        return LossOutput(loss, metrics)
+
+    @hookimpl
+    def evaluate(self, run: StageRun, models: Models, data: StageData) -> dict[str, float]:
+        """`score`: share of held-out pairs whose chosen completion gets the higher reward; `margin`: mean gap."""
+        if not data.heldout:
+            return {}
+        run.eval_metric = "held-out pair accuracy"
+        flags: list[float | None] = []
+        gap = 0.0
+        for row in pair_rows(data.heldout, run.cfg.stage.micro_batch_tokens):
+            chosen, rejected = pair_rewards(models, row)
+            flags += (chosen > rejected).float().tolist()
+            gap += (chosen - rejected).sum().item()
+        run.eval_items = flags
+        known = [flag for flag in flags if flag is not None]
+        return {"score": sum(known) / len(known), "margin": gap / len(known)}
+
+    @hookimpl(wrapper=True)
+    def fit(self, run: StageRun, models: Models, data: StageData) -> Generator[None, dict[str, float], dict[str, float]]:
+        """After core's loop: the mean reward of chosen training completions becomes the offset."""
+        counts = yield
+        assert models.reward_model is not None
+        rewards = []
+        with torch.no_grad():
+            for row in pair_rows(data.train[:_OFFSET_PAIRS], run.cfg.stage.micro_batch_tokens):
+                rewards.append(pair_rewards(models, row)[0])
+        models.reward_model.offset += torch.cat(rewards).mean().item()
+        return counts

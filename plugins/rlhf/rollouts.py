@@ -1,0 +1,198 @@
+"""One iteration's rollouts as the online algorithms need them: sampled, scored, laid out in packed rows once.
+
+The packed rows made here serve every forward pass of the iteration: old log-probabilities, reference, values, and all
+inner epochs. So in the first update the policy repeats the very computation that gave the old log-probabilities, and
+each ratio is exactly 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.api import Batch, Rollout, Sampling, ScoreRequest, TrainingError
+from core.torch_api import Models, Packed, Prompt, PromptGroup, StageRun, pack, split_by_tokens, step_items
+from plugins.shared.estimators import KlEstimator, kl_estimate
+
+_SAMPLE_ROWS = 4
+"""Rollouts shown in the sample table of each iteration."""
+
+
+@dataclass
+class RolloutRow:
+    """A packed row with C completions of M tokens in all; tensors are float32 on the policy's device.
+
+    score_C: score with penalties, no KL. old_logprob_M, reference_logprob_M: nats, at the sampling temperature.
+    weight_M: truncated importance weight p_trainer / p_engine, 1 where it is off.
+    values_M, advantage_M, return_M: filled in by the algorithm.
+    """
+
+    packed: Packed
+    score_C: Tensor
+    old_logprob_M: Tensor
+    reference_logprob_M: Tensor
+    weight_M: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def lengths_C(self) -> Tensor:
+        """Tokens of each completion."""
+        return torch.bincount(self.packed.completion_M, minlength=self.packed.completions)
+
+
+def _score(run: StageRun, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[Any], dict[str, float]]:
+    """Scores of the run's reward, and metrics; the true score beside it where there is one."""
+    requests = [
+        ScoreRequest(
+            prompt=prompts[rollout.prompt_index].record.prompt[-1].content,
+            completion=run.codec.text(rollout.completion_ids),
+            prompt_ids=tuple(rollout.prompt_ids),
+            completion_ids=tuple(rollout.completion_ids),
+            answer=prompts[rollout.prompt_index].record.answer,
+            meta=dict(prompts[rollout.prompt_index].record.meta),
+        )
+        for rollout in rollouts
+    ]
+    reward = run.reward_scorer()
+    assert reward is not None
+    scores = reward.score(requests)
+    valid = [score.value for score in scores if score.value is not None]
+    if not valid:
+        raise TrainingError(
+            f"every reward of this iteration is an error; the first: {scores[0].error}",
+            f"reward={run.cfg.reward.name}",
+            "mend the reward model or the records it scores",
+        )
+    metrics = {"reward": sum(valid) / len(valid), "reward_errors": float(len(scores) - len(valid))}
+    true = run.true_scorer()
+    if true is not None and true is not reward and any(request.answer for request in requests):
+        known = [score.value for score in true.score(requests) if score.value is not None]
+        if known:
+            metrics["score"] = sum(known) / len(known)
+    return scores, metrics
+
+
+def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tuple[list[RolloutRow], Batch]:
+    """Sample, score and lay out one iteration. Returns its rows and a batch without updates, metrics filled in.
+
+    A prompt of which any completion could not be scored is left out whole, so that groups stay complete, and counted.
+    Raises TrainingError when no prompt is left.
+    """
+    cfg = run.cfg.stage
+    assert models.policy is not None
+    prompts: list[Prompt] = step_items(data.train, step, cfg.batch_size, run.seed_for("order"))
+    sampling = Sampling(
+        max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, n=cfg.group_size,
+        seed=run.seed_for("rollout", step), stop_token_ids=(run.codec.eos,),
+    )  # fmt: skip
+    with run.timed("rollout"):
+        engine = run.engine()
+        rollouts = engine.generate([prompt.ids for prompt in prompts], sampling)
+    with run.timed("score"):
+        scores, metrics = _score(run, prompts, rollouts)
+    groups = []
+    for start in range(0, len(rollouts), cfg.group_size):
+        members = range(start, start + cfg.group_size)
+        if all(scores[i].value is not None and rollouts[i].completion_ids for i in members):
+            groups.append(list(members))
+    if not groups:
+        raise TrainingError("no group of completions could be scored", f"step {step + 1}", "see reward errors in log.txt")
+    metrics["groups_dropped"] = float(len(prompts) - len(groups))
+
+    def tokens(group: list[int]) -> int:
+        return len(rollouts[group[0]].prompt_ids) + sum(len(rollouts[i].completion_ids) for i in group)
+
+    rows: list[RolloutRow] = []
+    totals = {"kl": 0.0, "kl_k3": 0.0, "entropy": 0.0, "engine_gap": 0.0}
+    longest_gap, token_count = 0.0, 0
+    per_update = -(-len(groups) // cfg.minibatches)
+    for first in range(0, len(groups), per_update):
+        # Rows never cross a minibatch's border.
+        for part in split_by_tokens(groups[first : first + per_update], tokens, cfg.micro_batch_tokens):
+            order = [i for group in part for i in group]
+            packed = pack(
+                [PromptGroup(rollouts[group[0]].prompt_ids, [rollouts[i].completion_ids for i in group]) for group in part]
+            ).to(run.device)
+            with torch.no_grad(), run.timed("old and reference log-probabilities"):
+                old, entropy = models.policy(packed, cfg.temperature, want_entropy=True)
+                reference = models.reference_logprobs(packed, cfg.temperature)
+            engine_logprob = torch.tensor(
+                [value for i in order for value in rollouts[i].logprobs], dtype=torch.float32, device=old.device
+            )
+            gap = old - engine_logprob
+            weight = gap.exp().clamp(max=cfg.importance_cap) if cfg.importance_cap > 0 else torch.ones_like(gap)
+            score = torch.tensor(
+                [scores[i].value - (0.0 if rollouts[i].finished else cfg.missing_eos_penalty) for i in order],
+                dtype=torch.float32, device=old.device,
+            )  # fmt: skip
+            rows.append(RolloutRow(packed, score, old, reference, weight, {"update": torch.tensor(first // per_update)}))
+            totals["kl"] += kl_estimate(old, reference, KlEstimator.k1).sum().item()
+            totals["kl_k3"] += kl_estimate(old, reference, KlEstimator.k3).sum().item()
+            totals["entropy"] += entropy.sum().item()
+            totals["engine_gap"] += gap.abs().sum().item()
+            longest_gap = max(longest_gap, gap.abs().max().item())
+            token_count += len(old)
+    kept = [i for group in groups for i in group]
+    metrics |= {
+        "kl": totals["kl"] / len(kept),
+        "kl_k3": totals["kl_k3"] / len(kept),
+        "entropy": totals["entropy"] / token_count,
+        "completion_tokens": token_count / len(kept),
+        "finished": sum(rollouts[i].finished for i in kept) / len(kept),
+        "engine_gap": totals["engine_gap"] / token_count,
+        "engine_gap_max": longest_gap,
+    }
+    if cfg.max_kl and metrics["kl"] > cfg.max_kl:
+        run.stop_reason = f"the KL to the reference is {metrics['kl']:.2f} nats, over stage.max_kl={cfg.max_kl}"
+    samples = [
+        {
+            "index": i,
+            "prompt": prompts[rollouts[i].prompt_index].record.prompt[-1].content,
+            "completion": run.codec.text(rollouts[i].completion_ids),
+            "answer": prompts[rollouts[i].prompt_index].record.answer,
+            "reward": scores[i].value,
+        }
+        for i in kept[:_SAMPLE_ROWS]
+    ]
+    count = sum(row.packed.tokens for row in rows)
+    return rows, Batch(updates=[], metrics=metrics, tokens=count, samples=samples)
+
+
+def updates_of(rows: list[RolloutRow], inner_epochs: int, seed: int) -> list[list[RolloutRow]]:
+    """Minibatches in a fresh shuffle for each inner epoch; the first epoch keeps its order."""
+    by_update: dict[int, list[RolloutRow]] = {}
+    for row in rows:
+        by_update.setdefault(int(row.extra["update"]), []).append(row)
+    minibatches = list(by_update.values())
+    updates = list(minibatches)
+    for epoch in range(1, inner_epochs):
+        order = torch.randperm(len(minibatches), generator=torch.Generator().manual_seed(seed + epoch))
+        updates += [minibatches[i] for i in order.tolist()]
+    return updates
+
+
+def kl_on_heldout(run: StageRun, models: Models) -> dict[str, float]:
+    """`kl_to_reference`: k1 estimate in nats a completion, on one sampled completion for each held-out prompt."""
+    cfg = run.cfg.stage
+    records = run.eval_records()
+    if not records or models.policy is None:
+        return {}
+    prompts = run.codec.prompts([record.prompt for record in records])
+    sampling = Sampling(
+        max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, seed=run.seed_for("kl"),
+        stop_token_ids=(run.codec.eos,),
+    )  # fmt: skip
+    rollouts = [item for item in run.engine().generate(prompts, sampling) if item.completion_ids]
+    total = 0.0
+    for part in split_by_tokens(
+        rollouts, lambda item: len(item.prompt_ids) + len(item.completion_ids), cfg.micro_batch_tokens
+    ):
+        packed = pack([PromptGroup(item.prompt_ids, [item.completion_ids]) for item in part]).to(run.device)
+        with torch.no_grad():
+            ours, _ = models.policy(packed, cfg.temperature)
+        total += (ours - models.reference_logprobs(packed, cfg.temperature)).sum().item()
+    return {"kl_to_reference": total / len(rollouts)}

@@ -1,0 +1,1 @@
+"""Estimators that several stages share: public, tested against published numbers and against plain loops."""
