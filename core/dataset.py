@@ -1,0 +1,383 @@
+"""Files to the records of one stage: load, quarantine, view by schema, split. Torch-free."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from core.dialects import ALIASES, Dialect, detect
+from core.errors import ConfigError, DataError
+from core.readers import READERS, Row, is_data_file, read_hub, read_rows
+from core.records import BadRow, Message, Record, excerpt, fingerprint
+from core.schema import DataConfig
+from core.turns import RowError
+
+SAMPLE_ROWS = 50
+"""Rows that a dialect is found from."""
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "sft": ("sft", "preference"),
+    "preference": ("preference",),
+    "prompts": ("prompts", "sft", "preference"),
+    "text": ("text",),
+}
+"""Schema to the files of a folder that can serve it, by name without suffix, best first."""
+
+HELDOUT = "heldout"
+
+NEEDS = {
+    "sft": "a prompt and a completion (or a chosen one)",
+    "preference": "chosen and rejected completions of one prompt",
+    "prompts": "a prompt",
+    "text": "raw text",
+}
+"""Schema to what it asks of a record."""
+
+NAME_COLUMNS = (
+    "say which column holds what, e.g. data.columns={prompt: …, completion: …}; "
+    f"the fields are {', '.join(ALIASES)}; a CSV or TSV file must name its columns in the first line"
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Records of one or several files, in their order."""
+
+    records: list[Record]
+    quarantined: list[BadRow]
+    dialects: dict[str, Dialect]
+    """By file; files hold one dialect each."""
+    fingerprint: str
+    """SHA-256 in hex of the records' content."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """The first file's."""
+        return next(iter(self.dialects.values()))
+
+    @property
+    def files(self) -> list[str]:
+        """Names relative to the folder."""
+        return list(self.dialects)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a stage trains on and is judged by."""
+
+    train: list[Record]
+    heldout: list[Record]
+    """Records of the same schema; no prompt of theirs is in `train`."""
+    heldout_prompts: list[Record]
+    """Held-out prompts to generate for, each once, with `answer` where they have one; empty for raw text."""
+    info: dict[str, Any]
+    """JSON values for the plan."""
+    quarantined: list[BadRow] = field(default_factory=list)
+
+
+# 1. Load.
+
+
+def load_records(
+    files: Sequence[Path] | str,
+    columns: Mapping[str, str] | None = None,
+    max_bad_frac: float = 0.05,
+    root: Path | None = None,
+) -> Loaded:
+    """Read files (or the hub dataset of that name), find the dialect of each, and put the bad rows aside.
+
+    columns: canonical field to column, where the names do not say it.
+    max_bad_frac: share of bad rows, 0..1, above which it is an error.
+    root: folder that file names are told relative to; the files' own folders when unset.
+    Raises: DataError when a file holds no row that can be used or is damaged, and when too many rows are bad;
+        ConfigError for unknown fields in `columns`.
+    """
+    if isinstance(files, str):
+        sources: Iterable[tuple[str, str, Iterator[Row]]] = [(files, files, read_hub(files))]
+    else:
+        sources = (
+            (file.relative_to(root).as_posix() if root else file.name, str(file), read_rows(file)) for file in files
+        )
+    records: list[Record] = []
+    bad: list[BadRow] = []
+    dialects: dict[str, Dialect] = {}
+    for name, where, rows in sources:
+        dialects[name] = _load_file(rows, name, where, columns or {}, records=records, bad=bad)
+    total = len(records) + len(bad)
+    if len(bad) > max_bad_frac * total:
+        first = "; ".join(str(row) for row in bad[:3])
+        what = f"{len(bad)} of {total} rows cannot be used ({len(bad) / total:.1%}, data.max_bad_frac={max_bad_frac})"
+        mend = "correct these rows, name the columns with data.columns={…}, or raise data.max_bad_frac"
+        raise DataError(what, where=first, mend=mend)
+    return Loaded(records, bad, dialects, fingerprint(records))
+
+
+def _load_file(
+    rows: Iterator[Row], name: str, where: str, columns: Mapping[str, str], *, records: list[Record], bad: list[BadRow]
+) -> Dialect:
+    """Append the file's records and bad rows; returns its dialect. Rows are read one by one."""
+    counts = len(records), len(bad)
+    sampled, dialect = _sample(rows, where, columns)
+    make = dialect.record
+    for line, value, fault in chain(sampled, rows):
+        if fault is None and type(value) is dict:
+            try:
+                records.append(make(value, {"file": name, "line": line, "source": where}))
+                continue
+            except RowError as error:
+                reason = error.reason
+        else:
+            reason = fault or "not an object"
+        bad.append(BadRow(name, line, reason, excerpt(value)))
+    if len(records) == counts[0]:
+        faults = bad[counts[1] :]
+        what = f"none of the {len(faults)} rows can be used"
+        raise DataError(what, "; ".join(str(row) for row in faults[:3]), NAME_COLUMNS)
+    return dialect
+
+
+def _sample(rows: Iterator[Row], where: str, columns: Mapping[str, str]) -> tuple[list[Row], Dialect]:
+    """Rows up to the first SAMPLE_ROWS objects, and the dialect that these show. More rows, where they show none or
+    lack one of the columns asked for. Raises: DataError when all rows show none."""
+    read: list[Row] = []
+    objects: list[dict[str, Any]] = []
+    while True:
+        wanted = 2 * len(objects) or SAMPLE_ROWS
+        for row in rows:
+            read.append(row)
+            if row.fault is None and type(row.value) is dict:
+                objects.append(row.value)
+                if len(objects) == wanted:
+                    break
+        dialect = detect(objects, columns)
+        known = dict.fromkeys(column for value in objects for column in value)
+        lost = [column for column in columns.values() if column not in known]
+        if dialect is not None and not lost:
+            return read, dialect
+        if len(objects) < wanted:
+            break
+    if not read:
+        raise DataError("the file holds no rows", where, "point data.path at a file that is not empty")
+    if not objects:
+        first = "; ".join(f"line {row.line}: {row.fault or 'not an object'}" for row in read[:3])
+        mend = "each row must be a JSON object, each text in UTF-8"
+        raise DataError(f"none of the {len(read)} rows can be read", f"{where}: {first}", mend)
+    names = ", ".join(str(column)[:40] for column in list(known)[:20]) or "none"
+    if lost:
+        near = difflib.get_close_matches(lost[0], known, 1)
+        what = f"'data.columns' names '{lost[0]}', the columns are {names}"
+        raise DataError(what, where, f"use '{near[0]}'" if near else "name one of these columns")
+    asked = f" with data.columns={dict(columns)}" if columns else ""
+    raise DataError(f"no known layout fits the columns {names}{asked}", where, NAME_COLUMNS)
+
+
+# 2. Views by schema.
+
+
+def as_schema(records: Iterable[Record], schema: str, dialects: Iterable[Dialect] = ()) -> list[Record]:
+    """The records that serve a schema (one of core.specs.SCHEMAS), with the fields that it asks for.
+
+    sft: a preference pair serves with its chosen completion; a record labelled bad does not serve.
+    prompts: every record with a prompt serves, equal prompts once, the one with an answer before the others.
+    dialects: those that were found, for the message.
+    Raises: DataError when no record serves.
+    """
+    served: list[Record] = []
+    if schema == "sft":
+        for record in records:
+            if record.completion is not None and record.label is not False and record.prompt:
+                served.append(record)
+            elif record.chosen is not None:
+                served.append(replace(record, completion=record.chosen, chosen=None, rejected=None, margin=None))
+    elif schema == "preference":
+        served = [record for record in records if record.chosen is not None and record.rejected is not None]
+    elif schema == "prompts":
+        served = _prompts(records)
+    elif schema == "text":
+        served = [record for record in records if record.text is not None]
+    else:
+        raise ValueError(f"schema must be one of {', '.join(NEEDS)}, got {schema!r}")
+    if served:
+        return served
+    found = "; ".join(f"'{dialect.name}' with the columns {', '.join(dialect.columns)}" for dialect in dialects)
+    raise DataError(
+        f"no record serves: the stage needs {NEEDS[schema]}, the rows are {found or 'of another kind'}",
+        where="data.path",
+        mend="take other records, or name their columns with data.columns={…}",
+    )
+
+
+def _prompts(records: Iterable[Record]) -> list[Record]:
+    """Prompts alone, each once, in the order of their first record."""
+    found: dict[str, Record] = {}
+    for record in records:
+        if record.prompt:
+            known = found.get(record.prompt_key)
+            if known is None or (known.answer is None and record.answer is not None):
+                found[record.prompt_key] = record
+    return [Record(prompt=record.prompt, answer=record.answer, meta=record.meta) for record in found.values()]
+
+
+def split(records: Sequence[Record], frac: float, most: int, seed: int) -> tuple[list[Record], list[Record]]:
+    """Training and held-out records, parted by a hash of the prompt, so that equal prompts stand on one side and a
+    record stays on its side when others are added.
+
+    frac: share of the prompts held out, 0..1; where it is above 0 and there are two prompts, at least one is.
+    most: most records held out; those with the smallest hashes.
+    """
+    drawn = {record.prompt_key: 0.0 for record in records}
+    for key in drawn:
+        digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+        drawn[key] = int.from_bytes(digest[:8], "big") / 2**64
+    order = sorted(drawn, key=lambda key: (drawn[key], key))
+    wanted = [key for key in order if drawn[key] < frac] or (order[:1] if frac > 0 else [])
+    sizes = dict.fromkeys(order, 0)
+    for record in records:
+        sizes[record.prompt_key] += 1
+    held: set[str] = set()
+    room = most
+    for key in wanted:
+        if sizes[key] <= room and len(held) + 1 < len(order):
+            held.add(key)
+            room -= sizes[key]
+    train = [record for record in records if record.prompt_key not in held]
+    return train, [record for record in records if record.prompt_key in held]
+
+
+# 3. Everything for a stage.
+
+
+def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int) -> Dataset:
+    """Training and held-out records for a stage.
+
+    path: a file, a folder (see PARTS; `heldout.*` is the held-out part) or a hub dataset `owner/name`.
+    schema: one of core.specs.SCHEMAS.
+    seed: draws the held-out prompts where the data brings no held-out part.
+    Raises: ConfigError when there is nothing at `path`; DataError when its records cannot be read or do not serve.
+    """
+    files, heldout_files, root = find_files(path, schema)
+    loaded = load_records(files, cfg.columns, cfg.max_bad_frac, root)
+    train = as_schema(loaded.records, schema, loaded.dialects.values())
+    unfit = len(loaded.records) - len(train)
+    held = load_records(heldout_files, cfg.columns, cfg.max_bad_frac, root) if heldout_files else None
+    train = train[: cfg.limit]
+    heldout: list[Record] = []
+    if held is not None:
+        seen = {record.prompt_key for record in held.records}
+        kept = [record for record in train if record.prompt_key not in seen]
+        if not kept:
+            what = "every training record has a prompt of the held-out part"
+            raise DataError(what, ", ".join(held.files), "take other held-out records, or remove that file")
+        doubled, train = len(train) - len(kept), kept
+        heldout = _serving(held.records, schema)
+    if not heldout:
+        train, heldout = split(train, cfg.heldout_frac, cfg.heldout_max, seed)
+    prompts = _prompts(held.records if held is not None else heldout)
+    if cfg.system:
+        train, heldout, prompts = (_with_system(part, cfg.system) for part in (train, heldout, prompts))
+    info: dict[str, Any] = {
+        "train": {"records": len(train), "unfit": unfit, **_describe(loaded)},
+        "heldout": {"records": len(heldout), "prompts": len(prompts)},
+        "quarantined": len(loaded.quarantined) + (len(held.quarantined) if held else 0),
+        "fingerprint": fingerprint(chain(train, heldout, prompts)),
+    }
+    if held is not None:
+        info["train"]["also_heldout"] = doubled
+        info["heldout"] |= _describe(held)
+    quarantined = loaded.quarantined + (held.quarantined if held else [])
+    return Dataset(train, heldout, prompts, info, quarantined)
+
+
+def _serving(records: Sequence[Record], schema: str) -> list[Record]:
+    try:
+        return as_schema(records, schema)
+    except DataError:
+        return []
+
+
+def _with_system(records: Iterable[Record], system: str) -> list[Record]:
+    first = Message("system", system)
+    return [
+        replace(record, prompt=(first, *record.prompt))
+        if record.prompt and all(message.role != "system" for message in record.prompt)
+        else record
+        for record in records
+    ]
+
+
+def _describe(loaded: Loaded) -> dict[str, Any]:
+    """Dialect, mapping and unused columns for the plan; by file where the files differ."""
+    found = {
+        name: {
+            "dialect": dialect.name,
+            "mapping": dialect.mapping,
+            "extra_columns": [column for column in dialect.columns if column not in dialect.mapping.values()],
+        }
+        for name, dialect in loaded.dialects.items()
+    }
+    first = next(iter(found.values()))
+    if all(one == first for one in found.values()):
+        return {**first, "files": loaded.files}
+    names = dict.fromkeys(str(one["dialect"]) for one in found.values())
+    by_file = {key: {name: one[key] for name, one in found.items()} for key in ("mapping", "extra_columns")}
+    return {"dialect": ", ".join(names), **by_file, "files": loaded.files}
+
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def find_files(path: Path | str, schema: str) -> tuple[list[Path] | str, list[Path], Path | None]:
+    """Training files (or the id of a hub dataset), held-out files, and the folder that both are in.
+
+    Raises: ConfigError when there is nothing at `path`; DataError for a folder without files for the schema.
+    """
+    place = Path(path)
+    if place.is_file():
+        return [place], [], None
+    if not place.exists():
+        name = place.as_posix()
+        if _HUB_ID.fullmatch(name) and not place.parent.exists() and place.suffix not in (*READERS, ".gz"):
+            return name, [], None
+        raise _not_found(place)
+    data = sorted(file for file in place.iterdir() if is_data_file(file))
+    stems: dict[str, list[Path]] = {}
+    for file in data:
+        stems.setdefault(file.name.partition(".")[0], []).append(file)
+    heldout = stems.pop(HELDOUT, [])
+    named = [part for part in dict.fromkeys(chain(*PARTS.values())) if part in stems]
+    serving = [part for part in PARTS[schema] if part in stems]
+    if serving:
+        files = stems[serving[0]]
+    elif named:
+        what = f"the folder holds {', '.join(named)}, and none of these serves: the stage needs {NEEDS[schema]}"
+        raise DataError(what, str(place), f"add {PARTS[schema][0]}.jsonl, or point data.path at one file")
+    else:
+        files = [file for file in data if file not in heldout]
+    for part in (files if serving else [], heldout):
+        if len(part) > 1:
+            what = f"the folder holds the same part more than once: {', '.join(file.name for file in part)}"
+            raise DataError(what, str(place), "keep one of these files")
+    if not files:
+        mend = f"point data.path at a file or folder of {', '.join(sorted(READERS))} (.gz too)"
+        raise DataError("the folder holds no file of records", str(place), mend)
+    return files, heldout, place
+
+
+def _not_found(path: Path) -> ConfigError:
+    folder = path.parent
+    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, 1)
+    if near:
+        mend = f"use data.path={folder / near[0]}"
+    elif folder.is_dir():
+        files = [name for name in names if is_data_file(folder / name)]
+        mend = f"'{folder}' holds {', '.join(files[:8])}" if files else f"'{folder}' holds no file of records"
+    else:
+        mend = f"there is no folder '{folder}' either; give a file, a folder, or a hub id like owner/name"
+    return ConfigError(f"'{path}' does not exist", where="data.path", mend=mend)

@@ -1,0 +1,133 @@
+"""The canonical record that every stage trains on, whatever the file's dialect, and the rows that were left out.
+Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class Message(NamedTuple):
+    """One turn. `role` is one of ROLES."""
+
+    role: str
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        """The form that chat templates take."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row in canonical form; fields that the row does not bring are None.
+
+    `prompt` holds all messages before the final assistant turn, whose text is the `completion` (or, of a preference
+    pair, `chosen` and `rejected`).
+    """
+
+    prompt: tuple[Message, ...] = ()
+    completion: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    margin: float | None = None
+    """How much better `chosen` is, in the units of whoever scored it."""
+    answer: str | None = None
+    """Gold answer that a reward model can check."""
+    text: str | None = None
+    """Raw text without turns."""
+    label: bool | None = None
+    """Whether `completion` is a good one."""
+    score: float | None = None
+    """Score of `completion`."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """`file`, `line` and `source` of the row; `extra` holds the columns that no field stands for."""
+
+    @property
+    def key(self) -> str:
+        """SHA-256 in hex of all content, not of where it was read from; equal on every machine.
+        Raises: UnicodeEncodeError for text with lone surrogates."""
+        cache = self.__dict__
+        if "_key" not in cache:
+            rest = (self.margin, self.label, self.score, self.meta.get("extra"))
+            texts = (self.completion, self.chosen, self.rejected, self.answer, self.text)
+            numbers = "" if rest == (None, None, None, None) else json.dumps(rest, sort_keys=True, default=str)
+            cache["_key"] = _hash((self.prompt_key, *texts, numbers))
+        key: str = cache["_key"]
+        return key
+
+    @property
+    def prompt_key(self) -> str:
+        """SHA-256 in hex of the prompt alone (of the text, for a record without prompt)."""
+        cache = self.__dict__
+        if "_prompt_key" not in cache:
+            cache["_prompt_key"] = _hash(chain.from_iterable(self.prompt) if self.prompt else (self.text,))
+        key: str = cache["_prompt_key"]
+        return key
+
+
+def _hash(texts: Iterable[str | None]) -> str:
+    """SHA-256 in hex of a list of texts; their lengths keep ("ab", "c") and ("a", "bc") apart, None and "" too."""
+    joined = "".join(["-" if text is None else f"{len(text)}:{text}" for text in texts])
+    return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def fingerprint(records: Iterable[Record]) -> str:
+    """SHA-256 in hex over the keys of the records, in order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(record.key.encode())
+    return digest.hexdigest()
+
+
+EXCERPT_CHARS = 200
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that became no record."""
+
+    file: str
+    line: int
+    """Line on which the row starts, counted from 1; for formats without lines the number of the row."""
+    reason: str
+    row: str
+    """The row's first characters."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+def excerpt(value: object) -> str:
+    """The first characters of a row as valid Unicode: JSON, or the text itself where it was none."""
+    if not isinstance(value, str):
+        try:
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        except (ValueError, TypeError, RecursionError):  # keys that are no text, nesting beyond the stack
+            value = f"<{type(value).__name__}>"
+    return value[:EXCERPT_CHARS].encode("utf-8", "backslashreplace").decode()
+
+
+def write_quarantine(rows: Sequence[BadRow], path: Path) -> Path | None:
+    """Write `rows` as JSON Lines {file, line, reason, row}, beside `path` first and then renamed onto it.
+    Returns the path; None, and writes no file, when there are no rows."""
+    if not rows:
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
