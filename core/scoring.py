@@ -124,17 +124,18 @@ class ScorerContext:
 
         params: fields of its config as plain values. Raises: ConfigError for an unknown name, key or bad value.
         """
-        spec = self.reward_spec(name)
+        spec = find_spec(name, self.specs, where)
         config = typed_config(spec.config, {**(params or {}), "name": name}, where=f"{where} ({name})")
         return GuardedScorer(spec, config, self)
 
 
-def find_spec(name: str, specs: Mapping[str, RewardSpec]) -> RewardSpec:
+def find_spec(name: str, specs: Mapping[str, RewardSpec], where: str = "") -> RewardSpec:
     """specs[name]. Raises: ConfigError with the nearest and all known names."""
     if name not in specs:
         near = difflib.get_close_matches(name, list(specs), n=1)
         mend = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(f"unknown reward model {name!r}", mend=f"{mend}known ones: {', '.join(sorted(specs))}")
+        known = ", ".join(sorted(specs))
+        raise ConfigError(f"unknown reward model {name!r}", where=where, mend=f"{mend}known ones: {known}")
     return specs[name]
 
 
@@ -148,7 +149,7 @@ def involved(spec: RewardSpec, config: RewardConfig, specs: Mapping[str, RewardS
     found = [spec]
     for index, (name, params) in enumerate(config.uses()):
         where = f"reward.members[{index}] ({name})"
-        member = find_spec(name, specs)
+        member = find_spec(name, specs, f"reward.members[{index}].name")
         member_config = typed_config(member.config, {**params, "name": name}, where=where)
         try:
             found += involved(member, member_config, specs)

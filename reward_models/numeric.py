@@ -29,7 +29,7 @@ MAX_FORMULA = 300
 """Longest formula in characters that is parsed."""
 
 DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
-DECIMAL = rf"(?:{DIGITS}(?:\.[0-9]+)?|\.[0-9]+)"
+DECIMAL = rf"(?:{DIGITS}(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+)"
 NUMBER = re.compile(
     rf"(?P<sign>[+-]?)\s*[£€¥]?\s*(?:(?P<whole>[0-9]+)\s+(?P<top>[0-9]+)/(?P<under>[0-9]+)"
     rf"|(?P<over>{DECIMAL})\s*/\s*(?P<below>{DECIMAL})|(?P<number>{DECIMAL})(?:[eE](?P<exponent>[+-]?[0-9]+))?)"
