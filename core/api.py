@@ -13,6 +13,7 @@ from core.errors import (
 )
 from core.hookspecs import PROJECT, hookimpl
 from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig, require
+from core.scoring import GuardedScorer, ScorerContext, summarise
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec
 from core.types import (
     Batch,
@@ -27,8 +28,9 @@ from core.types import (
 )
 
 __all__ = [
-    "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec", "LossOutput",
-    "ModelError", "PluginError", "PreftuneError", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig",
-    "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "Section", "StageConfig", "StageSpec",
-    "TrackerConfig", "TrackerSpec", "TrainingError", "hookimpl", "require",
+    "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec", "GuardedScorer",
+    "LossOutput", "ModelError", "PluginError", "PreftuneError", "RewardConfig", "RewardSpec", "Rollout",
+    "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext",
+    "Section", "StageConfig", "StageSpec", "TrackerConfig", "TrackerSpec", "TrainingError", "hookimpl", "require",
+    "summarise",
 ]  # fmt: skip

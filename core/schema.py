@@ -197,6 +197,13 @@ class RewardConfig:
     def __post_init__(self) -> None:
         require(self.timeout_s > 0, "reward.timeout_s", "> 0", self.timeout_s)
 
+    def check(self) -> None:
+        """Raise ConfigError for what has no default and was not set. Called on the chosen reward model only."""
+
+    def uses(self) -> list[tuple[str, dict[str, Any]]]:
+        """Other reward models that this one asks: name and parameters of each."""
+        return []
+
 
 @dataclass
 class RolloutConfig:

@@ -1,0 +1,508 @@
+"""Scorers at work: every call is guarded, and what may hang or crash runs in worker processes that can be killed.
+
+An error is never a zero: whatever goes wrong with one completion becomes Score(value=None, error=...) and is counted.
+Isolated scorers live in processes started as `python -m core.scoring_worker`, which speak JSON lines over pipes; no
+pickle crosses the border. Torch-free at import. POSIX only, like the signals it uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import json
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+import typing
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from core.errors import ConfigError, PluginError, PreftuneError
+from core.types import Score, Scorer, ScoreRequest
+
+if typing.TYPE_CHECKING:
+    from core.schema import RewardConfig
+    from core.specs import RewardSpec
+
+START_TIMEOUT_S = 120.0
+"""Wall-clock limit in seconds for a worker to import its scorer."""
+WINDOW = 16
+"""Most requests that lie in a worker's pipe at once; each still has its own deadline."""
+MAX_ERROR_CHARS = 300
+"""Longer error texts are cut."""
+
+
+# ---- typed configs from plain values -------------------------------------------------------------------------------
+
+
+def typed_config(cls: type[Any], values: Mapping[str, Any], where: str = "") -> Any:
+    """Instance of the dataclass `cls` from plain (JSON or YAML) values; fields left out keep their defaults.
+
+    Raises: ConfigError naming `where` for an unknown key (with the nearest known one), a value of the wrong type, or
+    what `__post_init__` refuses. Strings are taken as they stand: no interpolation, so a regex needs no escaping.
+    """
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            mend = f"did you mean '{near[0]}'? " if near else ""
+            raise ConfigError(f"unknown key {key!r}", where=where, mend=f"{mend}known keys: {', '.join(sorted(known))}")
+    typed = {key: _typed(hints[key], value, key, where) for key, value in values.items()}
+    try:
+        return cls(**typed)
+    except ConfigError as error:
+        if error.where or not where:
+            raise
+        raise ConfigError(error.what, where=where, mend=error.mend) from error
+
+
+def _typed(hint: Any, value: Any, key: str, where: str) -> Any:  # noqa: PLR0911 - one return for each kind of type
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _typed(next(a for a in arguments if a is not type(None)), value, key, where)
+    if origin in (list, tuple) and isinstance(value, (list, tuple)):
+        items = [_typed(arguments[0] if arguments else Any, item, f"{key}[{i}]", where) for i, item in enumerate(value)]
+        return items if origin is list else tuple(items)
+    if origin is dict and isinstance(value, Mapping):
+        return {name: _typed(arguments[1], item, f"{key}.{name}", where) for name, item in value.items()}
+    if isinstance(hint, type):
+        if issubclass(hint, Enum):
+            try:
+                return hint(value)
+            except ValueError:
+                names = ", ".join(str(member.value) for member in hint)
+                raise ConfigError(f"'{key}' must be one of {names}, got {value!r}", where=where) from None
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            return typed_config(hint, value, f"{where}.{key}" if where else key)
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+            return value
+    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise ConfigError(f"'{key}' must be of type {name}, got {value!r}", where=where, mend=f"set {key} to a {name}")
+
+
+# ---- what a scorer is given -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScorerContext:
+    """Second argument of a reward model's `build(config, context)`."""
+
+    run: Any = None
+    """The StageRun, or None outside a run and in a worker process."""
+    device: Any = "cpu"
+    """Where a scorer with a model puts it."""
+    dtype: Any = "fp32"
+    """Number format of its forward pass."""
+    specs: Mapping[str, RewardSpec] = field(default_factory=dict)
+    """Every registered reward model by name; empty in a worker process."""
+
+    def reward_spec(self, name: str) -> RewardSpec:
+        """The registered reward model. Raises: ConfigError listing the known names."""
+        return find_spec(name, self.specs)
+
+    def make(self, name: str, params: Mapping[str, Any] | None = None, where: str = "reward") -> GuardedScorer:
+        """A guarded scorer for a reward model used by another one.
+
+        params: fields of its config as plain values. Raises: ConfigError for an unknown name, key or bad value.
+        """
+        spec = find_spec(name, self.specs, where)
+        config = typed_config(spec.config, {**(params or {}), "name": name}, where=f"{where} ({name})")
+        return GuardedScorer(spec, config, self)
+
+
+def find_spec(name: str, specs: Mapping[str, RewardSpec], where: str = "") -> RewardSpec:
+    """specs[name]. Raises: ConfigError with the nearest and all known names."""
+    if name not in specs:
+        near = difflib.get_close_matches(name, list(specs), n=1)
+        mend = f"did you mean '{near[0]}'? " if near else ""
+        known = ", ".join(sorted(specs))
+        raise ConfigError(f"unknown reward model {name!r}", where=where, mend=f"{mend}known ones: {known}")
+    return specs[name]
+
+
+def involved(spec: RewardSpec, config: RewardConfig, specs: Mapping[str, RewardSpec]) -> list[RewardSpec]:
+    """`spec` and every reward model that it asks (see RewardConfig.uses), each checked; nothing heavy is imported.
+
+    The plan reads `needs_answer` and `needs_model` off the result. Raises: ConfigError for an incomplete config, an
+    unknown member, or a member's bad parameters.
+    """
+    config.check()
+    found = [spec]
+    for index, (name, params) in enumerate(config.uses()):
+        where = f"reward.members[{index}] ({name})"
+        member = find_spec(name, specs, f"reward.members[{index}].name")
+        member_config = typed_config(member.config, {**params, "name": name}, where=where)
+        try:
+            found += involved(member, member_config, specs)
+        except ConfigError as error:
+            raise ConfigError(error.what, where=error.where or where, mend=error.mend) from error
+    return found
+
+
+def resolve(path: str) -> Any:
+    """The object at "package.module:name". Raises: PluginError when it cannot be imported."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"cannot load {path!r}: {describe(error)}", mend="check the spec's `impl`") from error
+
+
+# ---- guarding one call ----------------------------------------------------------------------------------------------
+
+
+def describe(error: BaseException) -> str:
+    """One line: "ValueError: text", cut at MAX_ERROR_CHARS."""
+    try:
+        text = error.what if isinstance(error, PreftuneError) else str(error)
+    except Exception:  # an exception whose own __str__ fails
+        text = "(no text)"
+    line = f"{type(error).__name__}: {' '.join(text.split())}" if text else type(error).__name__
+    return line if len(line) <= MAX_ERROR_CHARS else line[: MAX_ERROR_CHARS - 1] + "…"
+
+
+def checked(score: Any) -> Score:  # noqa: PLR0911 - one return for each fault
+    """`score` with a finite float value, or an error Score saying what is wrong with it."""
+    if not isinstance(score, Score):
+        return Score(None, error=f"TypeError: the scorer must return Score objects, got {type(score).__name__}")
+    try:
+        value = 0.0 if score.value is None else float(score.value)
+        parts = {str(name): float(part) for name, part in score.parts.items()}
+    except Exception as error:
+        return Score(None, error=describe(error))
+    if score.error is not None:
+        parts = {name: part for name, part in parts.items() if math.isfinite(part)}
+        return Score(None, error=" ".join(str(score.error).split())[:MAX_ERROR_CHARS] or "error", parts=parts)
+    if score.value is None:
+        return Score(None, error="the scorer returned neither a value nor an error")
+    if not math.isfinite(value):
+        return Score(None, error=f"the value is not finite: {value}")
+    for name, part in parts.items():
+        if not math.isfinite(part):
+            return Score(None, error=f"part '{name}' is not finite: {part}")
+    return Score(value, parts=parts)
+
+
+def guarded_call(scorer: Scorer, requests: Sequence[ScoreRequest]) -> list[Score]:
+    """scorer.score(requests) with every fault turned into error Scores; len(requests) Scores, in order.
+
+    When a batch raises, its requests are scored one by one, so that one bad record costs one score.
+    """
+    try:
+        scores = list(scorer.score(requests))
+    except Exception as error:
+        if len(requests) == 1:
+            return [Score(None, error=describe(error))]
+        return [score for request in requests for score in guarded_call(scorer, [request])]
+    if len(scores) != len(requests):
+        text = f"ValueError: the scorer returned {len(scores)} scores for {len(requests)} requests"
+        return [Score(None, error=text)] * len(requests)
+    return [checked(score) for score in scores]
+
+
+class GuardedScorer:
+    """A reward model behind its guard: faults become error Scores, and hangs too when the spec says `isolated`.
+
+    spec, config: the registered reward model and its own dataclass.
+    context: what `build` is given; an isolated scorer gets a bare one in its worker.
+    Raises: ConfigError for an incomplete config, PluginError when the implementation cannot be loaded or built. An
+    isolated scorer is loaded by its workers, which start at the first `score`.
+    """
+
+    def __init__(self, spec: RewardSpec, config: RewardConfig, context: ScorerContext) -> None:
+        involved(spec, config, context.specs)
+        self.spec, self.config = spec, config
+        self.errors = 0
+        """Error Scores given so far."""
+        self.scored = 0
+        """Scores given so far, errors included."""
+        self.seconds = 0.0
+        """Wall-clock time spent in `score`."""
+        self.messages: Counter[str] = Counter()
+        """How often each error text came; the first 20 texts."""
+        self._lock = threading.Lock()
+        self._pool = WorkerPool(spec.impl, config) if spec.isolated else None
+        self._scorer: Any = None if self._pool else resolve(spec.impl)(config, context)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """One Score for each request, in order; never raises for a scorer's fault.
+
+        Raises: PluginError when a worker cannot load the scorer at all.
+        """
+        if not requests:
+            return []
+        with self._lock:
+            start = time.perf_counter()
+            scores = self._pool.score(requests) if self._pool else guarded_call(self._scorer, requests)
+            self.seconds += time.perf_counter() - start
+            self.scored += len(scores)
+            for score in scores:
+                if score.error is not None:
+                    self.errors += 1
+                    if score.error in self.messages or len(self.messages) < 20:
+                        self.messages[score.error] += 1
+            return scores
+
+    def close(self) -> None:
+        """Kill the workers and free the scorer. Safe to call twice; also done at exit."""
+        if self._pool is not None:
+            self._pool.close()
+        close = getattr(self._scorer, "close", None)
+        if callable(close):
+            close()
+
+
+def summarise(scores: Sequence[Score]) -> dict[str, float | None]:
+    """Numbers of a batch of scores: `mean` and `std` (population) over the valid values, None where there is none;
+    `count` of all scores, `errors`, and `error_share` (0..1; 0 for an empty batch)."""
+    values = [score.value for score in scores if score.value is not None]
+    errors = len(scores) - len(values)
+    mean = math.fsum(values) / len(values) if values else None
+    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values)) if mean is not None else None
+    share = errors / len(scores) if scores else 0.0
+    return {"mean": mean, "std": std, "count": float(len(scores)), "errors": float(errors), "error_share": share}
+
+
+# ---- worker processes -----------------------------------------------------------------------------------------------
+
+
+def import_path(cls: type[Any]) -> str:
+    """"module:Class" that another process can import. Raises: PluginError for a local or __main__ class."""
+    if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+        raise PluginError(
+            f"config class {cls.__qualname__!r} of an isolated reward model cannot be imported by its worker",
+            mend="define it at the top level of an importable module",
+        )
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def encode_request(index: int, request: ScoreRequest) -> bytes:
+    """One line for a worker. Raises: TypeError when `meta` holds what JSON cannot."""
+    row = [index, request.prompt, request.completion, request.prompt_ids, request.completion_ids, request.answer]
+    return json.dumps([*row, request.meta], separators=(",", ":")).encode() + b"\n"
+
+
+def decode_request(line: bytes) -> tuple[int, ScoreRequest]:
+    """Inverse of encode_request."""
+    index, prompt, completion, prompt_ids, completion_ids, answer, meta = json.loads(line)
+    return index, ScoreRequest(prompt, completion, tuple(prompt_ids), tuple(completion_ids), answer, meta)
+
+
+class _Worker:
+    """One worker process and what lies in its pipes."""
+
+    def __init__(self, hello: bytes) -> None:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p or str(os.getcwd()) for p in sys.path)}  # noqa: PTH109
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "core.scoring_worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=env, start_new_session=True,
+        )  # fmt: skip
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.write_fd, self.read_fd = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.write_fd, False)
+        os.set_blocking(self.read_fd, False)
+        self.ready = False
+        self.broken = False
+        self.sent: deque[int] = deque()
+        """Indexes of the requests it has, oldest first; the oldest is being scored."""
+        self.deadline = time.monotonic() + START_TIMEOUT_S
+        self._outgoing = bytearray(hello)
+        self._incoming = bytearray()
+
+    @property
+    def writing(self) -> bool:
+        return bool(self._outgoing) and not self.broken
+
+    def send(self, data: bytes) -> None:
+        self._outgoing += data
+
+    def flush(self) -> None:
+        try:
+            while self._outgoing:
+                del self._outgoing[: os.write(self.write_fd, self._outgoing)]
+        except BlockingIOError:
+            pass
+        except OSError:  # it died; the reading side will say so
+            self._outgoing.clear()
+
+    def lines(self) -> list[Any]:
+        """Decoded replies that came in; sets `broken` at the end of the stream."""
+        try:
+            while True:
+                data = os.read(self.read_fd, 65536)
+                if not data:
+                    self.broken = True
+                    break
+                self._incoming += data
+                if len(data) < 65536:
+                    break
+        except BlockingIOError:
+            pass
+        *complete, rest = self._incoming.split(b"\n")
+        self._incoming = bytearray(rest)
+        return [json.loads(line) for line in complete]
+
+    def stop(self, linger_s: float = 0.0) -> str:
+        """Kill it with all its children and reap it; says how it ended. linger_s: time left to end by itself."""
+        if self.process.returncode is None and linger_s:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(linger_s)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        if code < 0:
+            return f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        return f"exited with code {code}"
+
+
+def _stop_all(workers: list[_Worker], owner: int) -> None:
+    """Kill the workers, unless this is a forked copy of the process that owns them."""
+    while workers:
+        worker = workers.pop()
+        if os.getpid() == owner:
+            worker.stop()
+
+
+class WorkerPool:
+    """Worker processes for one isolated scorer. They start at the first request, stay for the next, and are killed and
+    replaced when a request is over its time or takes the process down; only that request gets the error.
+
+    size: number of processes; min(2, CPUs) by default. The clock of a request starts when its worker turns to it;
+    neither waiting in line nor the start of a worker counts.
+    """
+
+    def __init__(self, impl: str, config: RewardConfig, size: int | None = None) -> None:
+        self.timeout_s = config.timeout_s
+        self.size = size or min(2, os.cpu_count() or 1)
+        hello = {"impl": impl, "config": import_path(type(config)), "values": dataclasses.asdict(config)}
+        try:
+            self._hello = json.dumps(hello).encode() + b"\n"
+        except TypeError as error:
+            raise PluginError(f"config of isolated reward model {config.name!r} is not JSON: {error}") from error
+        self.started = 0
+        """Processes started so far."""
+        self._workers: list[_Worker] = []
+        self._owner = os.getpid()
+        self._finalizer: Callable[[], Any] = weakref.finalize(self, _stop_all, self._workers, self._owner)
+
+    def close(self) -> None:
+        """Kill and reap all workers; the next request starts new ones."""
+        _stop_all(self._workers, self._owner)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """One Score for each request, in order. Raises: PluginError when a worker cannot load the scorer."""
+        if os.getpid() != self._owner:  # forked: the workers belong to the parent
+            self._workers = []
+            self._owner = os.getpid()
+            self._finalizer = weakref.finalize(self, _stop_all, self._workers, self._owner)
+        try:
+            return self._score(requests)
+        except BaseException:  # also an interrupt: replies still in the pipes would be taken for the next call's
+            self.close()
+            raise
+
+    def _score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        scores: list[Score | None] = [None] * len(requests)
+        queue: deque[tuple[int, bytes]] = deque()
+        for index, request in enumerate(requests):
+            try:
+                queue.append((index, encode_request(index, request)))
+            except (TypeError, ValueError) as error:
+                scores[index] = Score(None, error=f"the request cannot be sent to a worker: {describe(error)}")
+        lines = dict(queue)
+        for worker in list(self._workers):
+            if worker.process.poll() is not None:  # died while idle
+                self._drop(worker)
+        while queue or any(worker.sent for worker in self._workers):
+            self._fill(queue)
+            self._wait()
+            for worker in list(self._workers):
+                self._read(worker, scores)
+                if worker.broken:
+                    how = worker.stop(linger_s=1.0)
+                    self._fail(worker, f"the worker {how}", scores, queue, lines)
+                elif time.monotonic() > worker.deadline and (worker.sent or not worker.ready):
+                    worker.stop()
+                    limit = self.timeout_s if worker.ready else START_TIMEOUT_S
+                    self._fail(worker, f"timed out after {limit:g} s", scores, queue, lines)
+        return [score or Score(None, error="the worker gave no answer") for score in scores]
+
+    def _fill(self, queue: deque[tuple[int, bytes]]) -> None:
+        """Start missing workers and hand out requests: up to WINDOW to one worker, few when few are left."""
+        while len(self._workers) < min(self.size, len(queue)):
+            self._workers.append(_Worker(self._hello))
+            self.started += 1
+        window = max(1, min(WINDOW, len(queue) // (4 * self.size)))
+        for worker in self._workers:
+            if worker.ready and queue and len(worker.sent) <= window // 2:
+                if not worker.sent:
+                    worker.deadline = time.monotonic() + self.timeout_s
+                while queue and len(worker.sent) < window:
+                    index, line = queue.popleft()
+                    worker.sent.append(index)
+                    worker.send(line)
+            worker.flush()
+
+    def _wait(self) -> None:
+        """Sleep until a worker says something, takes more, or is over its time."""
+        poll = select.poll()
+        busy = [worker for worker in self._workers if worker.sent or not worker.ready]
+        for worker in busy:
+            poll.register(worker.read_fd, select.POLLIN)
+            if worker.writing:
+                poll.register(worker.write_fd, select.POLLOUT)
+        left = min((worker.deadline for worker in busy), default=0.0) - time.monotonic()
+        poll.poll(min(max(0, math.ceil(left * 1000)), 2**31 - 1))
+
+    def _read(self, worker: _Worker, scores: list[Score | None]) -> None:
+        for reply in worker.lines():
+            if not worker.ready:
+                if reply.get("error"):
+                    raise PluginError(f"a scoring worker cannot load its scorer: {reply['error']}")
+                worker.ready = True
+                worker.deadline = math.inf
+                continue
+            index, value, error, parts = reply
+            expected = worker.sent.popleft()
+            if index != expected:
+                raise PluginError(f"a scoring worker answered request {index} instead of {expected}")
+            scores[index] = Score(value, error=error, parts=parts)
+            worker.deadline = time.monotonic() + self.timeout_s
+
+    def _fail(
+        self, worker: _Worker, reason: str, scores: list[Score | None], queue: deque[tuple[int, bytes]],
+        lines: dict[int, bytes],
+    ) -> None:  # fmt: skip
+        """Give the oldest request of a stopped worker the error, put the others back, forget the worker."""
+        self._workers.remove(worker)
+        if not worker.ready:
+            raise PluginError(f"a scoring worker cannot start: {reason}", mend="see its messages on standard error")
+        if worker.sent:
+            scores[worker.sent.popleft()] = Score(None, error=reason)
+            queue.extendleft((index, lines[index]) for index in reversed(worker.sent))
+
+    def _drop(self, worker: _Worker) -> None:
+        worker.stop()
+        self._workers.remove(worker)

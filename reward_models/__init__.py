@@ -1,0 +1,275 @@
+"""The library of reward models: names and typed configs. Torch-free; each implementation loads when it is chosen."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from core.api import ConfigError, RewardConfig, RewardSpec, hookimpl, require
+
+
+class Penalty(StrEnum):
+    """How the `length` score falls with u = (distance beyond the tolerance) / width."""
+
+    linear = "linear"
+    """max(0, 1 - u)"""
+    quadratic = "quadratic"
+    """max(0, 1 - u^2)"""
+    gaussian = "gaussian"
+    """exp(-u^2 / 2)"""
+    step = "step"
+    """1 within the tolerance, else 0"""
+
+
+class Side(StrEnum):
+    """Which lengths `length` penalises."""
+
+    both = "both"
+    over = "over"
+    under = "under"
+
+
+class Aggregate(StrEnum):
+    """How `ensemble` makes one value out of its members'."""
+
+    mean = "mean"
+    sum = "sum"
+    min = "min"
+    median = "median"
+
+
+def check_regex(key: str, pattern: str) -> None:
+    """Raise ConfigError naming `key` unless `pattern` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(
+            f"'{key}' must be a regular expression, got {pattern!r}: {error}",
+            mend=f"correct {key} (syntax of Python's re module)",
+        ) from error
+
+
+@dataclass
+class LearnedConfig(RewardConfig):
+    """Score of the Bradley-Terry reward model in the run's `reward_model` role."""
+
+    batch_tokens: int = 8192
+    """Most tokens in one forward pass."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.batch_tokens > 0, "reward.batch_tokens", "> 0", self.batch_tokens)
+
+
+@dataclass
+class RegexConfig(RewardConfig):
+    """1.0 where the completion matches `pattern`, else 0.0."""
+
+    pattern: str = ""
+    """Python regular expression; must be set."""
+    full: bool = False
+    """The whole completion must match, not just a part of it."""
+    ignore_case: bool = False
+    """Letters match whatever their case."""
+    dot_all: bool = False
+    """`.` matches line ends too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_regex("reward.pattern", self.pattern)
+
+    def check(self) -> None:
+        require(bool(self.pattern), "reward.pattern", "set (an empty pattern matches everything)", self.pattern)
+
+
+@dataclass
+class FormatConfig(RewardConfig):
+    """Weighted share (0..1) of the asked criteria that the completion, stripped of outer white space, meets."""
+
+    prefix: str = ""
+    """Text it must start with; weight 1."""
+    suffix: str = ""
+    """Text it must end with; weight 1."""
+    sections: list[str] = field(default_factory=list)
+    """Tags that must each stand once as `<tag>…</tag>`, not empty, in this order, not overlapping; weight 1 each."""
+    patterns: list[str] = field(default_factory=list)
+    """Regular expressions that must each be found somewhere (`.` matches line ends too)."""
+    weights: list[float] = field(default_factory=list)
+    """Weight of each of `patterns`; unset means 1 each."""
+    all_or_nothing: bool = False
+    """1.0 only where every criterion is met, else 0.0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for index, pattern in enumerate(self.patterns):
+            check_regex(f"reward.patterns[{index}]", pattern)
+        for index, tag in enumerate(self.sections):
+            require(
+                bool(re.fullmatch(r"[\w.:-]+", tag)), f"reward.sections[{index}]", "a bare tag name such as think", tag
+            )
+        require(len(set(self.sections)) == len(self.sections), "reward.sections", "without repetition", self.sections)
+        require(
+            len(self.weights) in (0, len(self.patterns)), "reward.weights", "as long as reward.patterns", self.weights
+        )
+        for index, weight in enumerate(self.weights):
+            require(0 < weight < float("inf"), f"reward.weights[{index}]", "finite and > 0", weight)
+
+    def check(self) -> None:
+        asked = bool(self.prefix or self.suffix or self.sections or self.patterns)
+        require(asked, "reward.sections", "set, or one of prefix, suffix, patterns", self.sections)
+
+
+@dataclass
+class LengthConfig(RewardConfig):
+    """1.0 at the target length, falling with the distance from it (see `shape`), never below 0."""
+
+    target_tokens: int = 0
+    """Wanted length in tokens of the completion; 0 is unset. Set this or target_chars."""
+    target_chars: int = 0
+    """Wanted length in characters of the completion; 0 is unset."""
+    tolerance: int = 0
+    """Distance, in the target's unit, that costs nothing."""
+    width: int = 0
+    """Distance beyond the tolerance at which u = 1, in the target's unit; 0 takes the target itself."""
+    shape: Penalty = Penalty.linear
+    """linear, quadratic, gaussian or step, as functions of u = distance beyond the tolerance / width."""
+    side: Side = Side.both
+    """Penalise lengths over the target, under it, or both."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("target_tokens", "target_chars", "tolerance", "width"):
+            require(getattr(self, key) >= 0, f"reward.{key}", ">= 0", getattr(self, key))
+        if self.target_tokens and self.target_chars:
+            raise ConfigError("'reward.target_tokens' and 'reward.target_chars' are both set", mend="set one of them")
+
+    def check(self) -> None:
+        require(
+            bool(self.target_tokens or self.target_chars), "reward.target_tokens", "> 0 (or target_chars)",
+            self.target_tokens,
+        )  # fmt: skip
+
+
+@dataclass
+class ExactConfig(RewardConfig):
+    """1.0 where the completion's answer and the record's `answer` are the same text after normalisation, else 0.0.
+    Both are always brought to Unicode form NFKC and runs of white space to one space."""
+
+    strip: bool = True
+    """Ignore outer white space."""
+    lower: bool = False
+    """Ignore case (Unicode case folding)."""
+    punctuation: bool = False
+    """Ignore punctuation, i.e. every character of Unicode category P."""
+    extract: str = ""
+    """Regular expression that takes the answer out of the completion: group 1 of its last match, or the whole match
+    where it has no group. A completion without a match scores 0.0. Unset compares the whole completion."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_regex("reward.extract", self.extract)
+
+
+@dataclass
+class NumericConfig(RewardConfig):
+    """1.0 where the completion's final answer equals the record's `answer` as a number or formula, else 0.0."""
+
+    tolerance: float = 1e-6
+    """Largest accepted absolute difference."""
+    rel_tolerance: float = 0.0
+    """Largest accepted difference as a share of the gold answer; the wider of the two tolerances counts."""
+    require_marker: bool = False
+    """Score 0.0 unless the answer stands in \\boxed{…}, after `####` or after "answer is"; else the last number counts
+    where there is no marker."""
+    symbolic: bool = True
+    """Compare what is not a plain number with math-verify; otherwise it must be the same text."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("tolerance", "rel_tolerance"):
+            require(0 <= getattr(self, key) < float("inf"), f"reward.{key}", "finite and >= 0", getattr(self, key))
+
+
+@dataclass
+class JsonConfig(RewardConfig):
+    """1.0 where the completion is valid JSON (RFC 8259) with the required keys, else 0.0."""
+
+    keys: list[str] = field(default_factory=list)
+    """Keys that the top-level object must have; unset accepts any JSON value."""
+    partial: bool = False
+    """Valid JSON scores the share of the keys that it has."""
+    fenced: bool = True
+    """Also accept JSON inside one ``` fence; text around the fence is ignored."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(set(self.keys)) == len(self.keys), "reward.keys", "without repetition", self.keys)
+
+
+@dataclass
+class EnsembleConfig(RewardConfig):
+    """Several reward models as one: aggregate(members) - spread_coef * spread."""
+
+    members: list[dict[str, Any]] = field(default_factory=list)
+    """One mapping each: `name`, `weight` (1.0 when unset), and the member's own parameters."""
+    aggregate: Aggregate = Aggregate.mean
+    """mean (weighted, by the sum of absolute weights), sum (weighted), min or median (of the values, unweighted)."""
+    spread_coef: float = 0.0
+    """The spread, i.e. the population standard deviation over the members' values, is subtracted times this."""
+    allow_member_errors: bool = False
+    """Leave out members that failed; otherwise one member's error makes the score an error. A sum is never taken over
+    part of the members."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.spread_coef < float("inf"), "reward.spread_coef", "finite and >= 0", self.spread_coef)
+        if self.allow_member_errors and self.aggregate is Aggregate.sum:
+            raise ConfigError(
+                "'reward.allow_member_errors' does not go with reward.aggregate=sum: a sum over part of the members is "
+                "another reward", mend="set reward.aggregate=mean"
+            )  # fmt: skip
+        for index, member in enumerate(self.members):
+            key = f"reward.members[{index}]"
+            require(bool(member.get("name")), f"{key}.name", "the name of a reward model", member.get("name"))
+            weight = member.get("weight", 1.0)
+            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            ranged = number and 0 < abs(weight) < float("inf")
+            require(ranged, f"{key}.weight", "a finite number other than 0", weight)
+            if weight != 1 and self.aggregate in (Aggregate.min, Aggregate.median):
+                raise ConfigError(
+                    f"'{key}.weight' has no meaning with reward.aggregate={self.aggregate.value}", mend="remove it"
+                )
+
+    def check(self) -> None:
+        require(bool(self.members), "reward.members", "a list of at least one member", self.members)
+
+    def uses(self) -> list[tuple[str, dict[str, Any]]]:
+        own = ("name", "weight")
+        return [(str(m["name"]), {k: v for k, v in m.items() if k not in own}) for m in self.members]
+
+
+@hookimpl
+def register_reward_models() -> list[RewardSpec]:
+    """The built-in reward models."""
+    rules = "reward_models.rules"
+    return [
+        RewardSpec("learned", LearnedConfig, "reward_models.bradley_terry:build",
+                   "score of the trained Bradley-Terry model", needs_model=True),
+        RewardSpec("regex", RegexConfig, f"{rules}:build_regex",
+                   "1 where a pattern matches", isolated=True),
+        RewardSpec("format", FormatConfig, f"{rules}:build_format",
+                   "share of required prefix, suffix, sections and patterns", isolated=True),
+        RewardSpec("length", LengthConfig, f"{rules}:build_length",
+                   "nearness to a target length"),
+        RewardSpec("exact", ExactConfig, f"{rules}:build_exact",
+                   "same text as the gold answer", isolated=True, needs_answer=True),
+        RewardSpec("json", JsonConfig, f"{rules}:build_json",
+                   "valid JSON with the required keys"),
+        RewardSpec("numeric", NumericConfig, "reward_models.numeric:build",
+                   "same number or formula as the gold answer (math-verify)", isolated=True, needs_answer=True,
+                   requires=("math_verify",)),
+        RewardSpec("ensemble", EnsembleConfig, "reward_models.ensemble:build",
+                   "several reward models as one, with their spread"),
+    ]  # fmt: skip
