@@ -6,18 +6,23 @@ jobs of a multirun) can follow one another.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigNode, ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from core import peft_methods, presets
-from core.errors import ConfigError
+from core.errors import ConfigError, PluginError
 from core.registry import Owner, Registry, structured
 from core.schema import RewardConfig, RolloutConfig, RunConfig, TrackerConfig
 
@@ -56,23 +61,27 @@ class PluginSearchPath(SearchPathPlugin):
             search_path.append(provider, folder)
 
 
-@dataclass(frozen=True)
-class Typed:
-    """One typed node: an option of a config group."""
+class LazyNode(ConfigNode):
+    """A typed option of Hydra's store whose node is built when it is asked for: most options never are."""
 
     group: str
-    name: str
-    node: Any
-    owner: Owner
+
+    def __init__(self, group: str, name: str, owner: Owner, make: Callable[[], Any]) -> None:
+        self.make = make
+        self.built: DictConfig | None = None
+        self.name, self.group, self.package, self.provider = f"{name}.yaml", group, None, f"{_PROVIDER}{owner}"
+
+    @property
+    def node(self) -> DictConfig:
+        """The option as Hydra merges it."""
+        return self.built if self.built is not None else self.make()
+
+    @node.setter
+    def node(self, value: DictConfig) -> None:
+        self.built = value
 
 
-def option_name(registry: Registry, stage: str, algorithm: str) -> str:
-    """Name of an algorithm in the group `algorithm`: its own, or `<stage>-<own>` where an earlier stage has it too."""
-    first = min(name for name, other in registry.stages if other == algorithm)
-    return algorithm if first == stage else f"{stage}-{algorithm}"
-
-
-def _named(config: type, **values: str) -> Any:
+def _named(config: type, **values: str) -> DictConfig:
     """The dataclass as a node with some values set, without running its checks on values that are still missing."""
     node = structured(config)
     for key, value in values.items():
@@ -80,16 +89,19 @@ def _named(config: type, **values: str) -> Any:
     return node
 
 
-def typed_nodes(registry: Registry) -> list[Typed]:
-    """Every typed option that the plugins and peft bring."""
+def _typed_options(registry: Registry) -> list[LazyNode]:
+    """Every typed option that the plugins bring."""
     nodes = []
     for (stage, algorithm), entry in registry.stages.items():
-        node = _named(entry.spec.config, name=stage, algorithm=algorithm)
-        group, name = ("algorithm", option_name(registry, stage, algorithm)) if algorithm else ("stage", stage)
-        nodes.append(Typed(group, name, node, entry.owner))
-        if algorithm and algorithm == registry.default_algorithm(stage):
-            default = option_name(registry, stage, algorithm)
-            nodes.append(Typed("stage", stage, {"defaults": [{"/algorithm@_global_.stage": default}]}, entry.owner))
+        make = partial(_named, entry.spec.config, name=stage, algorithm=algorithm)
+        if not algorithm:
+            nodes.append(LazyNode("stage", stage, entry.owner, make))
+            continue
+        option = registry.option_name(stage, algorithm)
+        nodes.append(LazyNode("algorithm", option, entry.owner, make))
+        if algorithm == registry.default_algorithm(stage):
+            choose = {"defaults": [{"/algorithm@_global_.stage": option}]}
+            nodes.append(LazyNode("stage", stage, entry.owner, partial(OmegaConf.create, choose)))
     parts: list[tuple[str, dict[str, Any]]] = [
         ("reward", registry.reward_models),
         ("rollout", registry.engines),
@@ -97,29 +109,10 @@ def typed_nodes(registry: Registry) -> list[Typed]:
     ]
     for group, table in parts:
         for name, entry in table.items():
-            nodes.append(Typed(group, name, _named(entry.spec.config, name=name), entry.owner))
-    nodes.append(Typed("rollout", "auto", _named(RolloutConfig, name="auto"), presets.OWN))
-    nodes.append(Typed("tracker", "none", _named(TrackerConfig, name="none"), presets.OWN))
+            nodes.append(LazyNode(group, name, entry.owner, partial(_named, entry.spec.config, name=name)))
+    nodes.append(LazyNode("rollout", "auto", presets.OWN, partial(_named, RolloutConfig, name="auto")))
+    nodes.append(LazyNode("tracker", "none", presets.OWN, partial(_named, TrackerConfig, name="none")))
     return nodes
-
-
-def registered_names(nodes: list[Typed]) -> dict[str, dict[str, Owner]]:
-    """Group -> name -> owner of the typed options."""
-    names: dict[str, dict[str, Owner]] = {}
-    for node in nodes:
-        names.setdefault(node.group, {})[node.name] = node.owner
-    return names
-
-
-def options(registry: Registry, user_folders: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """What every config group offers, sorted."""
-    found: dict[str, set[str]] = {"experiment": set()}
-    for node in typed_nodes(registry):
-        found.setdefault(node.group, set()).add(node.name)
-    for preset in presets.all_presets(registry, user_folders):
-        found.setdefault(preset.group, set()).add(preset.name)
-    found.setdefault("peft", set()).update(peft_methods.methods())
-    return {group: sorted(names) for group, names in sorted(found.items())}
 
 
 @lru_cache(maxsize=1)
@@ -133,14 +126,12 @@ def _selection() -> dict[str, str]:
     return {str(group): str(name) for group, name in loaded.items()}
 
 
-def _defaults(offered: dict[str, set[str]]) -> list[Any]:
+def _defaults(offered: dict[str, list[str]]) -> list[Any]:
     """The defaults list of the primary config. A default that no plugin brings leaves its part at its base class."""
     entries: list[Any] = ["_self_", {"stage": "???"}]
     for group, name in _selection().items():
-        choice: str | None = name
-        if name not in offered.get(group, set()):
-            choice = "none" if "none" in offered.get(group, set()) else None
-        entries.append({group: choice})
+        names = offered.get(group, [])
+        entries.append({group: name if name in names else "none" if "none" in names else None})
     entries += [{"experiment": None}, {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
     return entries
 
@@ -152,7 +143,8 @@ def _root(registry: Registry, defaults: list[Any]) -> Any:
     upstream = OmegaConf.create({})
     for stage in registry.stage_names():
         algorithm = registry.default_algorithm(stage)
-        upstream[stage] = _named(registry.stages[(stage, algorithm)].spec.config, name=stage, algorithm=algorithm)
+        with suppress(PluginError):  # told when that stage is chosen
+            upstream[stage] = _named(registry.stages[(stage, algorithm)].spec.config, name=stage, algorithm=algorithm)
     node.upstream = upstream
     node.reward = structured(RewardConfig)
     node.rollout = structured(RolloutConfig)
@@ -179,17 +171,17 @@ def install(registry: Registry, user_folders: tuple[str, ...] = ()) -> None:
     """
     store = ConfigStore.instance()
     _forget(store.repo)
-    nodes = typed_nodes(registry)
     files = presets.all_presets(registry, user_folders)
-    presets.check_presets(files, registered_names(nodes))
-    offered: dict[str, set[str]] = {}
-    for group, name in [(node.group, node.name) for node in nodes] + [(file.group, file.name) for file in files]:
-        offered.setdefault(group, set()).add(name)
-    for node in nodes:
-        store.store(group=node.group, name=node.name, node=node.node, provider=f"{_PROVIDER}{node.owner}")
+    presets.check_presets(files, presets.registered(registry))
+    for node in _typed_options(registry):
+        store.repo.setdefault(node.group, {})[node.name] = node
+    written = {file.name for file in files if file.group == "peft"}
     for method in peft_methods.methods():
-        if method not in offered.get("peft", set()):
-            store.store(group="peft", name=method, node={"method": method}, provider=f"{_PROVIDER}peft")
+        if method not in written:
+            make = partial(OmegaConf.create, {"method": method})
+            node = LazyNode("peft", method, presets.OWN, make)
+            store.repo.setdefault("peft", {})[node.name] = node
+    offered = presets.options(registry, user_folders)
     if registry.stages:
         store.store(name=ROOT, node=_root(registry, _defaults(offered)), provider=f"{_PROVIDER}core")
     PluginSearchPath.folders = tuple(
@@ -198,28 +190,22 @@ def install(registry: Registry, user_folders: tuple[str, ...] = ()) -> None:
     Plugins.instance().register(PluginSearchPath)
 
 
-def compose(registry: Registry, overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
-    """Compose one configuration in this process; (config, group -> chosen option).
+def compose(overrides: list[str]) -> DictConfig:
+    """Compose one configuration in this process, Hydra's own part included, after `install`.
 
     `overrides` are in Hydra's language (see core.overrides.rewrite). Raises Hydra's exceptions; core.explain turns
     them into ConfigErrors.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-
-    install(registry)
     GlobalHydra.instance().clear()
-    with initialize_config_module("conf", job_name=ROOT, version_base="1.3"):
-        cfg = hydra_compose(ROOT, overrides, return_hydra_config=True)
-    choices = {str(key): value for key, value in cfg.hydra.runtime.choices.items()}
-    return without_hydra(cfg), choices
+    try:
+        with initialize_config_module("conf", job_name=ROOT, version_base="1.3"):
+            return hydra_compose(ROOT, overrides, return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """The configuration less Hydra's own part."""
-    OmegaConf.set_struct(cfg, False)
-    if "hydra" in cfg:
-        del cfg["hydra"]
-    OmegaConf.set_struct(cfg, True)
+    with read_write(cfg), open_dict(cfg):
+        cfg.pop("hydra", None)
     return cfg

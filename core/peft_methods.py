@@ -80,9 +80,8 @@ def option_fields(method: str) -> tuple[str, ...] | None:
     queue, seen = [chosen], {chosen.name}
     while queue:
         node = queue.pop(0)
-        names += [
-            part.target.id for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
-        ]
+        targets = [part.target for part in node.body if isinstance(part, ast.AnnAssign)]
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
         for base in node.bases:
             name = base.id if isinstance(base, ast.Name) else base.attr if isinstance(base, ast.Attribute) else ""
             if not name or name in seen:

@@ -9,6 +9,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from core import peft_methods
 from core.errors import ConfigError, PluginError
 from core.registry import Owner, Registry
 
@@ -64,17 +65,40 @@ def all_presets(registry: Registry, user_folders: tuple[str, ...] = ()) -> list[
     return presets
 
 
+def registered(registry: Registry) -> dict[str, dict[str, Owner]]:
+    """Group -> option -> owner of the typed options, which need no file."""
+    found: dict[str, dict[str, Owner]] = {"stage": {}, "algorithm": {}}
+    for (stage, algorithm), entry in registry.stages.items():
+        found["stage"].setdefault(stage, entry.owner)
+        if algorithm:
+            found["algorithm"][registry.option_name(stage, algorithm)] = entry.owner
+    found["reward"] = {name: entry.owner for name, entry in registry.reward_models.items()}
+    found["rollout"] = {"auto": OWN} | {name: entry.owner for name, entry in registry.engines.items()}
+    found["tracker"] = {"none": OWN} | {name: entry.owner for name, entry in registry.trackers.items()}
+    return found
+
+
+def options(registry: Registry, user_folders: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """What every config group offers, sorted."""
+    found: dict[str, set[str]] = {"experiment": set(), "peft": set(peft_methods.methods())}
+    for group, names in registered(registry).items():
+        found.setdefault(group, set()).update(names)
+    for preset in all_presets(registry, user_folders):
+        found.setdefault(preset.group, set()).add(preset.name)
+    return {group: sorted(names) for group, names in sorted(found.items())}
+
+
 def missing_folders(registry: Registry) -> list[str]:
     """A warning line for each config folder that a plugin names and that does not exist."""
     return [f"{owner} names the config folder {folder}, which does not exist"
             for folder, owner in registry.config_dirs if locate(folder) is None]  # fmt: skip
 
 
-def check_presets(presets: list[Preset], registered: dict[str, dict[str, Owner]]) -> None:
+def check_presets(presets: list[Preset], typed: dict[str, dict[str, Owner]]) -> None:
     """Refuse a YAML file with the name of a registered part, and two files of one name.
 
     The first would change that part's defaults behind its owner's back; of the second only one would ever be read.
-    registered: group -> name -> owner of the typed nodes.
+    typed: group -> name -> owner, see `registered`.
     """
     seen: dict[tuple[str, str], Preset] = {}
     for preset in presets:
@@ -82,10 +106,10 @@ def check_presets(presets: list[Preset], registered: dict[str, dict[str, Owner]]
         mend = f"rename the file, e.g. {preset.group}/{preset.name}_mine.yaml"
         whose = str(preset.owner) if preset.owner else "your config folder"
         error = PluginError if preset.owner else ConfigError
-        if (owner := registered.get(preset.group, {}).get(preset.name)) is not None:
+        if (owner := typed.get(preset.group, {}).get(preset.name)) is not None:
             raise error(
-                f"{preset.group}/{preset.name}.yaml of {whose} has the name of a {preset.group} that {owner} registers; "
-                "it would change its defaults in silence",
+                f"{preset.group}/{preset.name}.yaml of {whose} has the name of a {preset.group} that {owner} "
+                "registers; it would change its defaults in silence",
                 where=str(preset.file),
                 mend=mend,
             )

@@ -96,11 +96,10 @@ def _check_spec(spec: Any, base: type | None) -> None:
     if not _IMPL.fullmatch(spec.impl):
         raise PluginError(f"{spec.name}: impl is {spec.impl!r}; write 'package.module:Name'")
     if base is not None:
-        if not (isinstance(spec.config, type) and issubclass(spec.config, base) and dataclasses.is_dataclass(spec.config)):
+        if not (isinstance(spec.config, type) and issubclass(spec.config, base)):
             raise PluginError(f"{spec.name}: config must be a dataclass that extends {base.__name__}")
         if "__dataclass_params__" not in vars(spec.config):
             raise PluginError(f"{spec.name}: {spec.config.__name__} lacks the @dataclass decorator")
-        structured(spec.config)
     if isinstance(spec, StageSpec):
         if spec.data not in SCHEMAS:
             raise PluginError(f"{spec.name}: data is {spec.data!r}; must be one of {', '.join(SCHEMAS)}")
@@ -174,7 +173,7 @@ class Registry:
             return
         if self.manager.has_plugin(owner.plugin):
             first = next(other.owner for other in self.plugins if other.owner.plugin == owner.plugin)
-            self._clash("plugin", owner.plugin, first, owner)
+            self._clash(f"plugin {owner.plugin}", first, owner)
             record.state, record.reason = "broken", "its name is taken"
             return
         before = HEAVY in sys.modules
@@ -198,7 +197,7 @@ class Registry:
         finally:
             record.imports_torch = not before and HEAVY in sys.modules
         if record.imports_torch:
-            self.warnings.append(f"{owner} ({module}) imports {HEAVY} in its entry module, which slows every start down")
+            self.warnings.append(f"{owner} ({module}) imports {HEAVY} in its entry module and slows every start down")
         self._take(collected, record)
 
     def _refuse_stage_hooks(self, plugin: object) -> None:
@@ -244,7 +243,7 @@ class Registry:
         owner = record.owner
         for spec in collected["register_stages"]:
             label = f"{spec.name}/{spec.algorithm}" if spec.algorithm else spec.name
-            self._put("stage", label, self.stages, (spec.name, spec.algorithm), Registered(spec, owner), record)
+            self._put(f"stage {label}", self.stages, (spec.name, spec.algorithm), spec, record)
         tables: list[tuple[str, str, dict[str, Any]]] = [
             ("register_reward_models", "reward", self.reward_models),
             ("register_rollout_engines", "rollout", self.engines),
@@ -253,24 +252,22 @@ class Registry:
         ]
         for hook, kind, table in tables:
             for spec in collected[hook]:
-                self._put(kind, spec.name, table, spec.name, Registered(spec, owner), record)
+                self._put(f"{kind} {spec.name}", table, spec.name, spec, record)
         for folder in collected["register_config_dirs"]:
             self.config_dirs.append((folder, owner))
             record.adds.append(f"config {folder}")
 
-    def _put(
-        self, kind: str, label: str, table: dict[Any, Any], key: Any, entry: Registered[Any], record: PluginRecord
-    ) -> None:
+    def _put(self, label: str, table: dict[Any, Any], key: Any, spec: Spec, record: PluginRecord) -> None:
         if key in table:
-            self._clash(kind, label, table[key].owner, entry.owner)
+            self._clash(label, table[key].owner, record.owner)
             return
-        table[key] = entry
-        record.adds.append(f"{kind} {label}")
+        table[key] = Registered(spec, record.owner)
+        record.adds.append(label)
 
-    def _clash(self, kind: str, name: str, first: Owner, second: Owner) -> None:
+    def _clash(self, label: str, first: Owner, second: Owner) -> None:
         self.clashes.append(
             PluginError(
-                f"two plugins bring the {kind} '{name}': {first} and {second}",
+                f"two plugins bring {label}: {first} and {second}",
                 mend=f"uninstall one of them, or leave one out: {DISABLE_VARIABLE}={second.plugin}"
                 if first.plugin != second.plugin
                 else f"uninstall {first.distribution or 'one'} or {second.distribution or 'the other'}",
@@ -295,7 +292,7 @@ class Registry:
                     del self.stages[(stage, algorithm)]
             defaults = [entry for entry in entries.values() if entry.spec.default]
             if len(defaults) > 1:
-                self._clash("default algorithm of stage", stage, defaults[0].owner, defaults[1].owner)
+                self._clash(f"the default algorithm of stage {stage}", defaults[0].owner, defaults[1].owner)
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
@@ -317,6 +314,21 @@ class Registry:
         names = self.algorithms(stage)
         marked = [name for name in names if self.stages[(stage, name)].spec.default]
         return (marked or names or [""])[0]
+
+    def option_name(self, stage: str, algorithm: str) -> str:
+        """Name of a variant among all variants: its own, or `<stage>-<own>` where an earlier stage has that one."""
+        first = min(name for name, other in self.stages if other == algorithm)
+        return algorithm if first == stage else f"{stage}-{algorithm}"
+
+    def check_configs(self) -> None:
+        """Mark as broken each plugin with a config dataclass that cannot be used; too slow for every start."""
+        tables: list[dict[Any, Any]] = [self.stages, self.reward_models, self.engines, self.trackers]
+        for entry in [entry for table in tables for entry in table.values()]:
+            try:
+                structured(entry.spec.config)
+            except PluginError as error:
+                record = next(record for record in self.plugins if record.owner == entry.owner)
+                record.state, record.reason = "broken", error.what
 
     # -- the heavy side ----------------------------------------------------------------------------------------------
 
