@@ -1,0 +1,429 @@
+"""Finds, isolates, names and switches plugins; makes one pluggy manager for each run. Torch-free.
+
+A broken plugin costs one warning line and never the run; two owners of one name end it, because nobody could say which
+of them the user means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+import pluggy
+
+from core.errors import PluginError
+from core.hookspecs import PROJECT, ObserverHooks, RegistrationHooks, StageHooks
+from core.specs import ROLES, SCHEMAS, DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec
+
+DISABLE_VARIABLE = f"{PROJECT.upper()}_DISABLE_PLUGINS"
+"""Names of entry points that are not loaded, separated by commas."""
+MODULES_VARIABLE = f"{PROJECT.upper()}_PLUGINS"
+"""Modules on `sys.path` that are loaded as plugins without packaging, separated by commas."""
+
+STAGE_HOOKS = tuple(name for name in vars(StageHooks) if not name.startswith("_"))
+HEAVY = "torch"
+"""The module that no entry module may drag in."""
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_IMPL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+Spec = StageSpec | RewardSpec | EngineSpec | TrackerSpec | DataSourceSpec
+S = TypeVar("S", bound=Spec)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The plugin that something came from."""
+
+    plugin: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        if not self.distribution:
+            return f"plugin '{self.plugin}' (from {MODULES_VARIABLE})"
+        return f"plugin '{self.plugin}' of {self.distribution} {self.version}"
+
+
+@dataclass(frozen=True)
+class Registered(Generic[S]):
+    """A spec and who brought it."""
+
+    spec: S
+    owner: Owner
+
+
+@dataclass
+class PluginRecord:
+    """What one plugin is, does and adds."""
+
+    owner: Owner
+    module: str
+    """Value of the entry point."""
+    hooks: list[str] = field(default_factory=list)
+    adds: list[str] = field(default_factory=list)
+    """`stage rlhf/<variant>`, `reward rules`, `config pkg://…`."""
+    state: str = "loaded"
+    """loaded, blocked or broken."""
+    reason: str = ""
+    imports_torch: bool = False
+    """It dragged torch in while its entry module was imported."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for `plugins --json`."""
+        return {**dataclasses.asdict(self.owner), **{k: v for k, v in vars(self).items() if k != "owner"}}
+
+
+def _specs_of(value: Any, kind: type) -> list[Any]:
+    """The specs in what a hook returned; PluginError when it is anything but a list of `kind`."""
+    if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
+        raise PluginError(f"must return a list of {kind.__name__}, returned {value!r}")
+    return list(value)
+
+
+def _check_spec(spec: Any, base: type | None) -> None:
+    """Raise PluginError unless a spec can be used as it stands."""
+    if not _NAME.fullmatch(spec.name):
+        raise PluginError(f"{type(spec).__name__} has the name {spec.name!r}; use letters, digits and _")
+    if not _IMPL.fullmatch(spec.impl):
+        raise PluginError(f"{spec.name}: impl is {spec.impl!r}; write 'package.module:Name'")
+    if base is not None:
+        if not (isinstance(spec.config, type) and issubclass(spec.config, base)):
+            raise PluginError(f"{spec.name}: config must be a dataclass that extends {base.__name__}")
+        if "__dataclass_params__" not in vars(spec.config):
+            raise PluginError(f"{spec.name}: {spec.config.__name__} lacks the @dataclass decorator")
+    if isinstance(spec, StageSpec):
+        if spec.data not in SCHEMAS:
+            raise PluginError(f"{spec.name}: data is {spec.data!r}; must be one of {', '.join(SCHEMAS)}")
+        if unknown := [role for role in (*spec.roles, *spec.after) if role not in ROLES]:
+            raise PluginError(f"{spec.name}: unknown role {unknown[0]!r}; must be one of {', '.join(ROLES)}")
+        if spec.algorithm and not _NAME.fullmatch(spec.algorithm):
+            raise PluginError(f"{spec.name}: algorithm has the name {spec.algorithm!r}; use letters, digits and _")
+
+
+def structured(config: type) -> Any:
+    """The dataclass as an OmegaConf node; PluginError when a field has a type that OmegaConf cannot hold."""
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.structured(config)
+    except Exception as error:
+        text = str(error).splitlines()[0]
+        raise PluginError(f"{config.__name__} cannot be used as a config: {text}") from error
+
+
+@dataclass
+class Registry:
+    """Everything that the plugins of this process bring to one run."""
+
+    manager: pluggy.PluginManager
+    plugins: list[PluginRecord] = field(default_factory=list)
+    stages: dict[tuple[str, str], Registered[StageSpec]] = field(default_factory=dict)
+    """By (stage, algorithm); the algorithm is empty for a stage without variants."""
+    reward_models: dict[str, Registered[RewardSpec]] = field(default_factory=dict)
+    engines: dict[str, Registered[EngineSpec]] = field(default_factory=dict)
+    trackers: dict[str, Registered[TrackerSpec]] = field(default_factory=dict)
+    data_sources: dict[str, Registered[DataSourceSpec]] = field(default_factory=dict)
+    config_dirs: list[tuple[str, Owner]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """One line for each broken plugin, to be shown to the user."""
+    clashes: list[PluginError] = field(default_factory=list)
+    """Names with two owners; `load` raises the first unless told otherwise."""
+
+    @classmethod
+    def load(cls, strict: bool = True) -> Registry:
+        """A fresh manager with every plugin that can be loaded, in the order of their names.
+
+        strict: raise PluginError where two plugins own one name; False keeps the first and lists it in `clashes`.
+        """
+        manager = pluggy.PluginManager(PROJECT)
+        for specs in (RegistrationHooks, StageHooks, ObserverHooks):
+            manager.add_hookspecs(specs)
+        registry = cls(manager)
+        blocked = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",") if name.strip()}
+        found = sorted(metadata.entry_points(group=PROJECT), key=lambda point: (point.name, point.value))
+        for point in found:
+            distribution, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
+            registry._add(Owner(point.name, distribution, version), point.value, blocked)
+        for module in os.environ.get(MODULES_VARIABLE, "").split(","):
+            if module.strip():
+                registry._add(Owner(module.strip(), "", ""), module.strip(), blocked)
+        known = {record.owner.plugin for record in registry.plugins}
+        for name in sorted(blocked - known):
+            registry.warnings.append(f"{DISABLE_VARIABLE} names '{name}', but there is no plugin of that name")
+        registry._check_variants()
+        if strict and registry.clashes:
+            raise registry.clashes[0]
+        return registry
+
+    def _add(self, owner: Owner, module: str, blocked: set[str]) -> None:
+        record = PluginRecord(owner, module)
+        self.plugins.append(record)
+        if owner.plugin in blocked:
+            self.manager.set_blocked(owner.plugin)
+            record.state, record.reason = "blocked", f"named in {DISABLE_VARIABLE}"
+            return
+        if self.manager.has_plugin(owner.plugin):
+            first = next(other.owner for other in self.plugins if other.owner.plugin == owner.plugin)
+            self._clash(f"plugin {owner.plugin}", first, owner)
+            record.state, record.reason = "broken", "its name is taken"
+            return
+        before = HEAVY in sys.modules
+        try:
+            plugin = _import(module)
+            if self.manager.is_registered(plugin):
+                record.state, record.reason = "blocked", "the same module is already loaded under another name"
+                return
+            self.manager.register(plugin, owner.plugin)
+            self.manager.check_pending()
+            record.hooks = sorted(caller.name for caller in self.manager.get_hookcallers(plugin) or [])
+            self._refuse_stage_hooks(plugin)
+            collected = self._collect(plugin, record.hooks)
+        except Exception as error:
+            if self.manager.has_plugin(owner.plugin):
+                self.manager.unregister(name=owner.plugin)
+            reason = str(error).splitlines()[0] if str(error) else ""
+            record.state, record.reason = "broken", f"{type(error).__name__}: {reason}"
+            self.warnings.append(f"{owner} ({module}) is left out: {record.reason}")
+            return
+        finally:
+            record.imports_torch = not before and HEAVY in sys.modules
+        if record.imports_torch:
+            self.warnings.append(f"{owner} ({module}) imports {HEAVY} in its entry module and slows every start down")
+        self._take(collected, record)
+
+    def _refuse_stage_hooks(self, plugin: object) -> None:
+        """Stage hooks belong to the chosen stage's own class; an entry module may only wrap them."""
+        for name in STAGE_HOOKS:
+            for impl in getattr(self.manager.hook, name).get_hookimpls():
+                if impl.plugin is plugin and not (impl.wrapper or impl.hookwrapper):
+                    raise PluginError(
+                        f"its entry module answers the stage hook '{name}'; put it into the class named by "
+                        "StageSpec.impl, or make it a wrapper with @hookimpl(wrapper=True)"
+                    )
+
+    def _collect(self, plugin: object, hooks: list[str]) -> dict[str, list[Any]]:
+        """What the registration hooks of this one plugin return, checked."""
+        from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
+
+        kinds: dict[str, tuple[type, type | None]] = {
+            "register_stages": (StageSpec, StageConfig),
+            "register_reward_models": (RewardSpec, RewardConfig),
+            "register_rollout_engines": (EngineSpec, RolloutConfig),
+            "register_trackers": (TrackerSpec, TrackerConfig),
+            "register_data_sources": (DataSourceSpec, None),
+            "register_config_dirs": (str, None),
+        }
+        collected: dict[str, list[Any]] = {}
+        for name, (kind, base) in kinds.items():
+            collected[name] = []
+            if name not in hooks:
+                continue
+            for impl in getattr(self.manager.hook, name).get_hookimpls():
+                if impl.plugin is plugin:
+                    try:
+                        specs = _specs_of(impl.function(), kind)
+                        for spec in specs:
+                            if kind is not str:
+                                _check_spec(spec, base)
+                    except PluginError as error:
+                        raise PluginError(f"{name}: {error.what}") from error
+                    collected[name] += specs
+        return collected
+
+    def _take(self, collected: dict[str, list[Any]], record: PluginRecord) -> None:
+        owner = record.owner
+        for spec in collected["register_stages"]:
+            label = f"{spec.name}/{spec.algorithm}" if spec.algorithm else spec.name
+            self._put(f"stage {label}", self.stages, (spec.name, spec.algorithm), spec, record)
+        tables: list[tuple[str, str, dict[str, Any]]] = [
+            ("register_reward_models", "reward", self.reward_models),
+            ("register_rollout_engines", "rollout", self.engines),
+            ("register_trackers", "tracker", self.trackers),
+            ("register_data_sources", "data source", self.data_sources),
+        ]
+        for hook, kind, table in tables:
+            for spec in collected[hook]:
+                self._put(f"{kind} {spec.name}", table, spec.name, spec, record)
+        for folder in collected["register_config_dirs"]:
+            self.config_dirs.append((folder, owner))
+            record.adds.append(f"config {folder}")
+
+    def _put(self, label: str, table: dict[Any, Any], key: Any, spec: Spec, record: PluginRecord) -> None:
+        if key in table:
+            self._clash(label, table[key].owner, record.owner)
+            return
+        table[key] = Registered(spec, record.owner)
+        record.adds.append(label)
+
+    def _clash(self, label: str, first: Owner, second: Owner) -> None:
+        self.clashes.append(
+            PluginError(
+                f"two plugins bring {label}: {first} and {second}",
+                mend=f"uninstall one of them, or leave one out: {DISABLE_VARIABLE}={second.plugin}"
+                if first.plugin != second.plugin
+                else f"uninstall {first.distribution or 'one'} or {second.distribution or 'the other'}",
+            )
+        )
+
+    def _check_variants(self) -> None:
+        """A stage has variants or it has none, and one default at most."""
+        for stage in self.stage_names():
+            entries = {algo: entry for (name, algo), entry in self.stages.items() if name == stage}
+            plain = entries.pop("", None)
+            if plain is not None and entries:
+                other = next(iter(entries.values()))
+                self.clashes.append(
+                    PluginError(
+                        f"stage '{stage}' of {plain.owner} has no algorithms, but {other.owner} adds "
+                        f"'{other.spec.algorithm}' to it",
+                        mend=f"leave one of them out with {DISABLE_VARIABLE}",
+                    )
+                )
+                for algorithm in entries:
+                    del self.stages[(stage, algorithm)]
+            defaults = [entry for entry in entries.values() if entry.spec.default]
+            if len(defaults) > 1:
+                self._clash(f"the default algorithm of stage {stage}", defaults[0].owner, defaults[1].owner)
+
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    @property
+    def hook(self) -> Any:
+        """The hook relay of this run's manager."""
+        return self.manager.hook
+
+    def stage_names(self) -> list[str]:
+        """Names of all stages, sorted."""
+        return sorted({name for name, _ in self.stages})
+
+    def algorithms(self, stage: str) -> list[str]:
+        """Variants of a stage, sorted; empty for a stage without any."""
+        return sorted(algo for name, algo in self.stages if name == stage and algo)
+
+    def default_algorithm(self, stage: str) -> str:
+        """The variant that `stage=` alone takes: the one marked so, else the first; empty without variants."""
+        names = self.algorithms(stage)
+        marked = [name for name in names if self.stages[(stage, name)].spec.default]
+        return (marked or names or [""])[0]
+
+    def option_name(self, stage: str, algorithm: str) -> str:
+        """Name of a variant among all variants: its own, or `<stage>-<own>` where an earlier stage has that one."""
+        first = min(name for name, other in self.stages if other == algorithm)
+        return algorithm if first == stage else f"{stage}-{algorithm}"
+
+    def check_configs(self) -> None:
+        """Mark as broken each plugin with a config dataclass that cannot be used; too slow for every start."""
+        tables: list[dict[Any, Any]] = [self.stages, self.reward_models, self.engines, self.trackers]
+        for entry in [entry for table in tables for entry in table.values()]:
+            try:
+                structured(entry.spec.config)
+            except PluginError as error:
+                record = next(record for record in self.plugins if record.owner == entry.owner)
+                record.state, record.reason = "broken", error.what
+
+    # -- the heavy side ----------------------------------------------------------------------------------------------
+
+    def owner_of(self, spec: Spec) -> Owner:
+        """The plugin that registered `spec`."""
+        tables: list[dict[Any, Any]] = [
+            self.stages, self.reward_models, self.engines, self.trackers, self.data_sources,
+        ]  # fmt: skip
+        for table in tables:
+            for entry in table.values():
+                if entry.spec is spec:
+                    return entry.owner
+        return Owner(spec.name, "", "")
+
+    def check_requires(self, spec: Spec) -> None:
+        """Raise PluginError, with the command that installs it, where an import name in `requires` is not there."""
+        for name in getattr(spec, "requires", ()):
+            if not importable(name):
+                owner = self.owner_of(spec)
+                raise PluginError(
+                    f"'{spec.name}' needs the package '{name}', which is not installed",
+                    where=str(owner),
+                    mend=install_hint(name, owner.distribution),
+                )
+
+    def resolve(self, spec: Spec) -> Any:
+        """Import what `spec.impl` names, after looking for `requires`; PluginError when that fails."""
+        self.check_requires(spec)
+        module_name, _, attribute = spec.impl.partition(":")
+        where = f"{self.owner_of(spec)}, impl '{spec.impl}'"
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            missing = error.name or ""
+            foreign = missing and not importable(missing)
+            mend = install_hint(missing, self.owner_of(spec).distribution) if foreign else "repair or update the plugin"
+            raise PluginError(f"'{spec.name}' cannot be imported: {error}", where=where, mend=mend) from error
+        except Exception as error:
+            what = f"'{spec.name}' fails while it is imported: {type(error).__name__}: {error}"
+            raise PluginError(what, where=where, mend="repair or update the plugin") from error
+        try:
+            return getattr(module, attribute)
+        except AttributeError:
+            what = f"'{spec.name}' cannot be found: module {module_name} has no '{attribute}'"
+            raise PluginError(what, where=where, mend="repair or update the plugin") from None
+
+    def activate(self, spec: StageSpec | TrackerSpec, *args: Any) -> object:
+        """Import `spec.impl`, make one instance with `args` and register it; PluginError when that fails.
+
+        Called for the chosen stage (no arguments) and the chosen tracker (its config).
+        """
+        made = self.resolve(spec)(*args)
+        owner = self.owner_of(spec)
+        name = f"{type(spec).__name__.removesuffix('Spec').lower()}:{spec.name}"
+        try:
+            self.manager.register(made, name)
+            self.manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            if self.manager.has_plugin(name):
+                self.manager.unregister(name=name)
+            where = f"{owner}, impl '{spec.impl}'"
+            raise PluginError(str(error).splitlines()[0], where=where, mend="repair or update the plugin") from error
+        return made
+
+
+def _import(value: str) -> object:
+    """What an entry point `module` or `module:attribute` names."""
+    module_name, _, attribute = value.partition(":")
+    found: ModuleType | object = importlib.import_module(module_name.strip())
+    for part in filter(None, attribute.strip().split(".")):
+        found = getattr(found, part)
+    return found
+
+
+def importable(name: str) -> bool:
+    """Whether a module can be found, without importing it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def install_hint(name: str, distribution: str) -> str:
+    """The command that installs the module `name`: by an extra of `distribution` where one lists it."""
+    try:
+        requirements = metadata.requires(distribution) or [] if distribution else []
+    except metadata.PackageNotFoundError:
+        requirements = []
+    wanted = name.partition(".")[0].lower().replace("_", "-")
+    extras = []
+    for requirement in requirements:
+        package = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", requirement)
+        if extra and (package == wanted or package.startswith(wanted + "-")):
+            extras.append(extra.group(1))
+    if extras:
+        return " or ".join(f"pip install '{distribution}[{extra}]'" for extra in extras)
+    return f"pip install {wanted}"
