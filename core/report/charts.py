@@ -111,7 +111,7 @@ def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
         return [low]
     raw = span / wanted
     power = 10.0 ** math.floor(math.log10(raw))
-    gap = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    gap = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.78)
     first = math.ceil(low / gap - 1e-9)
     return [(first + i) * gap for i in range(int(math.floor(high / gap + 1e-9)) - first + 1)]
 

@@ -16,6 +16,7 @@ from core.jsonl import METRICS_FILE, SAMPLES_FILE, read_rows
 from core.report.charts import Chart, Series, charts_of, series_of
 from core.report.format import (
     DASH,
+    MINUS,
     change_of,
     count,
     decimal,
@@ -299,7 +300,7 @@ def _cards(
 
     if verified is not None or result:
         word = {True: "Yes", False: "No"}.get(verified, "Not yet")
-        note = {True: "reloads to the same model", False: "do not build on it"}.get(verified, "not proved to reload")
+        note = {True: "proved to reload", False: "do not build on it"}.get(verified, "not proved to reload")
         tone = {True: "good", False: "bad"}.get(verified, "")
         card("Artifact verified", word, note, tone)
     steps = _first(number(result.get("steps")), last_step or None)
@@ -370,7 +371,7 @@ def _samples(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _side(row: dict[str, Any] | None) -> dict[str, Any] | None:
     if row is None:
         return None
-    scores = [(name, decimal(row[name])) for name in ("score", "reward") if number(row.get(name)) is not None]
+    scores = [(name, short(row[name]).replace("-", MINUS)) for name in ("score", "reward") if number(row.get(name)) is not None]
     return {"completion": _clip(row.get("completion")), "scores": scores}
 
 
