@@ -1,0 +1,38 @@
+"""TensorBoard as a tracker. This entry module imports neither tensorboard nor torch; tracker.py does the work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.api import TrackerConfig, TrackerSpec, hookimpl, require
+
+
+@dataclass
+class TensorboardConfig(TrackerConfig):
+    """TensorBoard: event files in the run folder; look at them with `tensorboard --logdir runs`."""
+
+    folder: str = "tensorboard"
+    """Folder of the event files; a relative one lies in the run folder."""
+    flush_s: float = 30.0
+    """Seconds after which waiting events are written to the disk."""
+    max_samples: int = 16
+    """Samples written as text each time."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.folder), "tracker.folder", "a folder", self.folder)
+        require(self.flush_s > 0, "tracker.flush_s", "> 0", self.flush_s)
+        require(self.max_samples >= 0, "tracker.max_samples", ">= 0", self.max_samples)
+
+
+@hookimpl
+def register_trackers() -> list[TrackerSpec]:
+    """The tracker `tensorboard`."""
+    return [
+        TrackerSpec(
+            name="tensorboard",
+            config=TensorboardConfig,
+            impl="plugins.tracker_tensorboard.tracker:TensorboardTracker",
+            summary="TensorBoard event files in the run folder",
+            requires=("tensorboard",),
+        )
+    ]
