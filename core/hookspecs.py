@@ -88,8 +88,8 @@ class StageHooks:
         """The whole loop. Core's step loop by default; a stage may replace it with an outside trainer."""
 
     @hookspec(firstresult=True)
-    def export(self, run: StageRun, models: Models, folder: Path) -> None:
-        """Write the trained model into `folder`."""
+    def export(self, run: StageRun, models: Models, folder: Path) -> bool:
+        """Write the trained model into `folder`; True when that is done."""
 
     @hookspec(firstresult=True)
     def save_state(self, run: StageRun) -> dict[str, Any]:

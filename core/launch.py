@@ -66,7 +66,7 @@ def job(cfg: DictConfig) -> int:
             sys.stderr.write(f"== job {settings.job.num}: {settings.job.override_dirname}\n")
         registry = Registry.load()
         typed = accept(cfg, registry)
-        from core.run import execute
+        from core.execute import execute
 
         code = int(execute(typed, registry, check.plain(cfg)) or 0)
     except PreftuneError as error:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from core import __version__
+from core.combinations import check_combinations
 from core.errors import ConfigError, PluginError
+from core.dataset import Dataset, load_dataset
 from core.ledger import Ledger
-from core.records import Dataset, load_dataset
-from core.registry import Registry
+from core.registry import Registry, importable
 from core.schema import RunConfig
+from core.scoring import involved
 from core.sources import cache_dir, source_fingerprint
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec
 
@@ -140,13 +142,15 @@ def make_plan(cfg: RunConfig, registry: Registry) -> Plan:
         for stage in stages:
             stage.state, stage.run_dir = ledger.lookup(stage.key)
     plan = Plan(stages)
-    registry.modify_plan(cfg, plan)
+    for answer in sorted(registry.hook.modify_plan.get_hookimpls(), key=lambda impl: impl.plugin_name):
+        known = {"cfg": cfg, "plan": plan}
+        answer.function(*[known[name] for name in answer.argnames])
     return plan
 
 
 def _chain(cfg: RunConfig, registry: Registry) -> list[tuple[StageSpec, Any]]:
     """Specs and stage configs, in the order they run."""
-    target, _ = registry.stage(cfg.stage.name, cfg.stage.algorithm)
+    target = registry.stages[(cfg.stage.name, cfg.stage.algorithm)].spec
     named = cfg.pipeline.stages
     if named is not None:
         if not named or named[-1] != target.name:
@@ -160,10 +164,12 @@ def _chain(cfg: RunConfig, registry: Registry) -> list[tuple[StageSpec, Any]]:
         before = [stage for role, stage in target.after.items() if _lacks(cfg, role, registry)]
     chain = []
     for name in before:
-        spec, _ = registry.stage(name, "")
-        config = getattr(cfg.upstream, name, None)
+        config = cfg.upstream.get(name) if isinstance(cfg.upstream, dict) else getattr(cfg.upstream, name, None)
         if config is None:
-            raise ConfigError(f"the stage '{name}' cannot stand before '{target.name}'", "pipeline.stages")
+            raise ConfigError(
+                f"there is no stage '{name}'", "pipeline.stages", f"one of: {', '.join(registry.stage_names())}"
+            )
+        spec = registry.stages[(name, config.algorithm)].spec
         chain.append((spec, config))
     return [*chain, (target, cfg.stage)]
 
@@ -172,54 +178,72 @@ def _lacks(cfg: RunConfig, role: str, registry: Registry) -> bool:
     """Whether the config names no model for the role, so that a stage must make it."""
     if role != "reward_model":
         return True
-    spec = registry.reward(cfg.reward.name)
-    return _needs_reward_model(cfg, spec, registry) and not getattr(cfg.reward, "source", None)
+    return _uses(cfg, registry, "needs_model") and not getattr(cfg.reward, "source", None)
 
 
-def _needs_reward_model(cfg: RunConfig, spec: RewardSpec, registry: Registry) -> bool:
-    members = getattr(cfg.reward, "members", None) or []
-    return spec.needs_model or any(registry.reward(member["name"]).needs_model for member in members)
+def _uses(cfg: RunConfig, registry: Registry, need: str) -> bool:
+    """Whether the configured reward, or a member of it, has the need `needs_model` or `needs_answer`."""
+    specs = {name: entry.spec for name, entry in registry.reward_models.items()}
+    return any(getattr(spec, need) for spec in involved(specs[cfg.reward.name], cfg.reward, specs))
+
+
+def _engine(cfg: RunConfig, registry: Registry) -> EngineSpec:
+    """The engine that was named, or for `auto` the importable one of the highest priority."""
+    if cfg.rollout.name in registry.engines:
+        return registry.engines[cfg.rollout.name].spec
+    ranked = sorted((entry.spec for entry in registry.engines.values()), key=lambda spec: -spec.priority)
+    for spec in ranked:
+        if all(importable(name) for name in spec.requires):
+            return spec
+    raise PluginError("no rollout engine can be imported", "rollout", "pip install 'preftune[cpu]' or 'preftune[gpu]'")
 
 
 def _plan_stage(
     cfg: RunConfig, spec: StageSpec, registry: Registry, before: list[StagePlan], fingerprint: str
 ) -> StagePlan:
-    registry.check_requires(spec.requires, f"the stage '{spec.name}'")
+    registry.check_requires(spec)
     dataset = load_dataset(cfg.data, data_folder(cfg, registry), spec.data, cfg.runtime.seed)
-    engine = registry.engine(cfg.rollout.name) if spec.rollouts else None
-    reward = registry.reward(cfg.reward.name) if spec.rollouts else None
+    engine = _engine(cfg, registry) if spec.rollouts else None
+    reward = registry.reward_models[cfg.reward.name].spec if spec.rollouts else None
     parents = {}
     for kind in ("policy", "reward_model"):
         made = [stage for stage in before if stage.spec.makes == kind]
         if made and (kind == "policy" or kind in spec.roles):
             parents[kind] = made[-1]
-    if reward and reward.needs_answer and not any(record.answer for record in dataset.train):
+    if reward and _uses(cfg, registry, "needs_answer") and not any(record.answer for record in dataset.train):
         raise ConfigError(
             f"reward={reward.name} compares with an answer, but no training record has one",
             "reward",
             "name the column with data.columns.answer=COLUMN, or choose another reward",
         )
-    if reward and _needs_reward_model(cfg, reward, registry) and "reward_model" not in parents:
-        if not getattr(cfg.reward, "source", None):
-            raise ConfigError(
-                f"reward={reward.name} scores with a learned reward model, but the pipeline makes none",
-                "pipeline.stages",
-                "put 'reward' before this stage, set reward.source=FOLDER, or choose a rule as reward",
-            )
-    owner = registry.owner(spec)
-    plan = StagePlan(spec, owner, cfg, dataset, engine, reward, parents=parents)
+    if reward and _lacks(cfg, "reward_model", registry) and "reward_model" not in parents:
+        raise ConfigError(
+            f"reward={reward.name} scores with a learned reward model, but the pipeline makes none",
+            "pipeline.stages",
+            "put 'reward' before this stage, set reward.source=FOLDER, or choose a rule as reward",
+        )
+    owner = registry.owner_of(spec)
+    plan = StagePlan(
+        spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
+        engine, reward, parents=parents,
+    )  # fmt: skip
+    plan.warnings += [
+        f"{finding.message}; {finding.mend}" for finding in check_combinations(cfg, spec) if finding.level == "warning"
+    ]
     plan.key = _key(plan, fingerprint)
     return plan
 
 
-def data_folder(cfg: RunConfig, registry: Registry) -> Path | None:
+def data_folder(cfg: RunConfig, registry: Registry) -> Path:
     """The file or folder that the data config names; a generator's rows are written once into the cache."""
     if cfg.data.path:
         return Path(cfg.data.path).expanduser()
     if not cfg.data.source:
         raise ConfigError("no data is named", "data", "set data.path=FILE or data=demo")
-    source = registry.data_source(cfg.data.source)
-    return _generated(source, cfg.runtime.seed, registry)
+    if cfg.data.source not in registry.data_sources:
+        known = ", ".join(sorted(registry.data_sources))
+        raise ConfigError(f"there is no data source '{cfg.data.source}'", "data.source", f"one of: {known}")
+    return _generated(registry.data_sources[cfg.data.source].spec, cfg.runtime.seed, registry)
 
 
 def _generated(source: DataSourceSpec, seed: int, registry: Registry) -> Path:
@@ -227,7 +251,7 @@ def _generated(source: DataSourceSpec, seed: int, registry: Registry) -> Path:
 
     folder = cache_dir() / "data" / f"{source.name}-{source.version}-{seed}"
     if not folder.is_dir():
-        write = registry.load_object(source.impl, source.name)
+        write = registry.resolve(source)
         with atomic_folder(folder) as part:
             write(part, seed)
         if not any(folder.iterdir()):

@@ -1,9 +1,9 @@
-"""One stage at work, from its plan to its verified artifact; and the chain of stages that a command asks for."""
+"""One stage at work, from its plan to its verified artifact."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 import resource
 import sys
 import time
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.console import Console
-from core.errors import ArtifactError, TrainingError
+from core.dataset import load_dataset
+from core.errors import ArtifactError, PluginError, TrainingError
 from core.files import write_json, write_text
 from core.jsonl import MetricsWriter
-from core.ledger import Ledger, lock_folder
 from core.observers import Observers
-from core.plan import Plan, StagePlan, make_plan, plain
+from core.plan import Plan, StagePlan, data_folder, plain
 from core.records import BadRow, Record, write_quarantine
 from core.registry import Registry
 from core.schema import Device, Dtype, RunConfig
@@ -45,7 +45,9 @@ class StageRun:
     engine and scorers on demand, and the ways to say, warn and observe.
     """
 
-    def __init__(self, plan: StagePlan, whole: Plan, registry: Registry, console: Console, group: str) -> None:
+    def __init__(
+        self, plan: StagePlan, whole: Plan, registry: Registry, console: Console, group: str, config_json: dict[str, Any]
+    ) -> None:
         assert plan.run_dir is not None
         self.plan, self.whole, self.registry, self.console, self.group = plan, whole, registry, console, group
         self.cfg: RunConfig = plan.cfg
@@ -77,7 +79,7 @@ class StageRun:
         self._scorers: dict[str, GuardedScorer] = {}
         self._synced: dict[str, int] = {}
         self._dropped: list[BadRow] = list(plan.dataset.quarantined)
-        self.config_json: dict[str, Any] = plain(plan.cfg)
+        self.config_json = {**config_json, "stage": plain(plan.cfg.stage)}
 
     # -- surroundings ------------------------------------------------------------------------------------------------
 
@@ -195,11 +197,18 @@ class StageRun:
         self._dropped.append(BadRow(str(meta.get("file", "")), int(meta.get("line", 0)), reason, text[:200]))
 
     def eval_records(self) -> list[Record]:
-        """Held-out records that completions are generated for: those with a prompt that leaves room to answer."""
+        """Held-out records that completions are generated for: those whose prompt leaves room to answer."""
         limit = self.cfg.model.max_length - self.cfg.eval.max_new_tokens
-        records = [record for record in self.plan.dataset.heldout if record.prompt][: self.cfg.eval.max_items]
+        records = self.plan.dataset.heldout_prompts[: self.cfg.eval.max_items]
         prompts = self.codec.prompts([record.prompt for record in records])
         return [record for record, ids in zip(records, prompts, strict=True) if len(ids) <= limit]
+
+    def records_for(self, schema: str) -> list[Record]:
+        """Training records of the same data seen as another schema, e.g. demonstrations beside prompts.
+
+        Raises DataError when the data does not serve that schema.
+        """
+        return load_dataset(self.cfg.data, data_folder(self.cfg, self.registry), schema, self.cfg.runtime.seed).train
 
     # -- rollouts and scores -----------------------------------------------------------------------------------------
 
@@ -215,11 +224,17 @@ class StageRun:
         """The stage's engine, or the one that samples from the trainer's own weights where the stage has none."""
         if self.plan.engine is not None:
             return self.engine()
-        return self._ready(self.registry.sharing_engine().name)
+        return self._ready(self._sharing_engine())
+
+    def _sharing_engine(self) -> str:
+        for name, entry in self.registry.engines.items():
+            if entry.spec.shares_policy:
+                return name
+        raise PluginError("no rollout engine samples from the trainer's own weights", "", "enable rollout_transformers")
 
     def _ready(self, name: str) -> RolloutEngine:
         engine = self._engines.get(name)
-        spec = self.registry.engine(name)
+        spec = self.registry.engines[name].spec
         if engine is None:
             with self.timed("engine start"):
                 if not spec.shares_policy:
@@ -247,15 +262,24 @@ class StageRun:
         """The reward that the stage trains on; None for a stage without rollouts."""
         return self._scorer("reward", self.cfg.reward) if self.plan.reward else None
 
+    def _answer_scorer(self) -> str:
+        """The reward model for the kind of answers that the held-out records carry; empty where they carry none."""
+        answers = [record.answer for record in self.plan.dataset.heldout_prompts]
+        if not answers or not all(answers):
+            return ""
+        kind = "number" if all(_is_number(answer) for answer in answers) else "text"
+        fitting = (name for name, entry in self.registry.reward_models.items() if entry.spec.answers == kind)
+        return next(fitting, "")
+
     def true_scorer(self) -> GuardedScorer | None:
         """The scorer that tells whether the policy got better; None where nothing but the reward can."""
         name = self.cfg.eval.scorer
         if name == "auto":
-            name = self.registry.answer_scorer([record.answer for record in self.plan.dataset.heldout]) or ""
+            name = self._answer_scorer()
         if not name:
             return None
         same = self.plan.reward and name == self.cfg.reward.name
-        return self._scorer("true", self.cfg.reward if same else self.registry.reward(name).config(name=name))
+        return self._scorer("true", self.cfg.reward if same else self.registry.reward_models[name].spec.config(name=name))
 
     # -- observing ---------------------------------------------------------------------------------------------------
 
@@ -387,7 +411,7 @@ class StageRun:
         """What the stages of the chain did, the start of the whole chain first."""
         rows = []
         for stage in self.whole.stages:
-            row = result if stage is self.plan else _read_result(stage)
+            row = result if stage is self.plan else read_result(stage)
             if row is not None:
                 rows.append(
                     {
@@ -419,73 +443,12 @@ class StageRun:
         self.models = None
 
 
-def execute(cfg: RunConfig, registry: Registry) -> int:
-    """Plan, show the plan, run what is not there yet, show the summary. Returns the exit code."""
-    console = Console()
-    for warning in registry.warnings:
-        console.warn(warning)
-    plan = make_plan(cfg, registry)
-    from core.preview import add_previews
-
-    add_previews(plan)
-    console.plan(plan)
-    if cfg.dry_run:
-        return 0
-    _prepare_process(cfg)
-    ledger = Ledger(Path(cfg.runs_dir))
-    group = cfg.group or time.strftime("%Y%m%d-%H%M%S")
-    tracked = registry.trackers.get(cfg.tracker.name)
-    results = []
-    for number, stage in enumerate(plan.stages, start=1):
-        head = f"stage {number} of {len(plan.stages)}: {stage.title}"
-        if stage.state == "reuse":
-            console.line(f"{head}: reused from {stage.run_dir} (reuse=false runs it anew)")
-            results.append(_read_result(stage))
-            continue
-        if stage.state == "run":
-            stage.run_dir = ledger.open_folder(stage.key, stage.stage)
-        console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
-        assert stage.run_dir is not None
-        with lock_folder(stage.run_dir):
-            fresh = Registry.load()
-            _register(fresh, stage, tracked, cfg)
-            results.append(StageRun(stage, plan, fresh, console, group).execute())
-    console.summary(plan, results)
-    return 0
-
-
-def _register(registry: Registry, stage: StagePlan, tracked: Any, cfg: RunConfig) -> None:
-    """Defaults, the chosen stage and the chosen tracker: nothing else answers this run's stage hooks."""
-    import core.defaults
-
-    registry.manager.register(core.defaults, "core.defaults")
-    registry.activate(registry.stages[(stage.stage, stage.algorithm)].spec)
-    if tracked is not None:
-        registry.activate(registry.trackers[tracked.spec.name].spec, cfg.tracker)
-
-
-def _prepare_process(cfg: RunConfig) -> None:
-    """Quiet libraries, threads, no phoning home; before torch and its friends are imported."""
-    for name, value in {
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "VLLM_NO_USAGE_STATS": "1",
-    }.items():
-        os.environ.setdefault(name, value)
-    from core.quiet import hush
-
-    hush()
-    import torch
-
-    if cfg.runtime.threads:
-        torch.set_num_threads(cfg.runtime.threads)
-    torch.manual_seed(cfg.runtime.seed)
-    if cfg.runtime.device is Device.cuda and not torch.cuda.is_available():
-        from core.errors import ConfigError
-
-        raise ConfigError("runtime.device=cuda, but torch sees no GPU", "runtime.device", "set runtime.device=auto")
+def _is_number(text: str | None) -> bool:
+    try:
+        float((text or "").replace(",", ""))
+    except ValueError:
+        return False
+    return True
 
 
 def _has_cuda() -> bool:
@@ -499,9 +462,7 @@ def _artifact_folder(folder: Path) -> Path:
     return inner if inner.is_dir() else folder
 
 
-def _read_result(stage: StagePlan) -> dict[str, Any] | None:
-    import json
-
+def read_result(stage: StagePlan) -> dict[str, Any] | None:
     path = stage.run_dir / "result.json" if stage.run_dir else None
     return json.loads(path.read_text()) if path and path.is_file() else None
 

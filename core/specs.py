@@ -56,6 +56,8 @@ class RewardSpec:
     summary: str = ""
     isolated: bool = False
     """Runs in worker processes that can be killed at `timeout_s` (for checks that may hang or crash)."""
+    answers: str = ""
+    """Kind of answer it compares with, "number" or "text": `eval.scorer=auto` goes by it."""
     needs_answer: bool = False
     """Records must carry an `answer`."""
     needs_model: bool = False

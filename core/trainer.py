@@ -154,7 +154,7 @@ class StepLoop:
                 "first_eval": run.first_eval,
             }
             path = save_checkpoint(run.dir / "checkpoints", self.step, tensors, state, self.cfg.keep_checkpoints)
-        run.observers.call("on_checkpoint", run=run, step=self.step, path=path)
+        run.observers.on_checkpoint(run, self.step, path)
 
     def _resume(self) -> None:
         run = self.run

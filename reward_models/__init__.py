@@ -55,6 +55,8 @@ def check_regex(key: str, pattern: str) -> None:
 class LearnedConfig(RewardConfig):
     """Score of the Bradley-Terry reward model in the run's `reward_model` role."""
 
+    source: str | None = None
+    """Folder of a reward model (or of the run that made it); unset takes the one that the pipeline makes."""
     batch_tokens: int = 8192
     """Most tokens in one forward pass."""
 
@@ -264,11 +266,11 @@ def register_reward_models() -> list[RewardSpec]:
         RewardSpec("length", LengthConfig, f"{rules}:build_length",
                    "nearness to a target length"),
         RewardSpec("exact", ExactConfig, f"{rules}:build_exact",
-                   "same text as the gold answer", isolated=True, needs_answer=True),
+                   "same text as the gold answer", isolated=True, answers="text", needs_answer=True),
         RewardSpec("json", JsonConfig, f"{rules}:build_json",
                    "valid JSON with the required keys"),
         RewardSpec("numeric", NumericConfig, "reward_models.numeric:build",
-                   "same number or formula as the gold answer (math-verify)", isolated=True, needs_answer=True,
+                   "same number or formula as the gold answer (math-verify)", isolated=True, answers="number", needs_answer=True,
                    requires=("math_verify",)),
         RewardSpec("ensemble", EnsembleConfig, "reward_models.ensemble:build",
                    "several reward models as one, with their spread"),

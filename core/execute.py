@@ -1,0 +1,93 @@
+"""The job behind one command: plan, show the plan, run what is not there yet, show the summary."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from core.console import Console
+from core.errors import ConfigError
+from core.ledger import Ledger, lock_folder
+from core.plan import Plan, StagePlan, make_plan
+from core.preview import add_previews
+from core.registry import Registry
+from core.schema import Device, RunConfig
+
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> int:
+    """Run the chain of stages that the config asks for. Returns the exit code.
+
+    config_json: the resolved config without secrets, for the run folder and the tracker.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    console = Console()
+    plan = make_plan(cfg, registry)
+    add_previews(plan)
+    console.plan(plan)
+    if cfg.dry_run:
+        return 0
+    _prepare_torch(cfg)
+    ledger = Ledger(Path(cfg.runs_dir))
+    group = cfg.group or time.strftime("%Y%m%d-%H%M%S")
+    results = [
+        _stage(plan, number, console, ledger, cfg, config_json, group) for number in range(1, len(plan.stages) + 1)
+    ]
+    console.summary(plan, results)
+    return 0
+
+
+def _stage(
+    plan: Plan, number: int, console: Console, ledger: Ledger, cfg: RunConfig, config_json: dict[str, Any], group: str
+) -> dict[str, Any] | None:
+    """Reuse, resume or run one stage; returns its result.json."""
+    from core.run import StageRun, read_result
+
+    stage = plan.stages[number - 1]
+    head = f"stage {number} of {len(plan.stages)}: {stage.title}"
+    if stage.state == "reuse":
+        console.line(f"{head}: reused from {stage.run_dir} (reuse=false runs it anew)")
+        return read_result(stage)
+    if stage.state == "run":
+        stage.run_dir = ledger.open_folder(stage.key, stage.stage)
+    assert stage.run_dir is not None
+    console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
+    with lock_folder(stage.run_dir):
+        # A fresh manager for each stage: what one stage registered cannot answer for the next.
+        registry = Registry.load()
+        _register(registry, stage, cfg)
+        return StageRun(stage, plan, registry, console, group, config_json).execute()
+
+
+def _register(registry: Registry, stage: StagePlan, cfg: RunConfig) -> None:
+    """Defaults, the chosen stage and the chosen tracker: nothing else answers this run's stage hooks."""
+    import core.defaults
+
+    registry.manager.register(core.defaults, "core.defaults")
+    registry.activate(registry.stages[(stage.stage, stage.algorithm)].spec)
+    if cfg.tracker.name in registry.trackers:
+        registry.activate(registry.trackers[cfg.tracker.name].spec, cfg.tracker)
+
+
+def _prepare_torch(cfg: RunConfig) -> None:
+    """Quiet libraries, threads, and a device that exists."""
+    from core.quiet import hush
+
+    hush()
+    import torch
+
+    if cfg.runtime.threads:
+        torch.set_num_threads(cfg.runtime.threads)
+    if cfg.runtime.device is Device.cuda and not torch.cuda.is_available():
+        raise ConfigError("runtime.device=cuda, but torch sees no GPU", "runtime.device", "set runtime.device=auto")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a run on several processes is not supported yet", "WORLD_SIZE", "start one process")

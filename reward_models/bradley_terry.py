@@ -1,0 +1,59 @@
+"""The learned reward model at work: score of the run's `reward_model` role at each completion's last token."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from core.api import ModelError, Score, ScoreRequest
+
+if TYPE_CHECKING:
+    from core.scoring import ScorerContext
+    from reward_models import LearnedConfig
+
+
+class BradleyTerry:
+    """Scores token ids as they were sampled; nothing is tokenised again.
+
+    Score: unbounded, about 0 for a completion like the chosen ones of the reward model's training set.
+    """
+
+    def __init__(self, config: LearnedConfig, context: ScorerContext) -> None:
+        self.config, self.run = config, context.run
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """One Score for each request; completions of one prompt share its computation.
+
+        Raises ModelError when the run has no reward model; an empty completion is an error of that request alone.
+        """
+        import torch
+
+        from core.torch_api import PromptGroup, pack, split_by_tokens
+
+        model = self.run.models.reward_model
+        if model is None:
+            raise ModelError("the run has no reward model", "reward=learned", "set reward.source=FOLDER")
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        scores = [Score(None, error="the completion is empty")] * len(requests)
+        for index, request in enumerate(requests):
+            if request.completion_ids:
+                groups[request.prompt_ids].append(index)
+
+        def tokens(group: list[int]) -> int:
+            return len(requests[group[0]].prompt_ids) + sum(len(requests[i].completion_ids) for i in group)
+
+        for part in split_by_tokens(list(groups.values()), tokens, self.config.batch_tokens):
+            row = pack(
+                [PromptGroup(requests[group[0]].prompt_ids, [requests[i].completion_ids for i in group]) for group in part]
+            )
+            with torch.no_grad():
+                values = model(row).tolist()
+            for index, value in zip((i for group in part for i in group), values, strict=True):
+                scores[index] = Score(value)
+        return scores
+
+
+def build(config: LearnedConfig, context: ScorerContext) -> BradleyTerry:
+    """The scorer of a run."""
+    return BradleyTerry(config, context)
