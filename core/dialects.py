@@ -229,6 +229,8 @@ class DialectSpec:
     """Values by canonical field to fields of a Record; raises RowError."""
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Columns to look in, where they differ from ALIASES."""
+    named: bool = False
+    """Known by the name of its prompt column alone; steps back when the user names another."""
 
 
 DIALECTS: list[DialectSpec] = [
@@ -249,6 +251,7 @@ DIALECTS: list[DialectSpec] = [
         {"prompt": _is_text, "completion": _is_text},
         _completed,
         {"prompt": ("instruction",), "completion": ("output", "response", "completion")},
+        named=True,
     ),
     DialectSpec(
         "prompt_completion",
@@ -261,6 +264,7 @@ DIALECTS: list[DialectSpec] = [
         {"prompt": _is_text, "completion": _is_text},
         _completed,
         {"prompt": ("question",), "completion": ("answer",)},
+        named=True,
     ),
     DialectSpec("prompts", {"prompt": _is_said}, _prompt_only),
     DialectSpec("text", {"text": _is_text}, _raw_text),
@@ -329,6 +333,8 @@ def detect(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None 
     best: tuple[int, DialectSpec, dict[str, str]] | None = None
     for spec in DIALECTS:
         if not columns.keys() <= spec.required.keys() | OPTIONAL.keys():
+            continue
+        if spec.named and columns.get("prompt", spec.aliases["prompt"][0]) not in spec.aliases["prompt"]:
             continue
         mapping = {name: _column(rows, spec, name, columns) for name in spec.required}
         fits = sum(all(test(row.get(mapping[name])) for name, test in spec.required.items()) for row in rows)
