@@ -3,7 +3,6 @@ in the folder PREFTUNE_TEST_DATA, or beside the repository; tests of files that 
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 
@@ -28,7 +27,7 @@ FILES = {
     f"{DEMOS}/kto_en_demo.json": ("messages", 300, 0, (150, 0, 297, 0)),
     f"{DEMOS}/c4_demo.jsonl": ("text", 300, 0, (0, 0, 0, 300)),
     f"{DEMOS}/wiki_demo.txt": ("text", 30, 0, (0, 0, 0, 30)),
-    "hh_rlhf/harmless-base_test.jsonl.gz": ("preference_transcript", 2303, 9, (2303, 2303, 2301, 0)),
+    "hh_rlhf/harmless-base_test.jsonl.gz": ("preference_transcript", 2308, 4, (2308, 2308, 2306, 0)),
     "stack_exchange_paired/stack_exchange_paired_tiny.json": ("preference", 25, 0, (25, 25, 8, 0)),
     "tinker_conversations/conversations.jsonl": ("messages", 128, 0, (128, 0, 128, 0)),
     "fastchat/dummy_conversation.json": ("sharegpt", 500, 0, (500, 0, 384, 0)),
@@ -86,18 +85,16 @@ def test_turns_of_real_conversations() -> None:
 
 def test_transcripts_are_cut_where_the_published_text_is() -> None:
     loaded = load_records([real("hh_rlhf/harmless-base_test.jsonl.gz")])
-    assert {row.reason for row in loaded.quarantined} == {"empty completion: chosen", "empty completion: rejected"}
+    assert {row.reason for row in loaded.quarantined} == {"empty completion: chosen"}
     first = loaded.records[0]
     assert roles(first) == "user assistant user assistant user"
     assert first.prompt[0].content == "what are some pranks with a pen i can do?"
     assert first.chosen.startswith("No, sorry!  All of these involve a pen")
     assert first.rejected.startswith("There are lots of funny things you can do with pens")
-    # four transcripts of the data set have an assistant that speaks twice
-    odd = [record for record in loaded.records if "assistant assistant" in roles(record)]
-    assert len(odd) == 4
-    for record in loaded.records:
-        pairs = itertools.pairwise(message.role for message in record.prompt)
-        assert record in odd or all(one != other for one, other in pairs)
+    for record in loaded.records:  # some transcripts have an assistant that speaks twice; that is one turn
+        assert roles(record) == " ".join(["user", "assistant"] * (len(record.prompt) // 2) + ["user"])
+    twice = next(record for record in loaded.records if record.meta["line"] == 1255)
+    assert twice.chosen.endswith("\n\nI think they call them that because")
 
 
 def test_values_of_real_rows() -> None:
@@ -120,6 +117,6 @@ def test_rows_without_known_columns_are_refused_with_them() -> None:
 def test_a_real_file_becomes_a_dataset() -> None:
     data = load_dataset(DataConfig(), real("hh_rlhf/harmless-base_test.jsonl.gz"), "preference", 17)
     assert len(data.heldout) == 200
-    assert len(data.train) == 2103
+    assert len(data.train) == 2108
     assert not {record.prompt_key for record in data.train} & {record.prompt_key for record in data.heldout}
-    assert data.info["quarantined"] == 9
+    assert data.info["quarantined"] == 4
