@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from core.errors import ConfigError
@@ -229,6 +230,8 @@ class DialectSpec:
     """Values by canonical field to fields of a Record; raises RowError."""
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Columns to look in, where they differ from ALIASES."""
+    named: bool = False
+    """Known by the name of its prompt column alone; steps back when the user names another."""
 
 
 DIALECTS: list[DialectSpec] = [
@@ -249,6 +252,7 @@ DIALECTS: list[DialectSpec] = [
         {"prompt": _is_text, "completion": _is_text},
         _completed,
         {"prompt": ("instruction",), "completion": ("output", "response", "completion")},
+        named=True,
     ),
     DialectSpec(
         "prompt_completion",
@@ -261,6 +265,7 @@ DIALECTS: list[DialectSpec] = [
         {"prompt": _is_text, "completion": _is_text},
         _completed,
         {"prompt": ("question",), "completion": ("answer",)},
+        named=True,
     ),
     DialectSpec("prompts", {"prompt": _is_said}, _prompt_only),
     DialectSpec("text", {"text": _is_text}, _raw_text),
@@ -279,31 +284,39 @@ class Dialect:
     """Columns of the rows that it was found from, in their order."""
     spec: DialectSpec
 
+    @cached_property
+    def _used(self) -> frozenset[str]:
+        return frozenset(self.mapping.values())
+
+    @cached_property
+    def _options(self) -> list[str]:
+        return [name for name in self.mapping if name in OPTIONAL and name not in JOINED]
+
     def record(self, row: Mapping[str, Any], meta: dict[str, Any]) -> Record:
         """The record of a row; columns that no field stands for go to `meta["extra"]`.
 
         Raises: RowError when the row does not fit.
         """
         values = {name: row.get(column) for name, column in self.mapping.items()}
-        missing = [self.mapping[name] for name in self.spec.required if values[name] is None]
-        if missing:
-            raise RowError(f"missing columns: {', '.join(missing)}")
+        if None in values.values():
+            missing = [self.mapping[name] for name in self.spec.required if values[name] is None]
+            if missing:
+                raise RowError(f"missing columns: {', '.join(missing)}")
         try:
             fields = self.spec.parse(values)
-            for name, value in values.items():
-                if name in OPTIONAL and name not in JOINED and value is not None and value != "":
+            for name in self._options:
+                value = values[name]
+                if value is not None and value != "":
                     fields[name] = OPTIONAL[name](value, name)
         except RowError as error:
             column = self.mapping.get(error.field, error.field)
             raise error if column == error.field else RowError(f"{error.reason} (column '{column}')") from None
-        better, worse = fields.pop("chosen_score", None), fields.pop("rejected_score", None)
-        if better is not None and worse is not None:
-            fields.setdefault("margin", better - worse)
-        if len(row) > len(self.mapping) or not row.keys() <= set(self.mapping.values()):
-            used = set(self.mapping.values())
-            extra = {column: value for column, value in row.items() if column not in used}
-            if extra:
-                meta["extra"] = extra
+        if self._options:
+            better, worse = fields.pop("chosen_score", None), fields.pop("rejected_score", None)
+            if better is not None and worse is not None:
+                fields.setdefault("margin", better - worse)
+        if not row.keys() <= self._used:
+            meta["extra"] = {column: value for column, value in row.items() if column not in self._used}
         record = Record(meta=meta, **fields)
         try:
             _ = record.key
@@ -329,6 +342,8 @@ def detect(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None 
     best: tuple[int, DialectSpec, dict[str, str]] | None = None
     for spec in DIALECTS:
         if not columns.keys() <= spec.required.keys() | OPTIONAL.keys():
+            continue
+        if spec.named and columns.get("prompt", spec.aliases["prompt"][0]) not in spec.aliases["prompt"]:
             continue
         mapping = {name: _column(rows, spec, name, columns) for name in spec.required}
         fits = sum(all(test(row.get(mapping[name])) for name, test in spec.required.items()) for row in rows)

@@ -186,11 +186,11 @@ READERS: dict[str, Callable[[IO[bytes], Path], Iterator[Row]]] = {
 def _parse(raw: bytes) -> str | None:
     """Why a line holds no single JSON value; None when it holds one."""
     try:
-        json.loads(raw.decode("utf-8-sig"))
+        json.loads(raw.strip().decode("utf-8-sig"))
     except UnicodeDecodeError:
         return NOT_UTF8
     except json.JSONDecodeError as error:
-        return f"not JSON: {error.msg} at column {error.colno}"
+        return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     return None

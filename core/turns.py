@@ -112,11 +112,15 @@ def is_transcript(value: object) -> bool:
 
 
 def from_transcript(value: object, field: str) -> tuple[Message, ...]:
-    """Messages of a transcript; white space around a turn is dropped. Raises: RowError when it is none."""
+    """Messages of a transcript. White space around a turn is dropped; turns of one speaker side by side are one, as
+    most chat templates want them in alternation. Raises: RowError when it is none."""
     if not is_transcript(value):
         raise RowError(f"wrong type: {field} is {kind_of(value)}, not a transcript of Human: and Assistant:", field)
     pieces = _TURN.split(to_text(value, field))
-    return tuple(
-        Message("user" if who == "Human" else "assistant", content.strip())
-        for who, content in zip(pieces[1::2], pieces[2::2], strict=True)
-    )
+    messages: list[Message] = []
+    for who, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+        role, content = "user" if who == "Human" else "assistant", piece.strip()
+        if messages and messages[-1].role == role:
+            content = f"{messages.pop().content}\n\n{content}".strip()
+        messages.append(Message(role, content))
+    return tuple(messages)
