@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bad_scorers import IN_PROCESS, ISOLATED
+
 from core.api import ConfigError, ScorerContext, ScoreRequest
 from core.scoring import involved, typed_config
 from reward_models import EnsembleConfig, register_reward_models

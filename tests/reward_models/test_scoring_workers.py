@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bad_scorers import IN_PROCESS, ISOLATED, BadConfig
+
 from core.api import ConfigError, GuardedScorer, PluginError, RewardConfig, RewardSpec, ScorerContext, ScoreRequest
 from core.scoring import WorkerPool, checked, involved, summarise, typed_config
 from core.types import Score
@@ -89,10 +90,10 @@ def test_a_hang_is_killed_and_costs_one_score(isolated):
 
 
 def test_every_request_has_its_own_deadline():
-    """Twelve times 0.2 s is over the limit of 1 s together, but none is alone."""
-    scorer = GuardedScorer(ISOLATED, BadConfig(timeout_s=1.0), CONTEXT)
+    """Ten requests lie in a worker's pipe at once: 0.8 s together is over the limit, 0.08 s each is not."""
+    scorer = GuardedScorer(ISOLATED, BadConfig(timeout_s=0.5), CONTEXT)
     try:
-        assert [score.value for score in scorer.score(ask(*["sleep 0.2"] * 12))] == [1.0] * 12
+        assert [score.value for score in scorer.score(ask(*["sleep 0.08"] * 80))] == [1.0] * 80
     finally:
         scorer.close()
 
