@@ -25,7 +25,13 @@ MEMORY_BYTES = 4 << 30
 
 
 def main() -> None:
-    """Serve requests until the input ends."""
+    """Serve requests until the input ends or nobody reads the answers any more."""
+    with contextlib.suppress(BrokenPipeError):
+        serve()
+
+
+def serve() -> None:
+    """Build the scorer and answer its requests."""
     requests, answer = _take_wire()
     _limit_memory()
     hello = json.loads(requests.readline())

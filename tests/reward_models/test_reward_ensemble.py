@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bad_scorers import IN_PROCESS, ISOLATED
+
 from core.api import ConfigError, ScorerContext, ScoreRequest
 from core.scoring import involved, typed_config
 from reward_models import EnsembleConfig, register_reward_models
@@ -77,13 +78,13 @@ def test_a_members_error_is_the_ensembles_error():
 
 
 def test_an_isolated_members_hang_stays_its_own():
-    scorer = CONTEXT.make("ensemble", {"members": [{"name": "bad", "timeout_s": 0.5}, {"name": "json"}]})
+    scorer = CONTEXT.make("ensemble", {"members": [{"name": "bad", "timeout_s": 1.0}, {"name": "json"}]})
     try:
         scores = scorer.score([ScoreRequest("p", text) for text in ("3", "hang", "5")])
     finally:
         scorer.close()
     assert [found.value for found in scores] == [2.0, None, 3.0]
-    assert scores[1].error == "member bad: timed out after 0.5 s"
+    assert scores[1].error == "member bad: timed out after 1 s"
     assert scorer.errors == 1
     assert scorer._scorer.members[0].errors == 1
 

@@ -205,7 +205,8 @@ def test_every_way_to_write_a_number_is_equal(number):
     fraction = f"{number.numerator}/{number.denominator}"
     ways = [fraction, f"The answer is {fraction}.", f"#### {fraction}", f"so it is {fraction}"]
     if number.denominator == 1:
-        ways += [f"{number.numerator:,}", f"{number.numerator}.00", f"{number.numerator} apples", f"${number.numerator}$"]
+        whole = number.numerator
+        ways += [f"{whole:,}", f"{whole}.00", f"{whole} apples", f"${whole}$"]
     for way in ways:
         assert value(fraction, way) == 1.0, way
     other = number + 1
@@ -254,8 +255,8 @@ def test_every_gsm8k_gold_answer_is_right_and_every_corrupted_one_wrong():
     golds = [re.search(r"#### (.+)$", row["answer"])[1].strip() for row in rows]
     scorer = CONTEXT.make("numeric")
     try:
-        right = [ScoreRequest(r["question"], r["answer"], answer=g) for r, g in zip(rows, golds, strict=True)]
-        wrong = [ScoreRequest(r["question"], r["answer"], answer=corrupted(g)) for r, g in zip(rows, golds, strict=True)]
+        right = [ScoreRequest("p", row["answer"], answer=gold) for row, gold in zip(rows, golds, strict=True)]
+        wrong = [ScoreRequest("p", request.completion, answer=corrupted(request.answer)) for request in right]
         scorer.score(right[:50])
         start = time.perf_counter()
         good, bad = summarise(scorer.score(right)), summarise(scorer.score(wrong))

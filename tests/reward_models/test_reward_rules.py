@@ -71,13 +71,13 @@ def test_regex(params, completion, value):
 
 
 def test_catastrophic_regex_is_an_error_and_others_go_on():
-    scorer = CONTEXT.make("regex", {"pattern": r"(a+)+$", "timeout_s": 0.5})
+    scorer = CONTEXT.make("regex", {"pattern": r"(a+)+$", "timeout_s": 1.0})
     try:
         scores = scorer.score([ScoreRequest("p", text) for text in ("aaa", "a" * 60 + "b", "b", "aa")])
     finally:
         scorer.close()
     assert [found.value for found in scores] == [1.0, None, 0.0, 1.0]
-    assert scores[1].error == "timed out after 0.5 s"
+    assert scores[1].error == "timed out after 1 s"
     assert scorer.errors == 1
 
 
