@@ -55,6 +55,8 @@ def unknown_key(full_key: str, config: type | None, added: bool = False) -> Conf
     added: it came with '+', which Hydra accepts anywhere.
     """
     parent, _, name = full_key.rpartition(".")
+    if config is not None and not dataclasses.is_dataclass(config):
+        return ConfigError(f"unknown key '{full_key}'", mend=f"write +{full_key}=… where any key may stand")
     top = config is None or issubclass(config, RunConfig)
     names = [*field_names(RunConfig), "algorithm", "experiment"] if top else field_names(config or RunConfig)
     near = close(name, names)

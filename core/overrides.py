@@ -88,7 +88,7 @@ def _free_paths(config: type) -> tuple[str, ...]:
 
 
 def _is_free(path: str, registry: Registry) -> bool:
-    """Whether `path` lies inside a dictionary whose keys the user chooses."""
+    """Whether `path` is, or lies inside, a dictionary whose keys the user chooses."""
     part, _, rest = path.partition(".")
     tables: dict[str, list[Any]] = {
         "stage": list(registry.stages.values()),
@@ -99,8 +99,8 @@ def _is_free(path: str, registry: Registry) -> bool:
     if part == "upstream":
         part, rest = "stage", rest.partition(".")[2]
     if part in tables:
-        return any(rest.startswith(f"{free}.") for entry in tables[part] for free in _free_paths(entry.spec.config))
-    return any(path.startswith(f"{free}.") for free in _free_paths(RunConfig))
+        return any(f"{rest}.".startswith(f"{free}.") for entry in tables[part] for free in _free_paths(entry.spec.config))
+    return any(f"{path}.".startswith(f"{free}.") for free in _free_paths(RunConfig))
 
 
 def _algorithm(value: str, stages: list[str], overrides: list[str], registry: Registry) -> str:
@@ -151,7 +151,7 @@ def rewrite(overrides: list[str], registry: Registry, commands: Iterable[str] = 
             rewritten.append(override)
         elif key == "algorithm":
             rewritten.append(f"{ALGORITHM_KEY}={_algorithm(value, stages, overrides, registry)}")
-        elif not key.startswith(("+", "~")) and key.count(".") >= 2 and _is_free(key, registry):
+        elif not key.startswith(("+", "~")) and "." in key and _is_free(key, registry):
             rewritten.append(f"++{override}")
         else:
             rewritten.append(override)
