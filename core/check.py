@@ -214,10 +214,7 @@ def to_typed(cfg: DictConfig) -> RunConfig:
     """
     values: dict[str, Any] = {}
     for name in field_names(RunConfig):
-        try:
-            node = cfg[name]
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"'{name}' cannot be read: {str(error).splitlines()[0]}") from error
+        node = cfg[name]
         if name == "upstream":
             parts = {} if node is None else {str(key): node[key] for key in node}
             values[name] = {
@@ -249,9 +246,12 @@ def check_stage(cfg: DictConfig, registry: Registry) -> None:
 
 def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
     """The composed configuration as a typed, checked RunConfig; ConfigError where it cannot be one."""
-    check_keys(cfg)
-    check_missing(cfg)
-    check_stage(cfg, registry)
-    typed = to_typed(cfg)
+    try:
+        check_keys(cfg)
+        check_missing(cfg)
+        check_stage(cfg, registry)
+        typed = to_typed(cfg)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise ConfigError(f"'{error.full_key}' cannot be read: {str(error).splitlines()[0]}") from error
     check_peft(typed.peft)
     return typed

@@ -99,7 +99,9 @@ def _is_free(path: str, registry: Registry) -> bool:
     if part == "upstream":
         part, rest = "stage", rest.partition(".")[2]
     if part in tables:
-        return any(f"{rest}.".startswith(f"{free}.") for entry in tables[part] for free in _free_paths(entry.spec.config))
+        return any(
+            f"{rest}.".startswith(f"{free}.") for entry in tables[part] for free in _free_paths(entry.spec.config)
+        )
     return any(f"{path}.".startswith(f"{free}.") for free in _free_paths(RunConfig))
 
 
@@ -108,7 +110,7 @@ def _algorithm(value: str, stages: list[str], overrides: list[str], registry: Re
     algorithms = [word.strip(" '\"") for word in value.split(",")]
     if not stages and not any(override.startswith("experiment=") for override in overrides):
         owners = sorted({stage for stage, name in registry.stages if name == algorithms[0]})
-        mend = f"add stage={owners[0]}" if owners else f"name a stage that has algorithms: {_with_algorithms(registry)}"
+        mend = f"add stage={owners[0]}" if owners else f"take a stage that has algorithms: {_with_algorithms(registry)}"
         raise ConfigError(f"algorithm={value} needs a stage", mend=mend)
     known = [stage for stage in stages if stage in registry.stage_names()]
     for stage in known:

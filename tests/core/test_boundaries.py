@@ -15,24 +15,10 @@ HEAVY = {
     "torch", "transformers", "accelerate", "peft", "trl", "datasets", "vllm", "wandb", "bitsandbytes", "safetensors",
     "gguf", "tensorboard",
 }  # fmt: skip
-MAY_IMPORT_TORCH = {
-    f"core/{name}.py"
-    for name in (
-        "models",
-        "packed",
-        "logprobs",
-        "optim",
-        "trainer",
-        "checkpoint",
-        "artifact",
-        "verify",
-        "defaults",
-        "run",
-        "adapters",
-        "tokens",
-        "evaluate",
-    )  # fmt: skip
-}
+TORCH_SIDE = (
+    "models packed logprobs optim trainer checkpoint artifact verify defaults run adapters tokens evaluate".split()  # noqa: SIM905
+)
+MAY_IMPORT_TORCH = {f"core/{name}.py" for name in TORCH_SIDE}
 WORDS = ("beta", "advantage", "advantages", "clip_range", "kl_coef", "wandb", "vllm", "ppo", "dpo", "grpo")
 MAY_KNOW_WORDS = {"core/combinations.py"}
 
