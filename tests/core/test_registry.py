@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
 
 from core.errors import PluginError
+from core.launch import typed_config
 from core.registry import DISABLE_VARIABLE, MODULES_VARIABLE, Registry, install_hint
 
 ONE_STAGE = """
@@ -107,7 +109,7 @@ def test_switches(acme, make_module, monkeypatch):
     other = make_module(one_stage("other"))
     monkeypatch.setenv(MODULES_VARIABLE, f"acme_stages, {other}")
     assert "other" in Registry.load().stage_names()
-    monkeypatch.setenv(DISABLE_VARIABLE, f"{other},nobody")
+    monkeypatch.setenv(DISABLE_VARIABLE, f"{os.environ[DISABLE_VARIABLE]},{other},nobody")
     registry = Registry.load()
     assert "other" not in registry.stage_names()
     assert next(record for record in registry.plugins if record.owner.plugin == other).state == "blocked"
@@ -158,6 +160,9 @@ def test_a_field_type_that_cannot_be_held_is_named(acme, make_distribution):
     registry.check_configs()
     record = next(record for record in registry.plugins if record.owner.plugin == "odd")
     assert record.state == "broken" and "Config" in record.reason
+    assert typed_config(["stage=sft"])[0].stage.name == "sft"
+    with pytest.raises(PluginError, match="Config cannot be used as a config"):
+        typed_config(["stage=odd"])
 
 
 def test_activate_registers_an_instance(acme):
