@@ -55,6 +55,8 @@ def unknown_key(full_key: str, config: type | None, added: bool = False) -> Conf
     added: it came with '+', which Hydra accepts anywhere.
     """
     parent, _, name = full_key.rpartition(".")
+    if config is not None and not dataclasses.is_dataclass(config):
+        return ConfigError(f"unknown key '{full_key}'", mend=f"write +{full_key}=… where any key may stand")
     top = config is None or issubclass(config, RunConfig)
     names = [*field_names(RunConfig), "algorithm", "experiment"] if top else field_names(config or RunConfig)
     near = close(name, names)
@@ -212,10 +214,7 @@ def to_typed(cfg: DictConfig) -> RunConfig:
     """
     values: dict[str, Any] = {}
     for name in field_names(RunConfig):
-        try:
-            node = cfg[name]
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"'{name}' cannot be read: {str(error).splitlines()[0]}") from error
+        node = cfg[name]
         if name == "upstream":
             parts = {} if node is None else {str(key): node[key] for key in node}
             values[name] = {
@@ -247,9 +246,12 @@ def check_stage(cfg: DictConfig, registry: Registry) -> None:
 
 def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
     """The composed configuration as a typed, checked RunConfig; ConfigError where it cannot be one."""
-    check_keys(cfg)
-    check_missing(cfg)
-    check_stage(cfg, registry)
-    typed = to_typed(cfg)
+    try:
+        check_keys(cfg)
+        check_missing(cfg)
+        check_stage(cfg, registry)
+        typed = to_typed(cfg)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise ConfigError(f"'{error.full_key}' cannot be read: {str(error).splitlines()[0]}") from error
     check_peft(typed.peft)
     return typed

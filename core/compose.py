@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_write
 
 from core import peft_methods, presets
 from core.errors import ConfigError, PluginError
@@ -64,12 +64,14 @@ class PluginSearchPath(SearchPathPlugin):
 class LazyNode(ConfigNode):
     """A typed option of Hydra's store whose node is built when it is asked for: most options never are."""
 
-    group: str
-
-    def __init__(self, group: str, name: str, owner: Owner, make: Callable[[], Any]) -> None:
+    def __init__(self, group: str | None, name: str, owner: Owner, make: Callable[[], Any]) -> None:
         self.make = make
         self.built: DictConfig | None = None
         self.name, self.group, self.package, self.provider = f"{name}.yaml", group, None, f"{_PROVIDER}{owner}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LazyNode:
+        """Itself: Hydra copies its whole store for each composition, and each node once more when it loads it."""
+        return self
 
     @property
     def node(self) -> DictConfig:
@@ -140,12 +142,14 @@ def _root(registry: Registry, defaults: list[Any]) -> Any:
     """The primary config: RunConfig, with Hydra's settings and an `upstream` entry for each stage."""
     node = structured(Root)
     node.defaults, node.hydra = defaults, HYDRA_SETTINGS
-    upstream = OmegaConf.create({})
+    uncopied = {"no_deepcopy_set_nodes": True}  # the entries are new; a copy of each would double the time
+    upstream = OmegaConf.create({}, flags=uncopied)
     for stage in registry.stage_names():
         algorithm = registry.default_algorithm(stage)
         with suppress(PluginError):  # told when that stage is chosen
             upstream[stage] = _named(registry.stages[(stage, algorithm)].spec.config, name=stage, algorithm=algorithm)
-    node.upstream = upstream
+    with flag_override(node, "no_deepcopy_set_nodes", True):
+        node.upstream = upstream
     node.reward = structured(RewardConfig)
     node.rollout = structured(RolloutConfig)
     node.tracker = structured(TrackerConfig)
@@ -174,7 +178,7 @@ def install(registry: Registry, user_folders: tuple[str, ...] = ()) -> None:
     files = presets.all_presets(registry, user_folders)
     presets.check_presets(files, presets.registered(registry))
     for node in _typed_options(registry):
-        store.repo.setdefault(node.group, {})[node.name] = node
+        store.repo.setdefault(str(node.group), {})[node.name] = node
     written = {file.name for file in files if file.group == "peft"}
     for method in peft_methods.methods():
         if method not in written:
@@ -183,7 +187,9 @@ def install(registry: Registry, user_folders: tuple[str, ...] = ()) -> None:
             store.repo.setdefault("peft", {})[node.name] = node
     offered = presets.options(registry, user_folders)
     if registry.stages:
-        store.store(name=ROOT, node=_root(registry, _defaults(offered)), provider=f"{_PROVIDER}core")
+        root = LazyNode(None, ROOT, presets.OWN, OmegaConf.create)
+        root.node = _root(registry, _defaults(offered))
+        store.repo[root.name] = root
     PluginSearchPath.folders = tuple(
         (owner.plugin, folder) for folder, owner in registry.config_dirs if presets.locate(folder) is not None
     )

@@ -44,7 +44,7 @@ def explain(error: BaseException, registry: Registry, folders: tuple[str, ...] =
 
 
 def _not_composed(error: HydraException | OmegaConfBaseException, registry: Registry) -> ConfigError:
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     preset = _PRESET.search(str(error))
     found = _of_cause(cause) if isinstance(cause, OmegaConfBaseException) else _of_text(str(error), registry)
     if preset and preset.group(1) != "preftune":
@@ -64,6 +64,7 @@ def _of_cause(cause: OmegaConfBaseException) -> ConfigError:
 
 
 def _of_text(text: str, registry: Registry) -> ConfigError:
+    text = text.replace(ALGORITHM_KEY, "algorithm")
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["the configuration is not accepted"]
     if lines[0].startswith("You must specify 'stage'"):
         stages = ", ".join(registry.stage_names())

@@ -88,7 +88,7 @@ def _free_paths(config: type) -> tuple[str, ...]:
 
 
 def _is_free(path: str, registry: Registry) -> bool:
-    """Whether `path` lies inside a dictionary whose keys the user chooses."""
+    """Whether `path` is, or lies inside, a dictionary whose keys the user chooses."""
     part, _, rest = path.partition(".")
     tables: dict[str, list[Any]] = {
         "stage": list(registry.stages.values()),
@@ -99,8 +99,10 @@ def _is_free(path: str, registry: Registry) -> bool:
     if part == "upstream":
         part, rest = "stage", rest.partition(".")[2]
     if part in tables:
-        return any(rest.startswith(f"{free}.") for entry in tables[part] for free in _free_paths(entry.spec.config))
-    return any(path.startswith(f"{free}.") for free in _free_paths(RunConfig))
+        return any(
+            f"{rest}.".startswith(f"{free}.") for entry in tables[part] for free in _free_paths(entry.spec.config)
+        )
+    return any(f"{path}.".startswith(f"{free}.") for free in _free_paths(RunConfig))
 
 
 def _algorithm(value: str, stages: list[str], overrides: list[str], registry: Registry) -> str:
@@ -108,7 +110,7 @@ def _algorithm(value: str, stages: list[str], overrides: list[str], registry: Re
     algorithms = [word.strip(" '\"") for word in value.split(",")]
     if not stages and not any(override.startswith("experiment=") for override in overrides):
         owners = sorted({stage for stage, name in registry.stages if name == algorithms[0]})
-        mend = f"add stage={owners[0]}" if owners else f"name a stage that has algorithms: {_with_algorithms(registry)}"
+        mend = f"add stage={owners[0]}" if owners else f"take a stage that has algorithms: {_with_algorithms(registry)}"
         raise ConfigError(f"algorithm={value} needs a stage", mend=mend)
     known = [stage for stage in stages if stage in registry.stage_names()]
     for stage in known:
@@ -151,7 +153,7 @@ def rewrite(overrides: list[str], registry: Registry, commands: Iterable[str] = 
             rewritten.append(override)
         elif key == "algorithm":
             rewritten.append(f"{ALGORITHM_KEY}={_algorithm(value, stages, overrides, registry)}")
-        elif not key.startswith(("+", "~")) and key.count(".") >= 2 and _is_free(key, registry):
+        elif not key.startswith(("+", "~")) and "." in key and _is_free(key, registry):
             rewritten.append(f"++{override}")
         else:
             rewritten.append(override)

@@ -21,7 +21,8 @@ import pluggy
 
 from core.errors import PluginError
 from core.hookspecs import PROJECT, ObserverHooks, RegistrationHooks, StageHooks
-from core.specs import ROLES, SCHEMAS, DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec
+from core.spec_checks import Spec, check_spec, specs_of, structured
+from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec
 
 DISABLE_VARIABLE = f"{PROJECT.upper()}_DISABLE_PLUGINS"
 """Names of entry points that are not loaded, separated by commas."""
@@ -32,10 +33,6 @@ STAGE_HOOKS = tuple(name for name in vars(StageHooks) if not name.startswith("_"
 HEAVY = "torch"
 """The module that no entry module may drag in."""
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_IMPL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-Spec = StageSpec | RewardSpec | EngineSpec | TrackerSpec | DataSourceSpec
 S = TypeVar("S", bound=Spec)
 
 
@@ -80,44 +77,6 @@ class PluginRecord:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `plugins --json`."""
         return {**dataclasses.asdict(self.owner), **{k: v for k, v in vars(self).items() if k != "owner"}}
-
-
-def _specs_of(value: Any, kind: type) -> list[Any]:
-    """The specs in what a hook returned; PluginError when it is anything but a list of `kind`."""
-    if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
-        raise PluginError(f"must return a list of {kind.__name__}, returned {value!r}")
-    return list(value)
-
-
-def _check_spec(spec: Any, base: type | None) -> None:
-    """Raise PluginError unless a spec can be used as it stands."""
-    if not _NAME.fullmatch(spec.name):
-        raise PluginError(f"{type(spec).__name__} has the name {spec.name!r}; use letters, digits and _")
-    if not _IMPL.fullmatch(spec.impl):
-        raise PluginError(f"{spec.name}: impl is {spec.impl!r}; write 'package.module:Name'")
-    if base is not None:
-        if not (isinstance(spec.config, type) and issubclass(spec.config, base)):
-            raise PluginError(f"{spec.name}: config must be a dataclass that extends {base.__name__}")
-        if "__dataclass_params__" not in vars(spec.config):
-            raise PluginError(f"{spec.name}: {spec.config.__name__} lacks the @dataclass decorator")
-    if isinstance(spec, StageSpec):
-        if spec.data not in SCHEMAS:
-            raise PluginError(f"{spec.name}: data is {spec.data!r}; must be one of {', '.join(SCHEMAS)}")
-        if unknown := [role for role in (*spec.roles, *spec.after) if role not in ROLES]:
-            raise PluginError(f"{spec.name}: unknown role {unknown[0]!r}; must be one of {', '.join(ROLES)}")
-        if spec.algorithm and not _NAME.fullmatch(spec.algorithm):
-            raise PluginError(f"{spec.name}: algorithm has the name {spec.algorithm!r}; use letters, digits and _")
-
-
-def structured(config: type) -> Any:
-    """The dataclass as an OmegaConf node; PluginError when a field has a type that OmegaConf cannot hold."""
-    from omegaconf import OmegaConf
-
-    try:
-        return OmegaConf.structured(config)
-    except Exception as error:
-        text = str(error).splitlines()[0]
-        raise PluginError(f"{config.__name__} cannot be used as a config: {text}") from error
 
 
 @dataclass
@@ -190,7 +149,7 @@ class Registry:
         except Exception as error:
             if self.manager.has_plugin(owner.plugin):
                 self.manager.unregister(name=owner.plugin)
-            reason = str(error).splitlines()[0] if str(error) else ""
+            reason = " ".join(str(error).split())[:400]
             record.state, record.reason = "broken", f"{type(error).__name__}: {reason}"
             self.warnings.append(f"{owner} ({module}) is left out: {record.reason}")
             return
@@ -230,10 +189,10 @@ class Registry:
             for impl in getattr(self.manager.hook, name).get_hookimpls():
                 if impl.plugin is plugin:
                     try:
-                        specs = _specs_of(impl.function(), kind)
+                        specs = specs_of(impl.function(), kind)
                         for spec in specs:
                             if kind is not str:
-                                _check_spec(spec, base)
+                                check_spec(spec, base)
                     except PluginError as error:
                         raise PluginError(f"{name}: {error.what}") from error
                     collected[name] += specs
@@ -390,7 +349,7 @@ class Registry:
             if self.manager.has_plugin(name):
                 self.manager.unregister(name=name)
             where = f"{owner}, impl '{spec.impl}'"
-            raise PluginError(str(error).splitlines()[0], where=where, mend="repair or update the plugin") from error
+            raise PluginError(" ".join(str(error).split()), where=where, mend="repair or update the plugin") from error
         return made
 
 

@@ -1,0 +1,53 @@
+"""Whether what a plugin registers can be used as it stands. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from core.errors import PluginError
+from core.specs import ROLES, SCHEMAS, DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec
+
+Spec = StageSpec | RewardSpec | EngineSpec | TrackerSpec | DataSourceSpec
+"""Anything that a plugin registers."""
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_IMPL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def specs_of(value: Any, kind: type) -> list[Any]:
+    """The specs in what a hook returned; PluginError when it is anything but a list of `kind`."""
+    if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
+        raise PluginError(f"must return a list of {kind.__name__}, returned {value!r}")
+    return list(value)
+
+
+def check_spec(spec: Any, base: type | None) -> None:
+    """Raise PluginError unless a spec can be used as it stands."""
+    if not _NAME.fullmatch(spec.name):
+        raise PluginError(f"{type(spec).__name__} has the name {spec.name!r}; use letters, digits and _")
+    if not _IMPL.fullmatch(spec.impl):
+        raise PluginError(f"{spec.name}: impl is {spec.impl!r}; write 'package.module:Name'")
+    if base is not None:
+        if not (isinstance(spec.config, type) and issubclass(spec.config, base)):
+            raise PluginError(f"{spec.name}: config must be a dataclass that extends {base.__name__}")
+        if "__dataclass_params__" not in vars(spec.config):
+            raise PluginError(f"{spec.name}: {spec.config.__name__} lacks the @dataclass decorator")
+    if isinstance(spec, StageSpec):
+        if spec.data not in SCHEMAS:
+            raise PluginError(f"{spec.name}: data is {spec.data!r}; must be one of {', '.join(SCHEMAS)}")
+        if unknown := [role for role in (*spec.roles, *spec.after) if role not in ROLES]:
+            raise PluginError(f"{spec.name}: unknown role {unknown[0]!r}; must be one of {', '.join(ROLES)}")
+        if spec.algorithm and not _NAME.fullmatch(spec.algorithm):
+            raise PluginError(f"{spec.name}: algorithm has the name {spec.algorithm!r}; use letters, digits and _")
+
+
+def structured(config: type) -> Any:
+    """The dataclass as an OmegaConf node; PluginError when a field has a type that OmegaConf cannot hold."""
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.structured(config)
+    except Exception as error:
+        text = str(error).splitlines()[0]
+        raise PluginError(f"{config.__name__} cannot be used as a config: {text}") from error

