@@ -1,6 +1,6 @@
 """The two growing files of a run folder, metrics.jsonl and samples.jsonl: appended, flushed, cut back on resume.
 
-They are written whatever tracker was chosen. Torch-free; tensors and numpy scalars are taken through `.item()`.
+They are written whatever tracker was chosen. Torch-free; tensors and numpy scalars are taken through `.tolist()`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        return plain(value.item())
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return str(value)
+    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -96,7 +92,7 @@ class MetricsWriter:
             if not path.is_file():
                 continue
             draft = path.with_name(f"{name}.draft")
-            with draft.open("w", encoding="utf-8") as file:
+            with draft.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 for row in read_rows(path):
                     if _step(row) <= step and row.get("when") != "after":
                         file.write(_line(row))
@@ -115,7 +111,7 @@ class MetricsWriter:
         if file is None:
             path = self.run_dir / name
             _cut_torn_line(path)
-            file = self._files[name] = path.open("a", encoding="utf-8")
+            file = self._files[name] = path.open("a", encoding="utf-8", errors="backslashreplace")
         file.write(_line(row))
         file.flush()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -40,17 +41,10 @@ def build_report(run_dir: Path, sections: Iterable[Section] = ()) -> Path:
 
 def render_html(facts: Facts, sections: Iterable[Section] = ()) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     main = [chart for chart in facts.charts if chart.group not in ("other", "throughput", "lr")]
-    return environment.get_template("page.html.j2").render(
+    return _template().render(
         facts=facts,
         charts=main or facts.charts,
         more_charts=[chart for chart in facts.charts if chart not in main] if main else [],
@@ -66,6 +60,18 @@ def render_html(facts: Facts, sections: Iterable[Section] = ()) -> str:
 def render_markdown(facts: Facts, sections: Iterable[Section] = ()) -> str:
     """The same facts as Markdown."""
     return to_markdown(facts, list(sections))
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html.j2")
 
 
 def _write(path: Path, text: str) -> None:

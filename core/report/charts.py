@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -113,7 +113,7 @@ def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     gap = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.78)
     first = math.ceil(low / gap - 1e-9)
-    return [(first + i) * gap for i in range(int(math.floor(high / gap + 1e-9)) - first + 1)]
+    return [(first + i) * gap for i in range(math.floor(high / gap + 1e-9) - first + 1)]
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
@@ -205,7 +205,7 @@ def draw(title: str, group: str, lines: Sequence[Series]) -> Chart:
         share = (value - y0) / (y1 - y0)
         return TOP + (1 - min(1.02, max(-0.02, share))) * (HEIGHT - TOP - BOTTOM)
 
-    parts = _axes(x0, x1, y0, y1, x_of, y_of)
+    parts = _axes((x0, x1), (y0, y1), x_of, y_of)
     hover, last, missing = [], "", 0
     for place, line in enumerate(lines):
         kind = "e" if line.name.startswith("eval/") else "t"
@@ -252,14 +252,19 @@ def draw(title: str, group: str, lines: Sequence[Series]) -> Chart:
     return Chart(title, group, last, names, ", ".join(notes), svg, data)
 
 
-def _axes(x0: float, x1: float, y0: float, y1: float, x_of: Any, y_of: Any) -> list[str]:
+def _axes(
+    x_ends: tuple[float, float],
+    y_ends: tuple[float, float],
+    x_of: Callable[[float], float],
+    y_of: Callable[[float], float],
+) -> list[str]:
     parts = []
-    y_ticks = nice_ticks(y0, y1)
+    y_ticks = nice_ticks(*y_ends)
     for tick, label in zip(y_ticks, tick_labels(y_ticks), strict=True):
         y = y_of(tick)
         parts.append(f'<path class="gl" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.2:.1f}" text-anchor="end">{label}</text>')
-    x_ticks = [tick for tick in nice_ticks(x0, x1, 5) if abs(tick - round(tick)) < 1e-9]
+    x_ticks = [tick for tick in nice_ticks(*x_ends, 5) if abs(tick - round(tick)) < 1e-9]
     for tick, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
         x = x_of(tick)
         anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"

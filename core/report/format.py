@@ -1,11 +1,14 @@
-"""Numbers as people read them."""
+"""Numbers and JSON values as people read them."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
+Pairs = list[tuple[str, str]]
 LOWER_IS_BETTER = re.compile(r"loss|perplexity|\bppl\b|nll|error|latency", re.IGNORECASE)
 SHARE = re.compile(r"accuracy|\brate\b|share|fraction|pass|exact|win", re.IGNORECASE)
 DASH = "–"
@@ -96,3 +99,48 @@ def change_of(metric: str, value: Any) -> str:
 def lower_is_better(metric: str) -> bool:
     """Whether a fall of the metric is a gain (losses, perplexities, errors)."""
     return bool(LOWER_IS_BETTER.search(metric))
+
+
+def flat(value: Any, prefix: str = "") -> Pairs:
+    """Nested JSON as (dotted key, text) pairs; empty values are left out."""
+    if isinstance(value, Mapping):
+        return [pair for key, item in value.items() for pair in flat(item, f"{prefix}.{key}" if prefix else str(key))]
+    if value is None or value in ("", []):
+        return []
+    return [(prefix, text_of(value))]
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """`value` where it is a dictionary, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """`value` where it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def first(*values: Any) -> Any:
+    """The first value that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+def text_of(value: Any) -> str:
+    """A JSON value as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return count(value) if abs(value) >= 10000 else str(value)
+    if isinstance(value, float):
+        return decimal(value, 4)
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return ", ".join(text_of(item) for item in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def interval_of(value: Any) -> tuple[float, float] | None:
+    """A pair of finite numbers, the lower one first, else None."""
+    ends = [number(end) for end in as_list(value)]
+    if len(ends) != 2 or ends[0] is None or ends[1] is None:
+        return None
+    return min(ends[0], ends[1]), max(ends[0], ends[1])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from core.report.facts import Facts, Pairs
-from core.report.format import DASH
+from core.report.facts import Facts
+from core.report.format import DASH, Pairs
 from core.types import Section
 
 SHOWN_SAMPLES = 6
 
 
 def to_markdown(facts: Facts, sections: Sequence[Section]) -> str:
-    """GitHub-flavoured Markdown. Texts of the run stand in escaped cells or in code fences longer than any of theirs."""
+    """GitHub-flavoured Markdown. Texts of the run stand in escaped cells, or in code fences longer than theirs."""
     parts = [f"# {cell(facts.title)}", *_headline(facts)]
     if facts.cards:
         rows = [(card["label"], card["value"], card["note"]) for card in facts.cards]

@@ -1,6 +1,5 @@
 "use strict";
 const tip = document.getElementById("tip");
-const ns = "http://www.w3.org/2000/svg";
 const text = (value) => {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
@@ -19,7 +18,7 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
   const svg = figure.querySelector("svg");
   const data = JSON.parse(figure.dataset.chart);
   const [left, right, top, bottom] = data.box;
-  const rule = document.createElementNS(ns, "path");
+  const rule = document.createElementNS(svg.namespaceURI, "path");
   rule.setAttribute("class", "rule");
   svg.appendChild(rule);
   const hide = () => { tip.hidden = true; rule.removeAttribute("d"); };

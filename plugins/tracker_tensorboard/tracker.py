@@ -9,9 +9,8 @@ from core.api import hookimpl
 from plugins.tracker_tensorboard import TensorboardConfig
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
     from core.run import StageRun
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class TensorboardTracker:
@@ -26,7 +25,7 @@ class TensorboardTracker:
         self.writer: SummaryWriter | None = None
 
     @hookimpl
-    def on_run_start(self, run: StageRun) -> None:
+    def on_run_start(self) -> None:
         """Forget the stage before."""
         self._close()
 

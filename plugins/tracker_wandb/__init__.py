@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from core.api import TrackerConfig, TrackerSpec, hookimpl, require
 
 
-class WandbMode(str, Enum):
+class WandbMode(StrEnum):
     """Where a run is logged."""
 
     auto = "auto"

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from core.api import ConfigError, hookimpl
@@ -16,7 +16,6 @@ from plugins.tracker_wandb import WandbConfig, WandbMode
 
 if TYPE_CHECKING:
     import wandb
-
     from core.run import StageRun
 
 COLUMNS = ("when", "step", "index", "prompt", "completion", "answer", "score", "reward")
@@ -87,17 +86,17 @@ class WandbTracker:
             self._use_parents(run)
 
     @hookimpl
-    def on_step_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+    def on_step_end(self, step: int, metrics: dict[str, float]) -> None:
         """Log the step's metrics under their own names."""
         self._log(step, metrics)
 
     @hookimpl
-    def on_eval_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+    def on_eval_end(self, step: int, metrics: dict[str, float]) -> None:
         """Log held-out metrics under `eval/`."""
         self._log(step, {name if "/" in name else f"eval/{name}": value for name, value in metrics.items()})
 
     @hookimpl
-    def on_samples(self, run: StageRun, step: int, rows: list[dict[str, Any]]) -> None:
+    def on_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Log the rows as the table `samples/latest`; the run's end logs them all as `samples/all`."""
         import wandb
 
@@ -120,7 +119,7 @@ class WandbTracker:
             self._close(0)
 
     @hookimpl
-    def on_run_error(self, run: StageRun, phase: str, step: int, error: BaseException) -> None:
+    def on_run_error(self, phase: str, step: int, error: BaseException) -> None:
         """Close the W&B run as failed, with the phase and the kind of error."""
         if self.wandb_run is None:
             return
@@ -139,7 +138,7 @@ class WandbTracker:
         lineage = {"parents": run.parents, "owner": plan.get("owner"), "run_dir": str(run.dir)}
         name = "-".join(part for part in (run.stage_name, run.plan.algorithm, run.dir.name) if part)
 
-        def start(mode: str) -> wandb.Run:
+        def start(mode: Literal["online", "offline"]) -> wandb.Run:
             return wandb.init(
                 project=self.config.project,
                 entity=self.config.entity,
@@ -160,7 +159,7 @@ class WandbTracker:
             )
 
         try:
-            return start(self.mode.value)
+            return start("online" if self.mode is WandbMode.online else "offline")
         except wandb.errors.Error:
             if WandbMode(self.config.mode) is not WandbMode.auto or self.mode is not WandbMode.online:
                 raise
@@ -206,7 +205,9 @@ class WandbTracker:
             },
         )
         if self.config.log_artifacts:
-            artifact.add_dir(str(folder))
+            for path in sorted(folder.rglob("*")):  # add_dir would print to the console
+                if path.is_file():
+                    artifact.add_file(str(path), name=path.relative_to(folder).as_posix())
         else:
             artifact.add_reference(folder.resolve().as_uri(), name="artifact", checksum=False)
         manifest = run.dir / "artifact.json"
