@@ -54,13 +54,17 @@ def add_adapter(module: nn.Module, cfg: PeftConfig, task: str, total_steps: int)
     unknown = sorted(set(options) - known)
     if unknown:
         raise ConfigError(
-            f"the method '{cfg.method}' has no field '{unknown[0]}'", "peft.options", f"one of: {', '.join(sorted(known))}"
+            f"the method '{cfg.method}' has no field '{unknown[0]}'",
+            "peft.options",
+            f"one of: {', '.join(sorted(known))}",
         )
     try:
         return get_peft_model(module, config_class(task_type=task, **options), autocast_adapter_dtype=False)
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"peft could not add '{cfg.method}': {error}".splitlines()[0], "peft", "see peft's own limits for the method"
+            f"peft could not add '{cfg.method}': {error}".splitlines()[0],
+            "peft",
+            "see peft's own limits for the method",
         ) from error
 
 

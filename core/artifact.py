@@ -54,7 +54,7 @@ def export_models(run: StageRun, models: Models, folder: Path) -> None:
         generation.pad_token_id = codec.pad
         generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
     if run.cfg.peft.method != "none":
-        for config in module.peft_config.values():  # type: ignore[union-attr, operator]
+        for config in module.peft_config.values():  # type: ignore[operator]
             config.base_model_name_or_path = str(run.engine_folder.resolve())
         module.save_pretrained(folder)  # type: ignore[operator]
         if isinstance(model, TokenModel):
@@ -103,7 +103,8 @@ Made by preftune {metadata.version("preftune")} from `{run.cfg.model.source}`.
 - key: `{plan.key}`
 - method: {plan.spec.summary} {f"({plan.spec.paper})" if plan.spec.paper else ""}
 - records: {plan.dataset.info.get("train", {}).get("records", 0)}, fingerprint `{plan.dataset.info["fingerprint"][:16]}`
-- adapter: {run.cfg.peft.method}; base weights: {run.cfg.quant.value}; computed in {str(run.dtype).removeprefix("torch.")}
+- adapter: {run.cfg.peft.method}; base weights: {run.cfg.quant.value}
+- computed in {str(run.dtype).removeprefix("torch.")}
 
 Parents:{parents}
 

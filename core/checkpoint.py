@@ -26,9 +26,7 @@ def _digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def save_checkpoint(
-    folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int
-) -> Path:
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
     """Write `step-<n>` into `folder`, beside first and renamed when whole; older ones beyond `keep` are removed.
 
     tensors: what changes in training, on any device. state: JSON values.
@@ -39,7 +37,9 @@ def save_checkpoint(
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part / "state.safetensors")
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part / "state.safetensors"
+        )
         (part / "state.json").write_text(json.dumps({"version": CHECKPOINT_VERSION, "step": step, **state}))
         manifest = {file.name: _digest(file) for file in sorted(part.iterdir())}
         (part / "manifest.json").write_text(json.dumps(manifest))
@@ -78,7 +78,7 @@ def load_checkpoint(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, An
 
     None when there is no whole one.
     """
-    notes = []
+    notes: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         reason = damage(path)
         if reason is None:

@@ -69,10 +69,9 @@ class Console:
             self.line(f"  {'reward':<13} {target.cfg.reward.name}")
         for stage in plan.stages:
             for row in stage.preview.get("trained_rows", [])[:1]:
-                self.rich.print(
-                    f"  {stage.stage:<13} [dim]…{_escape(row['prompt'][-60:])!s}[/dim][bold]{_escape(row['trained'])}[/bold]"
-                    f" [dim]({row['tokens']} trained tokens, bold)[/dim]"
-                )
+                prompt, trained = _escape(row["prompt"][-60:]), _escape(row["trained"])
+                text = f"[dim]…{prompt}[/dim][bold]{trained}[/bold] [dim]({row['tokens']} trained tokens, bold)[/dim]"
+                self.rich.print(f"  {stage.stage:<13} {text}")
             for warning in stage.warnings:
                 self.warn(f"{stage.stage}: {warning}")
 
@@ -81,7 +80,14 @@ class Console:
         self._title, self._began, self._last_line = title, time.perf_counter(), 0.0
         if not self.live:
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._progress = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -150,7 +156,6 @@ class Console:
         folder = plan.target.run_dir
         for label, name in (("report", "report.html"), ("artifact", "artifact"), ("metrics", "metrics.jsonl")):
             self.line(f"{label + ':':<10} {folder}/{name}")
-
 
 
 def _number(value: float | None) -> str:

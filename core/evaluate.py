@@ -70,9 +70,10 @@ def score_heldout(run: StageRun, models: Models) -> dict[str, float]:
         scores = scorer.score(requests)
         columns[name] = [score.value for score in scores]
         summary = summarise(scores)
-        metrics[name] = summary["mean"]
+        if summary["mean"] is not None:
+            metrics[name] = summary["mean"]
         if summary["errors"]:
-            metrics[f"{name}_errors"] = summary["errors"]
+            metrics[f"{name}_errors"] = summary["errors"] or 0.0
     run.eval_items = columns.get("score") or columns.get("reward") or []
     rows = [
         {
@@ -95,8 +96,8 @@ def headline(run: StageRun) -> dict[str, Any]:
     items_before, items_after = before.get("items", []), after.get("items", [])
     known = [item for item in items_after if item is not None]
     binary = bool(known) and all(item in (0.0, 1.0) for item in known)
-    label = run.eval_metric or {"score": "held-out accuracy" if binary else "held-out score",
-                                "reward": "held-out reward", "heldout_loss": "held-out loss", None: ""}[name]  # fmt: skip
+    labels = {"score": "held-out accuracy" if binary else "held-out score", "reward": "held-out reward"}
+    label = run.eval_metric or labels.get(name or "", (name or "").replace("_", " "))
     delta = paired_interval(items_before, items_after)
     return {
         "metric": label,

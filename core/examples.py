@@ -93,9 +93,7 @@ def prompts(run: StageRun, records: Sequence[Record], room: int) -> list[Prompt]
     """Prompts that leave `room` tokens to answer within model.max_length; longer ones go to quarantine."""
     encoded = run.codec.prompts([record.prompt for record in records])
     return [
-        Prompt(ids, record)
-        for record, ids in zip(records, encoded, strict=True)
-        if _fits(run, record, len(ids) + room)
+        Prompt(ids, record) for record, ids in zip(records, encoded, strict=True) if _fits(run, record, len(ids) + room)
     ]
 
 

@@ -22,9 +22,7 @@ OFFSET_KEY = "preftune_reward_offset"
 """Key of the transformers config under which a reward model's offset is saved."""
 
 
-def load_module(
-    folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, quant: Quant = Quant.none
-) -> nn.Module:
+def load_module(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, quant: Quant = Quant.none) -> nn.Module:
     """A plain transformers model from a folder in transformers' format; an adapter in it is merged into its base.
 
     task: "CAUSAL_LM", or "SEQ_CLS" for one score a token. A head that the folder lacks is drawn with the standard

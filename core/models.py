@@ -190,7 +190,7 @@ def check_packed(model: TokenModel) -> None:
     difference = (fast - slow).abs().max().item()
     if not difference <= PACKED_TOLERANCE[model.dtype]:
         raise ModelError(
-            f"packed rows give other log-probabilities than the plain forward pass (largest difference {difference:.3g})",
+            f"packed rows give other log-probabilities than the plain forward pass (by up to {difference:.3g})",
             where=f"model type {model.config.model_type}",
             mend="the model's attention or head is not of the common form; please report the model type",
         )

@@ -110,9 +110,7 @@ class MasterAdamW:
                     parameter.copy_(master)
                 keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors]
                 if keys:
-                    self.adam.state[master] = {
-                        key: tensors[f"{key}/{name}"].to(master.device).clone() for key in keys
-                    }
+                    self.adam.state[master] = {key: tensors[f"{key}/{name}"].to(master.device).clone() for key in keys}
 
 
 def _add_gradient(master: nn.Parameter, parameter: nn.Parameter) -> None:
@@ -126,9 +124,7 @@ def _add_gradient(master: nn.Parameter, parameter: nn.Parameter) -> None:
     parameter.grad = None
 
 
-def decay_groups(
-    named: Sequence[tuple[str, nn.Parameter]], lr: float, weight_decay: float
-) -> list[dict[str, Any]]:
+def decay_groups(named: Sequence[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices with weight decay, vectors and scalars without."""
     matrices = [(name, parameter) for name, parameter in named if parameter.ndim > 1]
     vectors = [(name, parameter) for name, parameter in named if parameter.ndim <= 1]

@@ -226,14 +226,12 @@ def packed_attention(
     if packed is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **_
-        )  # type: ignore[return-value]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **_)
     if softcap:
         raise ValueError("packed rows cannot serve a model with attention soft-capping")
     if sliding_window and int(packed.position_ids_T.max()) >= sliding_window:
         raise ValueError(f"a sequence is longer than the model's sliding window of {sliding_window} tokens")
-    heads, tokens, width = query.shape[1], query.shape[2], query.shape[3]
+    heads, tokens = query.shape[1], query.shape[2]
     q_THD, k_TGD, v_TGD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     pieces, places = [], []
     for call in packed.calls:

@@ -17,8 +17,8 @@ from typing import Any
 
 from core import __version__
 from core.combinations import check_combinations
-from core.errors import ConfigError, PluginError
 from core.dataset import Dataset, load_dataset
+from core.errors import ConfigError, PluginError
 from core.ledger import Ledger
 from core.registry import Registry, importable
 from core.schema import RunConfig
@@ -74,9 +74,7 @@ class StagePlan:
             if role in ("policy", "teacher"):
                 sources[role] = f"{start}"
             elif role == "reference":
-                sources[role] = f"{start}, frozen" + (
-                    " (adapter off)" if self.cfg.peft.method != "none" else ""
-                )
+                sources[role] = f"{start}, frozen" + (" (adapter off)" if self.cfg.peft.method != "none" else "")
             elif role == "reward_model":
                 sources[role] = parent.stage if parent else f"reward={self.cfg.reward.name}"
             elif role == "value_model":
@@ -205,7 +203,7 @@ def _plan_stage(
     dataset = load_dataset(cfg.data, data_folder(cfg, registry), spec.data, cfg.runtime.seed)
     engine = _engine(cfg, registry) if spec.rollouts else None
     reward = registry.reward_models[cfg.reward.name].spec if spec.rollouts else None
-    parents = {}
+    parents: dict[str, StagePlan] = {}
     for kind in ("policy", "reward_model"):
         made = [stage for stage in before if stage.spec.makes == kind]
         if made and (kind == "policy" or kind in spec.roles):

@@ -13,14 +13,14 @@ from typing import Any
 
 from core.plan import Plan, StagePlan
 from core.records import Record
-from core.sources import find_source, package_file, resolve_source
+from core.sources import find_source, gguf_read_once, package_file, resolve_source
 from core.tokens import ChatCodec, load_codec
 
 _SAMPLE = 32
 """Records whose length is measured."""
 
 _CPU_FLOPS = 1.1e11
-"""Sustained bf16 training speed of one CPU core in FLOP/s, measured on a small cloud machine; a rough guess elsewhere."""
+"""Sustained bf16 training speed of one CPU core in FLOP/s, on a small cloud machine; a rough guess elsewhere."""
 
 _BYTES_TRAINED = 2 + 4 + 4 + 8
 """bf16 weight, fp32 gradient, fp32 master and two fp32 moments of one trained parameter."""
@@ -28,10 +28,11 @@ _BYTES_TRAINED = 2 + 4 + 4 + 8
 
 def add_previews(plan: Plan) -> None:
     """Fill `preview` of each stage that will run."""
-    for stage in plan.stages:
-        if stage.state == "reuse":
-            continue
-        codec = _codec(stage)
+    waiting = [stage for stage in plan.stages if stage.state != "reuse"]
+    if not waiting:
+        return
+    codec = _codec(waiting[0])
+    for stage in waiting:
         stage.preview = _preview(stage, codec)
 
 
@@ -40,9 +41,10 @@ def _codec(stage: StagePlan) -> ChatCodec:
     folder = find_source(cfg)
     if folder is not None:
         return load_codec(folder, cfg)
-    if cfg.source.startswith("package:"):
+    if stage.cfg.dry_run and cfg.source.startswith("package:"):
         path = package_file(cfg.source)
-        return load_codec(path.parent, cfg, gguf_file=path.name)
+        with gguf_read_once():
+            return load_codec(path.parent, cfg, gguf_file=path.name)
     return load_codec(resolve_source(cfg), cfg)
 
 
@@ -70,7 +72,8 @@ def _preview(stage: StagePlan, codec: ChatCodec) -> dict[str, Any]:
         "batch": {"size": cfg.batch_size, "unit": unit, "tokens": round(tokens), "text": text,
                   "micro_batch_tokens": cfg.micro_batch_tokens},
         "trained_rows": [
-            {"prompt": codec.tokenizer.decode(prompt), "trained": codec.tokenizer.decode(completion), "tokens": len(completion)}
+            {"prompt": codec.tokenizer.decode(prompt), "trained": codec.tokenizer.decode(completion),
+             "tokens": len(completion)}
             for prompt, completion, plain in zip(prompts[:3], completions[:3], texts[:3], strict=True)
             if plain
         ],

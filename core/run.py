@@ -46,7 +46,13 @@ class StageRun:
     """
 
     def __init__(
-        self, plan: StagePlan, whole: Plan, registry: Registry, console: Console, group: str, config_json: dict[str, Any]
+        self,
+        plan: StagePlan,
+        whole: Plan,
+        registry: Registry,
+        console: Console,
+        group: str,
+        config_json: dict[str, Any],
     ) -> None:
         assert plan.run_dir is not None
         self.plan, self.whole, self.registry, self.console, self.group = plan, whole, registry, console, group
@@ -87,6 +93,11 @@ class StageRun:
     def key(self) -> str:
         """Key of the artifact."""
         return self.plan.key
+
+    @property
+    def plan_json(self) -> dict[str, Any]:
+        """Contents of plan.json."""
+        return self.whole.to_json(self.plan)
 
     @property
     def parents(self) -> list[dict[str, str]]:
@@ -279,7 +290,9 @@ class StageRun:
         if not name:
             return None
         same = self.plan.reward and name == self.cfg.reward.name
-        return self._scorer("true", self.cfg.reward if same else self.registry.reward_models[name].spec.config(name=name))
+        return self._scorer(
+            "true", self.cfg.reward if same else self.registry.reward_models[name].spec.config(name=name)
+        )
 
     # -- observing ---------------------------------------------------------------------------------------------------
 
@@ -330,7 +343,7 @@ class StageRun:
 
         began = time.perf_counter()
         phase = "build"
-        write_json(self.dir / "plan.json", self.whole.to_json(self.plan))
+        write_json(self.dir / "plan.json", self.plan_json)
         write_json(self.dir / "config.json", {"version": 1, **self.config_json})
         _write_yaml(self.dir / "config.yaml", self.config_json)
         try:
@@ -372,7 +385,7 @@ class StageRun:
                 "warnings": list(self.plan.warnings),
             }
             self._add_chain(result)
-            write_json(self.dir / "plan.json", self.whole.to_json(self.plan))
+            write_json(self.dir / "plan.json", self.plan_json)
             write_json(self.dir / "result.json", result)
             self.observers.on_run_end(self, result)
             build_report(self.dir, self.observers.report_sections(self, result))
@@ -397,7 +410,9 @@ class StageRun:
         self.plan.dataset.info["quarantined"] = len(self._dropped)
         if not self._dropped:
             return
-        self.warn(f"{len(self._dropped)} of {len(self._dropped) + kept} rows are in quarantine ({self.dir}/quarantine.jsonl)")
+        self.warn(
+            f"{len(self._dropped)} of {len(self._dropped) + kept} rows are in quarantine ({self.dir}/quarantine.jsonl)"
+        )
         if share > self.cfg.data.max_bad_frac:
             first = self._dropped[0]
             raise TrainingError(

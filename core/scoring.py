@@ -286,7 +286,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, float | None]:
 
 
 def import_path(cls: type[Any]) -> str:
-    """"module:Class" that another process can import. Raises: PluginError for a local or __main__ class."""
+    """ "module:Class" that another process can import. Raises: PluginError for a local or __main__ class."""
     if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
         raise PluginError(
             f"config class {cls.__qualname__!r} of an isolated reward model cannot be imported by its worker",

@@ -5,10 +5,13 @@ Torch-free at import; a GGUF is converted once, beside a checksum, into the cach
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -116,6 +119,19 @@ def _converted(gguf: Path, cfg: ModelConfig) -> Path:
     return cache_dir() / "models" / f"{gguf.stem}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
 
 
+@contextmanager
+def gguf_read_once() -> Iterator[None]:
+    """Within the block transformers parses each GGUF file once; it would do so again for every part it takes from it."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.lru_cache(maxsize=1)(reader)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader  # type: ignore[misc]
+
+
 def _convert_gguf(gguf: Path, cfg: ModelConfig) -> Path:
     folder = _converted(gguf, cfg)
     record = folder / "conversion.json"
@@ -125,8 +141,13 @@ def _convert_gguf(gguf: Path, cfg: ModelConfig) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from core.quiet import hush
+
+    hush()
     shutil.rmtree(folder, ignore_errors=True)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with gguf_read_once():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        dequantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     if cfg.eos_token:
         # GGUF files are known to name the start-of-turn token here (see docs/models.md).
         tokenizer.eos_token = cfg.eos_token
@@ -134,7 +155,6 @@ def _convert_gguf(gguf: Path, cfg: ModelConfig) -> Path:
         tokenizer.pad_token = cfg.pad_token
     # That clean-up is made for WordPiece and would eat spaces before punctuation.
     tokenizer.clean_up_tokenization_spaces = False
-    dequantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     # A model read from GGUF refuses to be saved; the same weights in a fresh model of its config do not.
     config = dequantized.config
     if hasattr(config, "quantization_config"):

@@ -40,7 +40,11 @@ def _load(job: dict[str, Any], dtype: Any) -> Any:
 
 def _compare(name: str, ours: Any, theirs: Any, tolerance: float) -> dict[str, Any]:
     difference = (ours - theirs).abs().max().item()
-    return {"name": name, "ok": difference <= tolerance, "detail": f"largest difference {difference:.3g} (tolerance {tolerance:g})"}
+    return {
+        "name": name,
+        "ok": difference <= tolerance,
+        "detail": f"largest difference {difference:.3g} (tolerance {tolerance:g})",
+    }
 
 
 def main() -> None:
@@ -85,7 +89,11 @@ def _check_stopping(model: Any, expected: dict[str, Any], eos: int) -> list[dict
     stopped_before = int(before[0, -1]) == eos
     stopped_now = int(out[0, -1]) == eos and out.shape[1] == before.shape[1]
     return [
-        {"name": "generation config ends at the end-of-turn token", "ok": eos in ends, "detail": f"eos_token_id={ends}"},
+        {
+            "name": "generation config ends at the end-of-turn token",
+            "ok": eos in ends,
+            "detail": f"eos_token_id={ends}",
+        },
         {
             "name": "generation stops",
             "ok": stopped_now or not stopped_before,

@@ -270,8 +270,8 @@ def register_reward_models() -> list[RewardSpec]:
         RewardSpec("json", JsonConfig, f"{rules}:build_json",
                    "valid JSON with the required keys"),
         RewardSpec("numeric", NumericConfig, "reward_models.numeric:build",
-                   "same number or formula as the gold answer (math-verify)", isolated=True, answers="number", needs_answer=True,
-                   requires=("math_verify",)),
+                   "same number or formula as the gold answer (math-verify)", isolated=True, answers="number",
+                   needs_answer=True, requires=("math_verify",)),
         RewardSpec("ensemble", EnsembleConfig, "reward_models.ensemble:build",
                    "several reward models as one, with their spread"),
     ]  # fmt: skip

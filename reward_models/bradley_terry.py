@@ -45,7 +45,10 @@ class BradleyTerry:
 
         for part in split_by_tokens(list(groups.values()), tokens, self.config.batch_tokens):
             row = pack(
-                [PromptGroup(requests[group[0]].prompt_ids, [requests[i].completion_ids for i in group]) for group in part]
+                [
+                    PromptGroup(requests[group[0]].prompt_ids, [requests[i].completion_ids for i in group])
+                    for group in part
+                ]
             )
             with torch.no_grad():
                 values = model(row).tolist()

@@ -138,7 +138,9 @@ class Reward:
         return {"score": sum(known) / len(known), "margin": gap / len(known)}
 
     @hookimpl(wrapper=True)
-    def fit(self, run: StageRun, models: Models, data: StageData) -> Generator[None, dict[str, float], dict[str, float]]:
+    def fit(
+        self, run: StageRun, models: Models, data: StageData
+    ) -> Generator[None, dict[str, float], dict[str, float]]:
         """After core's loop: the mean reward of chosen training completions becomes the offset."""
         counts = yield
         assert models.reward_model is not None

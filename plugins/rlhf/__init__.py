@@ -73,9 +73,7 @@ class OnlineConfig(StageConfig):
         require(self.stop_kl >= 0, "stage.stop_kl", ">= 0", self.stop_kl)
         require(self.max_kl >= 0, "stage.max_kl", ">= 0", self.max_kl)
         require(self.importance_cap >= 0, "stage.importance_cap", ">= 0", self.importance_cap)
-        require(
-            self.minibatches <= self.batch_size, "stage.minibatches", "<= stage.batch_size", self.minibatches
-        )
+        require(self.minibatches <= self.batch_size, "stage.minibatches", "<= stage.batch_size", self.minibatches)
 
 
 @dataclass
@@ -149,7 +147,12 @@ class GrpoConfig(OnlineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.group_size > 1, "stage.group_size", "> 1", self.group_size)
-        require(self.clip_range_high is None or self.clip_range_high > 0, "stage.clip_range_high", "> 0", self.clip_range_high)
+        require(
+            self.clip_range_high is None or self.clip_range_high > 0,
+            "stage.clip_range_high",
+            "> 0",
+            self.clip_range_high,
+        )
 
 
 @dataclass
@@ -180,6 +183,7 @@ class PairwiseConfig(StageConfig):
     """Temperature: how strongly the policy is held to the reference (0.1 to 0.5)."""
     warmup_frac: float = 0.1
     """Share of the steps in which the learning rate rises from 0."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.beta > 0, "stage.beta", "> 0", self.beta)
@@ -202,13 +206,15 @@ class IpoConfig(PairwiseConfig):
     """Settings of `algorithm=ipo`."""
 
     average: bool = True
-    """Average log-probabilities over tokens, as its authors do in practice; false sums them, as in the DPO repository."""
+    """Average log-probabilities over tokens, as its authors do; false sums them, as in the DPO repository."""
 
 
 _ONLINE = ("policy", "reference", "reward_model")
 
 
-def _online(algorithm: str, config: type[StageConfig], impl: str, summary: str, paper: str, **more: object) -> StageSpec:
+def _online(
+    algorithm: str, config: type[StageConfig], impl: str, summary: str, paper: str, **more: object
+) -> StageSpec:
     return StageSpec(
         name="rlhf", algorithm=algorithm, config=config, impl=impl, summary=summary, paper=paper, data="prompts",
         after={"policy": "sft", "reward_model": "reward"}, rollouts=True, **{"roles": _ONLINE, **more},  # type: ignore[arg-type]
@@ -235,6 +241,6 @@ def register_stages() -> list[StageSpec]:
                 "Ahmadian et al. 2024, arXiv:2402.14740"),
         _pairwise("dpo", PairwiseConfig, "direct preference optimisation", "Rafailov et al. 2023, arXiv:2305.18290"),
         _pairwise("cdpo", SmoothedConfig, "DPO with conservative labels", "Mitchell 2023"),
-        _pairwise("robust", SmoothedConfig, "DPO unbiased under label noise", "Chowdhury et al. 2024, arXiv:2403.00409"),
+        _pairwise("robust", SmoothedConfig, "DPO unbiased under label noise", "Chowdhury 2024, arXiv:2403.00409"),
         _pairwise("ipo", IpoConfig, "identity preference optimisation", "Azar et al. 2023, arXiv:2310.12036"),
     ]  # fmt: skip

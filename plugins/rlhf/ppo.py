@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from core.api import Batch, LossOutput, hookimpl
 from core.torch_api import (
     Models,
+    PromptGroup,
     StageData,
     StageRun,
     demonstrations,
@@ -33,7 +34,6 @@ from core.torch_api import (
     split_by_tokens,
     step_items,
 )
-from core.torch_api import PromptGroup
 from plugins.rlhf.rollouts import RolloutRow, collect_rollouts, kl_on_heldout, updates_of
 from plugins.shared.estimators import (
     KlEstimator,
@@ -150,9 +150,7 @@ class Ppo:
         if not cfg.ptx_coef:
             return []
         updates = cfg.minibatches * cfg.inner_epochs
-        examples = step_items(
-            self.demonstrations, step * updates + number, cfg.ptx_batch_size, run.seed_for("ptx")
-        )
+        examples = step_items(self.demonstrations, step * updates + number, cfg.ptx_batch_size, run.seed_for("ptx"))
         rows = [
             pack([PromptGroup(example.prompt, [example.completion]) for example in part])
             for part in split_by_tokens(examples, lambda example: example.tokens, cfg.micro_batch_tokens)

@@ -100,7 +100,9 @@ def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tup
         if all(scores[i].value is not None and rollouts[i].completion_ids for i in members):
             groups.append(list(members))
     if not groups:
-        raise TrainingError("no group of completions could be scored", f"step {step + 1}", "see reward errors in log.txt")
+        raise TrainingError(
+            "no group of completions could be scored", f"step {step + 1}", "see reward errors in log.txt"
+        )
     metrics["groups_dropped"] = float(len(prompts) - len(groups))
 
     def tokens(group: list[int]) -> int:
@@ -115,7 +117,10 @@ def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tup
         for part in split_by_tokens(groups[first : first + per_update], tokens, cfg.micro_batch_tokens):
             order = [i for group in part for i in group]
             packed = pack(
-                [PromptGroup(rollouts[group[0]].prompt_ids, [rollouts[i].completion_ids for i in group]) for group in part]
+                [
+                    PromptGroup(rollouts[group[0]].prompt_ids, [rollouts[i].completion_ids for i in group])
+                    for group in part
+                ]
             ).to(run.device)
             with torch.no_grad(), run.timed("old and reference log-probabilities"):
                 old, entropy = models.policy(packed, cfg.temperature, want_entropy=True)
@@ -129,7 +134,9 @@ def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tup
                 [scores[i].value - (0.0 if rollouts[i].finished else cfg.missing_eos_penalty) for i in order],
                 dtype=torch.float32, device=old.device,
             )  # fmt: skip
-            rows.append(RolloutRow(packed, score, old, reference, weight, {"update": torch.tensor(first // per_update)}))
+            rows.append(
+                RolloutRow(packed, score, old, reference, weight, {"update": torch.tensor(first // per_update)})
+            )
             totals["kl"] += kl_estimate(old, reference, KlEstimator.k1).sum().item()
             totals["kl_k3"] += kl_estimate(old, reference, KlEstimator.k3).sum().item()
             totals["entropy"] += entropy.sum().item()

@@ -51,9 +51,7 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(self, module: nn.Module | Callable[[], nn.Module], config: TransformersRolloutConfig) -> None:
-        self._resolve: Callable[[], nn.Module] | None = (
-            (lambda: module) if isinstance(module, nn.Module) else module
-        )
+        self._resolve: Callable[[], nn.Module] | None = (lambda: module) if isinstance(module, nn.Module) else module
         self._config = config
         self._version = 0
 

@@ -143,13 +143,8 @@ class VllmEngine:
         check_prompts(sequences, 0, self._max_sequence_tokens, self.name)
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         return [
-            [
-                places[token].logprob
-                for token, places in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)
-            ]
-            for sequence, output in zip(
-                sequences, self._run(sequences, [parameters] * len(sequences)), strict=True
-            )
+            [places[token].logprob for token, places in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
+            for sequence, output in zip(sequences, self._run(sequences, [parameters] * len(sequences)), strict=True)
         ]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -251,9 +246,7 @@ def checkpoint_names(folder: Path) -> set[str]:
     return names
 
 
-def engine_weights(
-    weights: Iterable[tuple[str, Tensor]], tied: bool, given: set[str]
-) -> Iterator[tuple[str, Tensor]]:
+def engine_weights(weights: Iterable[tuple[str, Tensor]], tied: bool, given: set[str]) -> Iterator[tuple[str, Tensor]]:
     """The weights as vLLM must be given them, detached; with `tied` embeddings the head follows from the embedding.
 
     given: filled with the names that passed.
@@ -337,14 +330,14 @@ def _fenced() -> Iterator[None]:
 @contextmanager
 def _own_randomness() -> Iterator[None]:
     """Leave the global random states of Python, numpy and torch as they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+        np.random.set_state(numpy_state)
 
 
 @contextmanager

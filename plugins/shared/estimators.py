@@ -116,9 +116,7 @@ def leave_one_out_advantages(rewards_PG: Tensor) -> Tensor:
     return rewards_PG - (rewards_PG.sum(dim=1, keepdim=True) - rewards_PG) / (group - 1)
 
 
-def pairwise_loss(
-    kind: str, policy_gap: Tensor, reference_gap: Tensor, beta: float, smoothing: float = 0.0
-) -> Tensor:
+def pairwise_loss(kind: str, policy_gap: Tensor, reference_gap: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
     """Losses of the DPO family, elementwise over pairs [B].
 
     policy_gap, reference_gap: log p(chosen) - log p(rejected), summed over completion tokens (for `ipo`: the average

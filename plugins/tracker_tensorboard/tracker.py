@@ -9,8 +9,9 @@ from core.api import hookimpl
 from plugins.tracker_tensorboard import TensorboardConfig
 
 if TYPE_CHECKING:
-    from core.run import StageRun
     from torch.utils.tensorboard import SummaryWriter
+
+    from core.run import StageRun
 
 
 class TensorboardTracker:

@@ -16,6 +16,7 @@ from plugins.tracker_wandb import WandbConfig, WandbMode
 
 if TYPE_CHECKING:
     import wandb
+
     from core.run import StageRun
 
 COLUMNS = ("when", "step", "index", "prompt", "completion", "answer", "score", "reward")
@@ -133,7 +134,7 @@ class WandbTracker:
     def _open(self, run: StageRun) -> wandb.Run:
         import wandb
 
-        plan = run.plan.to_json()
+        plan = run.plan_json
         about = {"stage": run.stage_name, "algorithm": run.plan.algorithm, "key": run.plan.key}
         lineage = {"parents": run.parents, "owner": plan.get("owner"), "run_dir": str(run.dir)}
         name = "-".join(part for part in (run.stage_name, run.plan.algorithm, run.dir.name) if part)

@@ -196,7 +196,7 @@ def test_a_worker_never_imports_torch(isolated):
 def test_the_whole_request_and_config_travel():
     scorer = GuardedScorer(ISOLATED, BadConfig(ratio=2.5), CONTEXT)
     try:
-        odd = "ab\u2028\n\ud800\x00\"ü"
+        odd = 'ab\u2028\n\ud800\x00"ü'
         scores = scorer.score([ScoreRequest(odd, "echo", completion_ids=(1, 2, 3)), *ask("2")])
         assert scores[0] == Score(float(len(odd)), parts={"ids": 6.0})
         assert scores[1].value == 5.0
