@@ -1,0 +1,1 @@
+"""Code that several plugins share. Torch-free at import."""
