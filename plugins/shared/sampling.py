@@ -67,7 +67,9 @@ def sample_tokens(
         tokens_B = logits_BV.argmax(-1)
         logprobs_BV = logits_BV.log_softmax(-1)
     else:
-        logprobs_BV = truncate_logits(logits_BV / temperature, top_k, top_p).log_softmax(-1)
+        if temperature != 1.0:
+            logits_BV = logits_BV / temperature
+        logprobs_BV = truncate_logits(logits_BV, top_k, top_p).log_softmax(-1)
         tokens_B = draw(logprobs_BV, uniforms(generators).to(logits_BV.device))
     return tokens_B, logprobs_BV.gather(-1, tokens_B[:, None])[:, 0]
 
