@@ -27,6 +27,7 @@ from torch import Tensor
 
 from core.api import PluginError, Rollout, Sampling, TrainingError
 from plugins.rollout_vllm import VllmRolloutConfig
+from plugins.shared.precision import resolve_dtype, sync_tolerance
 from plugins.shared.sampling import check_prompts, draw, request_seed, uniforms
 
 ENVIRONMENT = {
@@ -40,6 +41,7 @@ ENVIRONMENT = {
 LEAKING = ("LD_PRELOAD", "LD_LIBRARY_PATH", "LOCAL_WORLD_SIZE", "NUMEXPR_MAX_THREADS")
 """Variables that vLLM sets and that would change how child processes or accelerate behave; put back after start."""
 
+VLLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 HEAD = "lm_head.weight"
 EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
@@ -52,21 +54,16 @@ def build(config: VllmRolloutConfig, run: Any) -> VllmEngine:
     does not stand yet.
     """
     runtime = run.cfg.runtime
-    dtype = {"fp32": "float32", "bf16": "bfloat16"}[resolve_dtype(runtime.dtype)]
-    return VllmEngine(config, run.engine_folder, dtype, runtime.seed, run.max_sequence_tokens)
-
-
-def resolve_dtype(dtype: str) -> str:
-    """`fp32` or `bf16`; auto computes in bf16."""
-    return "bf16" if str(getattr(dtype, "value", dtype)) == "auto" else str(getattr(dtype, "value", dtype))
+    return VllmEngine(config, run.engine_folder, resolve_dtype(runtime.dtype), runtime.seed, run.max_sequence_tokens)
 
 
 class VllmEngine:
     """RolloutEngine over vllm.LLM.
 
     folder: config.json and safetensors weights of a plain transformers model; no tokenizer is read.
-    dtype: `float32` or `bfloat16`.
+    dtype: `fp32` or `bf16`.
     max_sequence_tokens: longest prompt plus completion, in tokens.
+    sync_tolerance: accepted difference from the trainer after a sync, in nats a token.
 
     `generate` starts with an empty prefix cache, so that its result depends on weights, prompts and sampling alone
     and not on what ran before: a resumed run draws the same tokens as one that was never stopped.
@@ -78,6 +75,7 @@ class VllmEngine:
         self, config: VllmRolloutConfig, folder: Path, dtype: str, seed: int, max_sequence_tokens: int
     ) -> None:
         self._max_sequence_tokens = max_sequence_tokens
+        self.sync_tolerance = sync_tolerance(config.sync_tolerance, dtype)
         self._version = 0
         self._expected = checkpoint_names(folder)
         self._tied = bool(json.loads((folder / "config.json").read_text()).get("tie_word_embeddings", False))
@@ -145,13 +143,8 @@ class VllmEngine:
         check_prompts(sequences, 0, self._max_sequence_tokens, self.name)
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         return [
-            [
-                places[token].logprob
-                for token, places in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)
-            ]
-            for sequence, output in zip(
-                sequences, self._run(sequences, [parameters] * len(sequences)), strict=True
-            )
+            [places[token].logprob for token, places in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
+            for sequence, output in zip(sequences, self._run(sequences, [parameters] * len(sequences)), strict=True)
         ]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -254,9 +247,7 @@ def checkpoint_names(folder: Path) -> set[str]:
     return names
 
 
-def engine_weights(
-    weights: Iterable[tuple[str, Tensor]], tied: bool, given: set[str]
-) -> Iterator[tuple[str, Tensor]]:
+def engine_weights(weights: Iterable[tuple[str, Tensor]], tied: bool, given: set[str]) -> Iterator[tuple[str, Tensor]]:
     """The weights as vLLM must be given them, detached; with `tied` embeddings the head follows from the embedding.
 
     given: filled with the names that passed.
@@ -278,16 +269,18 @@ def _start(config: VllmRolloutConfig, folder: Path, dtype: str, seed: int, max_s
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
-        memory = (
+        memory: dict[str, Any] = (
             {"kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30), "block_size": config.block_tokens}
             if on_cpu
             else {"gpu_memory_utilization": config.gpu_memory_utilization}
         )
+        if not on_cpu and torch.distributed.is_initialized():
+            memory["distributed_executor_backend"] = "external_launcher"  # each process on the GPU of its local rank
         return LLM(
             model=str(folder),
             skip_tokenizer_init=True,
             generation_config="vllm",
-            dtype=dtype,
+            dtype=VLLM_DTYPES[dtype],
             seed=seed,
             enforce_eager=config.enforce_eager or on_cpu,
             enable_prefix_caching=True,
@@ -340,14 +333,14 @@ def _fenced() -> Iterator[None]:
 @contextmanager
 def _own_randomness() -> Iterator[None]:
     """Leave the global random states of Python, numpy and torch as they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+        np.random.set_state(numpy_state)
 
 
 @contextmanager
