@@ -325,7 +325,8 @@ class TestVllmEngine:
 
     def test_weights_of_another_number_format_are_taken(self, pair) -> None:
         perturb(pair.module)
-        pair.module.to(torch.bfloat16).to(torch.float32)
+        for parameter in pair.module.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16).to(torch.float32)
         pair.vllm.sync(((n, p.to(torch.bfloat16)) for n, p in pair.module.named_parameters()), 9)
         assert largest_gap(pair.vllm.score(pair.prompts()), pair.transformers.score(pair.prompts())) < 0.01
 
