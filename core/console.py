@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from core.plan import short_source
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -44,15 +46,13 @@ class Console:
         from rich.table import Table
 
         table = Table(title="plan", title_justify="left", expand=False, show_edge=False, pad_edge=False)
-        for column in ("stage", "state", "starts from", "records", "held out", "steps", "batch", "≈ time", "≈ memory"):
+        for column in ("stage", "state", "records", "held out", "steps", "batch", "≈ time", "≈ memory"):
             table.add_column(column, overflow="fold")
         for stage in plan.stages:
             info, preview = stage.dataset.info, stage.preview
-            sources = stage.roles()
             table.add_row(
                 stage.title,
                 stage.state,
-                next(iter(sources.values()), ""),
                 str(info.get("train", {}).get("records", "")),
                 str(info.get("heldout", {}).get("records", "")),
                 str(preview.get("total_steps", "")),
@@ -62,6 +62,7 @@ class Console:
             )
         self.rich.print(table)
         target = plan.target
+        self.line(f"  {'model':<13} {short_source(target.cfg.model.source)}")
         for role, source in target.roles().items():
             self.line(f"  {role:<13} {source}")
         if target.engine is not None:

@@ -15,7 +15,9 @@ from core.preview import add_previews
 from core.registry import Registry
 from core.schema import Device, RunConfig
 
-_QUIET = {
+_ENVIRONMENT = {
+    # Threads that spin at barriers starve each other, and any neighbour, on a shared or throttled machine.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -28,7 +30,7 @@ def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> 
 
     config_json: the resolved config without secrets, for the run folder and the tracker.
     """
-    for name, value in _QUIET.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     console = Console()
     plan = make_plan(cfg, registry)

@@ -67,7 +67,7 @@ class StagePlan:
 
     def roles(self) -> dict[str, str]:
         """Where the weights of each role come from."""
-        start = self.parents["policy"].stage if "policy" in self.parents else self.cfg.model.source
+        start = self.parents["policy"].stage if "policy" in self.parents else short_source(self.cfg.model.source)
         sources = {}
         for role in self.spec.roles:
             parent = self.parents.get("reward_model")
@@ -75,11 +75,18 @@ class StagePlan:
                 sources[role] = f"{start}"
             elif role == "reference":
                 sources[role] = f"{start}, frozen" + (" (adapter off)" if self.cfg.peft.method != "none" else "")
+            elif role == "reward_model" and self.spec.makes == role:
+                sources[role] = f"{start} with a new head, trained"
             elif role == "reward_model":
                 sources[role] = parent.stage if parent else f"reward={self.cfg.reward.name}"
             elif role == "value_model":
                 sources[role] = f"{parent.stage}, trained" if parent else f"{start} with a new head, trained"
         return sources
+
+
+def short_source(source: str) -> str:
+    """A model source as people call it: the last part of a path, without the ending of a GGUF file."""
+    return source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
 @dataclass

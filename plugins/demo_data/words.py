@@ -29,8 +29,8 @@ CATEGORIES = {
     "harmonica tuba ukulele oboe",
 }
 
-SIZES = {"sft": 160, "preference": 400, "prompts": 512, "heldout": 100}
-"""Rows of each file."""
+SIZES = {"sft": 160, "preference": 400, "prompts": 320, "heldout": 100}
+"""Rows of each file; held-out rows serve every stage: answers to check, pairs to rank, replies to predict."""
 
 SYSTEM = 'Choose one word. Begin with "The answer is:"'
 
@@ -83,9 +83,9 @@ def _row(name: str, rng: random.Random, words: dict[str, list[str]]) -> tuple[di
     }
     if name == "sft":
         row["completion"] = _reply(right)
-    elif name == "preference":
+    if name in ("preference", "heldout"):
         row |= {"chosen": _reply(right), "rejected": _rejected(rng, category, right, options[1:])}
-    else:
+    if name in ("prompts", "heldout"):
         row["answer"] = _reply(right)
     return row, (category, *sorted(options))
 

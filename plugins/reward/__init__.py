@@ -11,8 +11,8 @@ from core.api import StageConfig, StageSpec, hookimpl, require
 class RewardStageConfig(StageConfig):
     """Settings of `stage=reward`."""
 
-    lr: float = 1e-5
-    """Peak learning rate (9e-6: InstructGPT's 6B reward model)."""
+    lr: float = 5e-5
+    """Peak learning rate; for models of about 100M parameters (9e-6 in InstructGPT, for 6B)."""
     epochs: float = 1.0
     """Passes over the pairs; more than one overfits quickly (InstructGPT, appendix C)."""
     margin: bool = False

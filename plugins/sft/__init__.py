@@ -12,7 +12,7 @@ class SftConfig(StageConfig):
     """Settings of `stage=sft`."""
 
     lr: float = 2e-5
-    """Peak learning rate (2e-5: Alpaca and Vicuna)."""
+    """Peak learning rate (2e-5 in Alpaca and Vicuna)."""
     epochs: float = 1.0
     """Passes over the demonstrations."""
 
