@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -191,7 +191,7 @@ class _Caching:
         if not bool(mask_BT.all()):
             self._mask_BC = mask_BT.new_ones(len(mask_BT), capacity)
             self._mask_BC[:, : self._length] = mask_BT
-        self._cache = DynamicCache(config=module.config)
+        self._cache: Any = DynamicCache(config=cast(Any, module.config))
         self._cache.layers = [
             _BufferedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in self._cache.layers
         ]
@@ -260,6 +260,9 @@ class _BufferedLayer(DynamicLayer):
         super().__init__()
         self._capacity = capacity
         self._length = 0
+
+    keys: Tensor
+    values: Tensor
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device

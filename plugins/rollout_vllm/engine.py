@@ -41,7 +41,7 @@ ENVIRONMENT = {
 LEAKING = ("LD_PRELOAD", "LD_LIBRARY_PATH", "LOCAL_WORLD_SIZE", "NUMEXPR_MAX_THREADS")
 """Variables that vLLM sets and that would change how child processes or accelerate behave; put back after start."""
 
-VLLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+VLLM_DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16"}
 HEAD = "lm_head.weight"
 EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
@@ -211,7 +211,7 @@ class VllmEngine:
         from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
         runner = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        sampler = getattr(runner, "sampler", None)
+        sampler: Any = getattr(runner, "sampler", None)
         if not current_platform.is_cpu() or not hasattr(sampler, "topk_topp_sampler"):
             return
 
