@@ -71,7 +71,7 @@ class StageRun:
         """Set by a stage to end this step's updates early."""
         self.policy_version = 0
         self.sync_difference = 0.0
-        """Largest log-probability difference in nats between engine and trainer at the last sync."""
+        """Mean log-probability difference in nats between engine and trainer at the last sync."""
         self.seconds: dict[str, float] = defaultdict(float)
         """Wall-clock seconds by part of the run."""
         self.first_eval: dict[str, Any] | None = None

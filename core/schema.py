@@ -212,8 +212,8 @@ class RolloutConfig:
     name: str = ""
     """Engine name; set by the registry. `auto` takes vllm where it imports, else transformers."""
     sync_tolerance: float = 0.0
-    """Largest accepted difference in nats of a token's log-probability between engine and trainer after a weight
-    sync; 0 takes the measured bound for the number format."""
+    """Largest accepted mean difference in nats of a token's log-probability between engine and trainer after a
+    weight sync; 0 takes the measured bound for the number format."""
 
     def __post_init__(self) -> None:
         require(self.sync_tolerance >= 0, "rollout.sync_tolerance", ">= 0", self.sync_tolerance)

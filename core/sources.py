@@ -121,7 +121,7 @@ def _converted(gguf: Path, cfg: ModelConfig) -> Path:
 
 @contextmanager
 def gguf_read_once() -> Iterator[None]:
-    """Within the block transformers parses each GGUF file once; it would do so again for every part it takes from it."""
+    """Within the block transformers parses a GGUF file once; else it would for every part that it takes from it."""
     import gguf
 
     reader = gguf.GGUFReader

@@ -12,7 +12,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-_WORDS = "one two three four five six seven eight nine ten red blue green name the color number after is".split()
+_NUMBERS = "one two three four five six seven eight nine ten".split()  # noqa: SIM905 (read as a sentence)
+_WORDS = [*_NUMBERS, "red", "blue", "green", "name", "the", "color", "number", "after", "is"]
 
 
 def tiny_tokenizer() -> Any:
@@ -24,11 +25,17 @@ def tiny_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=_SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=320,
+        special_tokens=_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([" ".join(_WORDS)] * 4, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -71,7 +78,7 @@ def tiny_pairs(path: Path, count: int = 40, seed: int = 0) -> Path:
     Such rows serve every schema: demonstrations, pairs, prompts with answers.
     """
     rng = random.Random(seed)
-    numbers = _WORDS[:10]
+    numbers = _NUMBERS
     with path.open("w", encoding="utf-8") as file:
         for index in range(count):
             place = index % 9

@@ -11,8 +11,8 @@ import random
 from pathlib import Path
 
 CATEGORIES = {
-    "animal": "tiger horse rabbit monkey goat sheep camel lion wolf bear fox deer pig cow dog cat duck frog snake zebra "
-    "whale dolphin donkey turtle squirrel elephant giraffe",
+    "animal": "tiger horse rabbit monkey goat sheep camel lion wolf bear fox deer pig cow dog cat duck frog snake "
+    "zebra whale dolphin donkey turtle squirrel elephant giraffe",
     "fruit": "apple banana mango grape pear melon papaya strawberry pineapple apricot blueberry coconut fig raspberry "
     "watermelon pomegranate blackberry grapefruit cranberry nectarine",
     "tool": "hammer saw drill wrench axe shovel screwdriver pliers chisel rake spade ladder hoe crowbar trowel sander "

@@ -15,7 +15,6 @@ from transformers.cache_utils import DynamicLayer
 
 from core.api import Rollout, Sampling, TrainingError
 from plugins.rollout_transformers import TransformersRolloutConfig
-from plugins.shared.precision import sync_tolerance
 from plugins.shared.sampling import check_prompts, request_seed, sample_tokens
 
 SCORE_TOKENS = 2048
@@ -110,12 +109,6 @@ class TransformersEngine:
     def close(self) -> None:
         """Let go of the module. Safe to call twice."""
         self._resolve = None
-
-    @property
-    def sync_tolerance(self) -> float:
-        """Accepted difference from the trainer after a sync, in nats a token, for the module's number format."""
-        dtype = next(self._module().parameters()).dtype
-        return sync_tolerance(self._config.sync_tolerance, "fp32" if dtype == torch.float32 else "bf16")
 
     def _module(self) -> nn.Module:
         if self._resolve is None:

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from core.api import PluginError, Rollout, Sampling, TrainingError
 from plugins.rollout_vllm import VllmRolloutConfig
-from plugins.shared.precision import resolve_dtype, sync_tolerance
 from plugins.shared.sampling import check_prompts, draw, request_seed, uniforms
 
 ENVIRONMENT = {
@@ -54,7 +53,8 @@ def build(config: VllmRolloutConfig, run: Any) -> VllmEngine:
     does not stand yet.
     """
     runtime = run.cfg.runtime
-    return VllmEngine(config, run.engine_folder, resolve_dtype(runtime.dtype), runtime.seed, run.max_sequence_tokens)
+    dtype = "fp32" if runtime.dtype == "fp32" else "bf16"
+    return VllmEngine(config, run.engine_folder, dtype, runtime.seed, run.max_sequence_tokens)
 
 
 class VllmEngine:
@@ -63,7 +63,6 @@ class VllmEngine:
     folder: config.json and safetensors weights of a plain transformers model; no tokenizer is read.
     dtype: `fp32` or `bf16`.
     max_sequence_tokens: longest prompt plus completion, in tokens.
-    sync_tolerance: accepted difference from the trainer after a sync, in nats a token.
 
     `generate` starts with an empty prefix cache, so that its result depends on weights, prompts and sampling alone
     and not on what ran before: a resumed run draws the same tokens as one that was never stopped.
@@ -75,7 +74,6 @@ class VllmEngine:
         self, config: VllmRolloutConfig, folder: Path, dtype: str, seed: int, max_sequence_tokens: int
     ) -> None:
         self._max_sequence_tokens = max_sequence_tokens
-        self.sync_tolerance = sync_tolerance(config.sync_tolerance, dtype)
         self._version = 0
         self._expected = checkpoint_names(folder)
         self._tied = bool(json.loads((folder / "config.json").read_text()).get("tie_word_embeddings", False))

@@ -23,8 +23,10 @@ from plugins.rollout_transformers import TransformersRolloutConfig
 from plugins.rollout_transformers.engine import TransformersEngine
 from plugins.rollout_transformers.engine import build as build_transformers
 from plugins.rollout_vllm import VllmRolloutConfig
-from plugins.shared.precision import SYNC_TOLERANCE
 from plugins.shared.sampling import draw, sample_tokens, truncate_logits
+
+BF16_GAP = 1.0
+"""Largest accepted log-probability gap of one token in bf16, in nats; about twice what was measured."""
 
 MAX_TOKENS = 96
 
@@ -178,7 +180,6 @@ class TestTransformersEngine:
         run.models = SimpleNamespace(policy=SimpleNamespace(module=tiny))
         engine.sync(iter(()), 3)
         assert engine.generate([[1, 2]], Sampling(2))[0].policy_version == 3
-        assert engine.sync_tolerance == SYNC_TOLERANCE["fp32"]
 
     def test_errors_say_what_to_do(self, engine) -> None:
         with pytest.raises(DataError, match="prompt 1 has no tokens"):
@@ -381,7 +382,7 @@ class TestVllmEngine:
             perturb(pair.module)
             pair.sync()
             gap = largest_gap(pair.vllm.score(pair.prompts()), pair.transformers.score(pair.prompts()))
-            assert gap < pair.vllm.sync_tolerance == SYNC_TOLERANCE["bf16"]
+            assert gap < BF16_GAP
         finally:
             pair.vllm.close()
             pair.start(Dtype.fp32)
