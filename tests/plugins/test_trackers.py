@@ -40,7 +40,8 @@ def make_run(folder: Path) -> Any:
     (folder / "artifact.json").write_text('{"version": 1}')
     about = {"owner": {"distribution": "preftune"}, "data": {"quarantined": 0}}
     plan = SimpleNamespace(stage="rlhf", algorithm="ppo", key=KEY)
-    return SimpleNamespace(dir=folder, plan=plan, plan_json=about, cfg=None, config_json={"stage": {"lr": 2e-5, "max_steps": 3}},
+    return SimpleNamespace(dir=folder, plan=plan, plan_json=about, cfg=None,
+                           config_json={"stage": {"lr": 2e-5, "max_steps": 3}},
                            group="night", stage_name="rlhf",
                            parents=[{"stage": "sft", "key": "5d0c7a91be44", "run_dir": "runs/sft"}])  # fmt: skip
 
