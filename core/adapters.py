@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -13,11 +16,15 @@ from core.errors import ConfigError, ModelError
 from core.schema import PeftConfig, Quant
 
 _SYNONYMS = {
-    "r": ("r", "init_r", "rank", "n_frequency"),
-    "alpha": ("lora_alpha", "alpha", "ia3_alpha"),
-    "dropout": ("lora_dropout", "rank_dropout", "module_dropout", "vera_dropout", "vblora_dropout", "hidden_dropout"),
+    "r": ("init_r", "r", "rank", "n_frequency"),
+    "alpha": ("lora_alpha", "alpha"),
+    "dropout": ("lora_dropout", "rank_dropout", "module_dropout"),
 }
-"""Our word to the names that peft's methods give it; the first that the method has is taken."""
+"""Our word to the names that peft's methods give it; the first that the method has is taken, else its only field that
+ends with our word (`hira_alpha`, `vera_dropout`)."""
+
+_FACTORS = {"oft_block_size": "r"}
+"""Field to one that it excludes: their product is the width of a layer. Setting the second puts the first to 0."""
 
 _DEFAULT_VIRTUAL_TOKENS = 20
 
@@ -41,10 +48,10 @@ def add_adapter(module: nn.Module, cfg: PeftConfig, task: str, total_steps: int)
         value = getattr(cfg, word)
         if value is None:
             continue
-        name = next((name for name in names if name in known), None)
+        name = next((name for name in names if name in known), None) or _ending(word, known)
         if name is None:
             raise ConfigError(f"the method '{cfg.method}' has no {word}", f"peft.{word}", "leave it unset")
-        options.setdefault(name, type(value)(value))
+        options.setdefault(name, value)
     if cfg.targets and "target_modules" in known:
         options.setdefault("target_modules", cfg.targets[0] if cfg.targets == ["all-linear"] else list(cfg.targets))
     if "num_virtual_tokens" in known:
@@ -58,14 +65,85 @@ def add_adapter(module: nn.Module, cfg: PeftConfig, task: str, total_steps: int)
             "peft.options",
             f"one of: {', '.join(sorted(known))}",
         )
+    for field, other in _FACTORS.items():
+        if field in known and options.get(other):
+            options.setdefault(field, 0)
+    if "target_r" in known:
+        _set_budget(options)
+    tied = _ties_embeddings(module)
+    if tied and "ensure_weight_tying" in known and _touches_embeddings(options):
+        options.setdefault("ensure_weight_tying", True)
     try:
-        return get_peft_model(module, config_class(task_type=task, **options), autocast_adapter_dtype=False)
-    except (ValueError, TypeError, AttributeError) as error:
+        adapted = get_peft_model(module, config_class(task_type=task, **options), autocast_adapter_dtype=False)
+    except (ValueError, TypeError, AttributeError, ImportError, NotImplementedError) as error:
+        no_targets = "target_modules" in str(error) and not cfg.targets
         raise ModelError(
             f"peft could not add '{cfg.method}': {error}".splitlines()[0],
             "peft",
-            "see peft's own limits for the method",
+            "set peft.targets=[all-linear]" if no_targets else "change peft.r, peft.targets or peft.options",
         ) from error
+    for name, parameter in adapted.named_parameters():
+        # A counter of AdaLoRA, which peft would train in bf16 and never save.
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
+    if tied:
+        _check_tied(adapted)
+    return adapted
+
+
+def _ending(word: str, known: set[str]) -> str | None:
+    """The only field that ends with `word`."""
+    found = [name for name in known if name.endswith(f"_{word}")]
+    return found[0] if len(found) == 1 else None
+
+
+def _set_budget(options: dict[str, Any]) -> None:
+    """AdaLoRA: two thirds of the first rank remain, as in peft's defaults, and a budget phase of two steps at least."""
+    from peft import AdaLoraConfig
+
+    first = options.setdefault("init_r", AdaLoraConfig.init_r)
+    target = options.setdefault("target_r", max(1, 2 * first // 3))
+    if target >= first:
+        raise ConfigError(
+            f"AdaLoRA starts with rank {first} and must end with a lower one, got target_r={target}",
+            "peft.options.target_r",
+            "set peft.r above peft.options.target_r",
+        )
+    options["total_step"] = max(options["total_step"], 2 + options.get("tinit", 0) + options.get("tfinal", 0))
+
+
+_EMBEDDINGS = ("embed", "wte", "word_embeddings", "lm_head", "output_projection")
+
+
+def _ties_embeddings(module: nn.Module) -> bool:
+    """Whether output layer and embedding are one tensor."""
+    output, inputs = module.get_output_embeddings(), module.get_input_embeddings()  # type: ignore[operator]
+    return output is not None and output.weight is inputs.weight
+
+
+def _touches_embeddings(options: dict[str, Any]) -> bool:
+    if options.get("trainable_token_indices"):
+        return True
+    names = [*(options.get("modules_to_save") or ()), *(options.get("target_modules") or ())]
+    return any(part in name for name in names for part in _EMBEDDINGS)
+
+
+def _check_tied(adapted: nn.Module) -> None:
+    """Refuse an adapter on one of two tied layers: no plain model with tied weights can hold the merged result."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+    from peft.utils.other import TrainableTokensWrapper
+
+    kinds = (BaseTunerLayer, ModulesToSaveWrapper, TrainableTokensWrapper)
+    base = adapted.get_base_model()  # type: ignore[operator]
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    touched = [isinstance(end, kinds) for end in ends]
+    if touched[0] != touched[1]:
+        raise ModelError(
+            "the model's output layer shares its weights with the embedding, and the adapter changes only one of them",
+            "peft.targets, peft.options",
+            "name both layers (with peft.options.ensure_weight_tying=true), or neither",
+        )
 
 
 def quantization_config(quant: Quant, compute: torch.dtype) -> Any | None:
@@ -96,40 +174,69 @@ def merged_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
+    from peft.utils.other import TrainableTokensWrapper
 
     if getattr(module.active_peft_config, "is_prompt_learning", False):
         raise ModelError("a prompt method changes no weight and cannot be merged", "peft.method")
     base = module.get_base_model()  # type: ignore[operator]
-    done: set[str] = set()
+    done: list[str] = []
     for path, layer in base.named_modules():
         prefix = f"{path}." if path else ""
+        if any(prefix.startswith(outer) for outer in done):
+            continue
         if isinstance(layer, ModulesToSaveWrapper):
             saved = layer.modules_to_save[layer.active_adapters[0]]
-            done.add(prefix)
+            done.append(prefix)
             yield from ((prefix + name, tensor.detach()) for name, tensor in saved.named_parameters())
-        elif isinstance(layer, BaseTunerLayer):
-            done.add(prefix)
-            yield from ((prefix + name, tensor) for name, tensor in _merged_layer(layer))
+        elif isinstance(layer, (BaseTunerLayer, TrainableTokensWrapper)):
+            done.append(prefix)
+            tuner = layer.token_adapter if isinstance(layer, TrainableTokensWrapper) else layer
+            yield from ((prefix + name, tensor) for name, tensor in _merged_layer(tuner, base.dtype, path))
     for name, tensor in base.named_parameters():
         if not any(name.startswith(prefix) for prefix in done):
             yield name, tensor.detach()
 
 
-def _merged_layer(layer: Any) -> Iterator[tuple[str, Tensor]]:
+def _merged_layer(layer: Any, dtype: torch.dtype, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Merged parameters of one adapted layer, from a twin of it that is thrown away."""
     inner = layer.get_base_layer()
+    quantized = is_quantized(inner)
     with torch.no_grad():
-        if type(inner).__module__.startswith("bitsandbytes"):
-            yield "weight", _dequantized(inner) + layer.get_delta_weight(layer.active_adapters[0])
-            if inner.bias is not None:
-                yield "bias", inner.bias.detach()
-            return
-        stash = {name: tensor.detach().clone() for name, tensor in inner.named_parameters()}
-        layer.merge()
-        merged = {name: tensor.detach().clone() for name, tensor in inner.named_parameters()}
-        for name, tensor in inner.named_parameters():
-            tensor.data.copy_(stash[name])
-        layer.merged_adapters.clear()
-    yield from merged.items()
+        # The memo puts a plain layer in the place of a quantized one.
+        twin = copy.deepcopy(layer, {id(inner): _plain_linear(inner)} if quantized else {})
+        if quantized:
+            twin.__class__ = _plain_class(layer)
+            twin.float()
+        try:
+            twin.merge()
+        except (NotImplementedError, ValueError) as error:
+            raise ModelError(f"this adapter cannot be merged: {error}".splitlines()[0], path, MERGE_MEND) from error
+        merged = {name: tensor.detach() for name, tensor in twin.get_base_layer().named_parameters()}
+    yield from ((name, tensor.to(dtype) if quantized else tensor) for name, tensor in merged.items())
+
+
+MERGE_MEND = "keep the adapter apart: peft.merge=false, rollout=transformers, and no stage after this one"
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether bitsandbytes holds the layer's weight."""
+    return type(layer).__module__.startswith("bitsandbytes")
+
+
+def _plain_class(layer: Any) -> type:
+    """peft's class for the same adapter on a plain linear layer, which merges exactly."""
+    package = type(layer).__module__.rsplit(".", 1)[0]
+    plain = importlib.import_module(f"{package}.layer")
+    return plain.SVDLinear if hasattr(plain, "SVDLinear") else plain.Linear
+
+
+def _plain_linear(layer: Any) -> nn.Linear:
+    """A plain fp32 layer with the weights that the quantized one stands for."""
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device=layer.weight.device)
+    linear.weight.data = _dequantized(layer).float()
+    if layer.bias is not None:
+        linear.bias.data = layer.bias.detach().float().clone()
+    return linear
 
 
 def _dequantized(layer: Any) -> Tensor:
@@ -138,4 +245,88 @@ def _dequantized(layer: Any) -> Tensor:
     weight = layer.weight
     if isinstance(layer, bnb.nn.Linear4bit):
         return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    return weight.data.float() * (weight.SCB / 127.0)[:, None]
+    # The row scales move from the weight to the state at the first forward pass.
+    scales = weight.SCB if weight.SCB is not None else layer.state.SCB
+    return weight.data.float() * (scales.float() / 127.0)[:, None]
+
+
+# -- what an adapter asks of the step loop ---------------------------------------------------------------------------
+
+
+def orthogonality(module: nn.Module) -> Tensor | None:
+    """AdaLoRA's penalty gamma * mean ||P^T P - I||_F over its factors (arXiv:2303.10512, eq. 4), []; None for other
+    adapters."""
+    if not is_rank_scheduled(module):
+        return None
+    gamma = module.active_peft_config.orth_reg_weight  # type: ignore[union-attr]
+    if not gamma:
+        return None
+    norms = []
+    for name, factor in module.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            tall = factor.float() if "lora_B" in name else factor.float().T
+            norms.append(torch.linalg.matrix_norm(tall.T @ tall - torch.eye(tall.shape[1], device=tall.device)))
+    return gamma * torch.stack(norms).mean()
+
+
+def is_rank_scheduled(module: nn.Module) -> bool:
+    """Whether the adapter spreads its rank by importance while it trains (AdaLoRA)."""
+    return hasattr(getattr(module, "base_model", None), "update_and_allocate")
+
+
+def spread_rank(module: nn.Module, step: int) -> None:
+    """After optimizer step `step` (from 1), gradients still standing: update importances, zero the least important."""
+    module.base_model.update_and_allocate(step)  # type: ignore[union-attr, operator]
+
+
+def settle(module: nn.Module) -> None:
+    """Before an export: what the file will not hold is zero in memory too."""
+    if is_rank_scheduled(module) and (pattern := module.active_peft_config.rank_pattern):  # type: ignore[union-attr]
+        allocator = module.base_model.rankallocator  # type: ignore[union-attr]
+        allocator.mask_using_rank_pattern(module.base_model.model, pattern)  # type: ignore[union-attr, operator]
+
+
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def adapter_state(module: nn.Module) -> dict[str, Tensor]:
+    """What a resumed run needs beside the weights: AdaLoRA's importances and kept ranks; empty for other adapters."""
+    if not is_rank_scheduled(module):
+        return {}
+    allocator = module.base_model.rankallocator  # type: ignore[union-attr]
+    state = {f"{kind}/{name}": tensor for kind in _IMPORTANCE for name, tensor in getattr(allocator, kind).items()}
+    pattern = module.active_peft_config.rank_pattern or {}  # type: ignore[union-attr]
+    return state | {f"kept/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+
+
+def load_adapter_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Counterpart of `adapter_state`."""
+    if not is_rank_scheduled(module):
+        return
+    allocator = module.base_model.rankallocator  # type: ignore[union-attr]
+    for key, tensor in state.items():
+        kind, name = key.split("/", 1)
+        if kind in _IMPORTANCE:
+            getattr(allocator, kind)[name] = tensor
+    kept = {key.split("/", 1)[1]: tensor.tolist() for key, tensor in state.items() if key.startswith("kept/")}
+    module.active_peft_config.rank_pattern = kept or None  # type: ignore[union-attr]
+
+
+@contextmanager
+def adapter_dropout(module: nn.Module, on: bool) -> Iterator[None]:
+    """Within the block the adapter's own dropout works; everything else stays in eval mode."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    parts: list[nn.Module] = []
+    if on:
+        for layer in module.modules():
+            if isinstance(layer, BaseTunerLayer):
+                inner = set(layer.get_base_layer().modules())
+                parts += [part for part in layer.modules() if part not in inner]  # type: ignore[attr-defined]
+    for part in parts:
+        part.training = True
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.training = False
