@@ -124,25 +124,28 @@ def _ties_embeddings(module: nn.Module) -> bool:
 def _touches_embeddings(options: dict[str, Any]) -> bool:
     if options.get("trainable_token_indices"):
         return True
-    names = [*(options.get("modules_to_save") or ()), *(options.get("target_modules") or ())]
-    return any(part in name for name in names for part in _EMBEDDINGS)
+    return any(part in name for name in options.get("modules_to_save") or () for part in _EMBEDDINGS)
 
 
 def _check_tied(adapted: nn.Module) -> None:
-    """Refuse an adapter on one of two tied layers: no plain model with tied weights can hold the merged result."""
+    """Refuse an adapter on tied layers that does not keep them tied: no plain model could hold the merged result.
+
+    peft's tied low-rank factors are two parameters over one memory, which an optimizer would step twice.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
     from peft.utils.other import TrainableTokensWrapper
 
-    kinds = (BaseTunerLayer, ModulesToSaveWrapper, TrainableTokensWrapper)
     base = adapted.get_base_model()  # type: ignore[operator]
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    touched = [isinstance(end, kinds) for end in ends]
-    if touched[0] != touched[1]:
+    whole = [isinstance(end, (ModulesToSaveWrapper, TrainableTokensWrapper, TrainableTokensLayer)) for end in ends]
+    layered = [isinstance(end, BaseTunerLayer) and not isinstance(end, TrainableTokensLayer) for end in ends]
+    if any(layered) or whole[0] != whole[1]:
         raise ModelError(
-            "the model's output layer shares its weights with the embedding, and the adapter changes only one of them",
+            "the model's output layer shares its weights with the embedding, and this adapter would part them",
             "peft.targets, peft.options",
-            "name both layers (with peft.options.ensure_weight_tying=true), or neither",
+            "leave both layers out, or train them whole: peft.options.modules_to_save=[embed_tokens] with peft=lora",
         )
 
 
@@ -160,6 +163,18 @@ def quantization_config(quant: Quant, compute: torch.dtype) -> Any | None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
+
+
+def keep_differentiable(module: nn.Module) -> nn.Module:
+    """Keep bitsandbytes' 4-bit layers on their plain road. Returns the module.
+
+    On a CPU with AVX512-BF16 the first forward pass in eval mode would repack the weights for a kernel that passes no
+    gradient on and rounds to bf16: an adapter in deeper layers would never learn, without a word.
+    """
+    for layer in module.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return module
 
 
 def merged_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -188,6 +203,10 @@ def merged_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             saved = layer.modules_to_save[layer.active_adapters[0]]
             done.append(prefix)
             yield from ((prefix + name, tensor.detach()) for name, tensor in saved.named_parameters())
+        elif is_quantized(layer):
+            done.append(prefix)
+            plain = _plain_linear(layer)
+            yield from ((prefix + name, tensor.detach().to(base.dtype)) for name, tensor in plain.named_parameters())
         elif isinstance(layer, (BaseTunerLayer, TrainableTokensWrapper)):
             done.append(prefix)
             tuner = layer.token_adapter if isinstance(layer, TrainableTokensWrapper) else layer
@@ -203,10 +222,9 @@ def _merged_layer(layer: Any, dtype: torch.dtype, path: str) -> Iterator[tuple[s
     quantized = is_quantized(inner)
     with torch.no_grad():
         # The memo puts a plain layer in the place of a quantized one.
-        twin = copy.deepcopy(layer, {id(inner): _plain_linear(inner)} if quantized else {})
+        twin = copy.deepcopy(layer, {id(inner): _plain_linear(inner)} if quantized else None)
         if quantized:
-            twin.__class__ = _plain_class(layer)
-            twin.float()
+            _forget_quantization(twin)
         try:
             twin.merge()
         except (NotImplementedError, ValueError) as error:
@@ -223,11 +241,16 @@ def is_quantized(layer: nn.Module) -> bool:
     return type(layer).__module__.startswith("bitsandbytes")
 
 
-def _plain_class(layer: Any) -> type:
-    """peft's class for the same adapter on a plain linear layer, which merges exactly."""
-    package = type(layer).__module__.rsplit(".", 1)[0]
-    plain = importlib.import_module(f"{package}.layer")
-    return plain.SVDLinear if hasattr(plain, "SVDLinear") else plain.Linear
+def _forget_quantization(twin: Any) -> None:
+    """Make an adapted layer, whose base was replaced by a plain one, the class that peft has for plain layers."""
+    package, _, module = type(twin).__module__.rpartition(".")
+    if module == "bnb":
+        plain = importlib.import_module(f"{package}.layer")
+        twin.__class__ = getattr(plain, "SVDLinear", None) or plain.Linear
+    if not hasattr(twin, "fan_in_fan_out"):
+        twin.fan_in_fan_out = False
+    twin.quantization_backend = None
+    twin.float()
 
 
 def _plain_linear(layer: Any) -> nn.Linear:
