@@ -26,6 +26,9 @@ ends with our word (`hira_alpha`, `vera_dropout`)."""
 _FACTORS = {"oft_block_size": "r"}
 """Field to one that it excludes: their product is the width of a layer. Setting the second puts the first to 0."""
 
+_IDENTITY_START = {"fourierft": {"init_weights": True}, "c3a": {"init_weights": True}}
+"""Options of methods whose own default would start far from the model that was named."""
+
 _DEFAULT_VIRTUAL_TOKENS = 20
 
 
@@ -43,7 +46,31 @@ def add_adapter(module: nn.Module, cfg: PeftConfig, task: str, total_steps: int)
         raise ConfigError(f"peft has no method '{cfg.method}'", "peft.method", f"one of: {', '.join(sorted(classes))}")
     config_class = classes[cfg.method]
     known = {item.name for item in fields(config_class)}
-    options: dict[str, Any] = dict(cfg.options)
+    options = _options(cfg, known, total_steps)
+    tied = _ties_embeddings(module)
+    if tied and "ensure_weight_tying" in known and _touches_embeddings(options):
+        options.setdefault("ensure_weight_tying", True)
+    try:
+        adapted = get_peft_model(module, config_class(task_type=task, **options), autocast_adapter_dtype=False)
+    except (ValueError, TypeError, AttributeError, ImportError, NotImplementedError) as error:
+        no_targets = "target_modules" in str(error) and not cfg.targets
+        raise ModelError(
+            f"peft could not add '{cfg.method}': {error}".splitlines()[0],
+            "peft",
+            "set peft.targets=[all-linear]" if no_targets else "change peft.r, peft.targets or peft.options",
+        ) from error
+    for name, parameter in adapted.named_parameters():
+        # A counter of AdaLoRA, which peft would train in bf16 and never save.
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
+    if tied:
+        _check_tied(adapted)
+    return adapted
+
+
+def _options(cfg: PeftConfig, known: set[str], total_steps: int) -> dict[str, Any]:
+    """Our words and the user's options as fields of the method's config; ConfigError for what it does not know."""
+    options: dict[str, Any] = {**_IDENTITY_START.get(cfg.method, {}), **cfg.options}
     for word, names in _SYNONYMS.items():
         value = getattr(cfg, word)
         if value is None:
@@ -70,25 +97,7 @@ def add_adapter(module: nn.Module, cfg: PeftConfig, task: str, total_steps: int)
             options.setdefault(field, 0)
     if "target_r" in known:
         _set_budget(options)
-    tied = _ties_embeddings(module)
-    if tied and "ensure_weight_tying" in known and _touches_embeddings(options):
-        options.setdefault("ensure_weight_tying", True)
-    try:
-        adapted = get_peft_model(module, config_class(task_type=task, **options), autocast_adapter_dtype=False)
-    except (ValueError, TypeError, AttributeError, ImportError, NotImplementedError) as error:
-        no_targets = "target_modules" in str(error) and not cfg.targets
-        raise ModelError(
-            f"peft could not add '{cfg.method}': {error}".splitlines()[0],
-            "peft",
-            "set peft.targets=[all-linear]" if no_targets else "change peft.r, peft.targets or peft.options",
-        ) from error
-    for name, parameter in adapted.named_parameters():
-        # A counter of AdaLoRA, which peft would train in bf16 and never save.
-        if ".ranknum." in name:
-            parameter.requires_grad_(False)
-    if tied:
-        _check_tied(adapted)
-    return adapted
+    return options
 
 
 def _ending(word: str, known: set[str]) -> str | None:
@@ -173,7 +182,7 @@ def keep_differentiable(module: nn.Module) -> nn.Module:
     """
     for layer in module.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return module
 
 
@@ -281,7 +290,8 @@ def orthogonality(module: nn.Module) -> Tensor | None:
     adapters."""
     if not is_rank_scheduled(module):
         return None
-    gamma = module.active_peft_config.orth_reg_weight  # type: ignore[union-attr]
+    config: Any = module.active_peft_config
+    gamma = config.orth_reg_weight
     if not gamma:
         return None
     norms = []
@@ -299,7 +309,9 @@ def is_rank_scheduled(module: nn.Module) -> bool:
 
 def spread_rank(module: nn.Module, step: int) -> None:
     """After optimizer step `step` (from 1), gradients still standing: update importances, zero the least important."""
-    module.base_model.update_and_allocate(step)  # type: ignore[union-attr, operator]
+    factors = [p for name, p in module.named_parameters() if "lora_" in name and p.requires_grad]
+    if all(factor.grad is not None for factor in factors):
+        module.base_model.update_and_allocate(step)  # type: ignore[union-attr, operator]
 
 
 def settle(module: nn.Module) -> None:
@@ -316,9 +328,10 @@ def adapter_state(module: nn.Module) -> dict[str, Tensor]:
     """What a resumed run needs beside the weights: AdaLoRA's importances and kept ranks; empty for other adapters."""
     if not is_rank_scheduled(module):
         return {}
-    allocator = module.base_model.rankallocator  # type: ignore[union-attr]
+    allocator: Any = module.base_model.rankallocator  # type: ignore[union-attr]
+    config: Any = module.active_peft_config
     state = {f"{kind}/{name}": tensor for kind in _IMPORTANCE for name, tensor in getattr(allocator, kind).items()}
-    pattern = module.active_peft_config.rank_pattern or {}  # type: ignore[union-attr]
+    pattern = config.rank_pattern or {}
     return state | {f"kept/{name}": torch.tensor(kept) for name, kept in pattern.items()}
 
 
@@ -336,16 +349,15 @@ def load_adapter_state(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def adapter_dropout(module: nn.Module, on: bool) -> Iterator[None]:
+def adapter_dropout(module: nn.Module) -> Iterator[None]:
     """Within the block the adapter's own dropout works; everything else stays in eval mode."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     parts: list[nn.Module] = []
-    if on:
-        for layer in module.modules():
-            if isinstance(layer, BaseTunerLayer):
-                inner = set(layer.get_base_layer().modules())
-                parts += [part for part in layer.modules() if part not in inner]  # type: ignore[attr-defined]
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            inner = set(layer.get_base_layer().modules())
+            parts += [part for part in layer.modules() if part not in inner]
     for part in parts:
         part.training = True
     try:

@@ -21,6 +21,9 @@ from core.schema import ModelConfig
 
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
+_CONFIGS = ("config.json", "adapter_config.json")
+"""One of them stands in every folder that can be loaded."""
+
 
 def cache_dir() -> Path:
     """Folder of converted models and generated data: $PREFTUNE_CACHE, else ~/.cache/preftune."""
@@ -52,7 +55,7 @@ def find_source(cfg: ModelConfig) -> Path | None:
         folder = _converted(package_file(cfg.source), cfg)
         return folder if (folder / "config.json").is_file() else None
     folder = Path(cfg.source).expanduser()
-    if (folder / "artifact" / "config.json").is_file():
+    if any((folder / "artifact" / name).is_file() for name in _CONFIGS):
         folder = folder / "artifact"
     return folder if folder.is_dir() else None
 
@@ -104,7 +107,7 @@ def source_fingerprint(cfg: ModelConfig) -> str:
 
 def _check_folder(folder: Path, cfg: ModelConfig) -> None:
     where = f"model.source={cfg.source}"
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in _CONFIGS):
         raise ModelError(f"the folder '{folder}' has no config.json", where, "name a folder in transformers' format")
     if not list(folder.glob("*.safetensors")):
         raise ModelError(
