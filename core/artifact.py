@@ -204,6 +204,7 @@ def verify_in_fresh_process(run: StageRun, folder: Path, expected: Path) -> dict
         "offset_key": OFFSET_KEY,
         "threads": torch.get_num_threads(),
         "quant": run.cfg.quant.value,
+        "remote_code": bool(run.cfg.model.trust_remote_code),
         "device": str(run.device),
     }
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.console import Console
-from core.errors import ConfigError
+from core.errors import ConfigError, PluginError
 from core.ledger import Ledger, lock_folder
 from core.plan import Plan, StagePlan, make_plan
 from core.preview import add_previews
@@ -53,7 +53,7 @@ def _stage(
     plan: Plan, number: int, console: Console, ledger: Ledger, cfg: RunConfig, config_json: dict[str, Any], group: str
 ) -> dict[str, Any] | None:
     """Reuse, resume or run one stage; returns its result.json."""
-    from core.run import StageRun, read_result
+    from core.run import StageRun, read_result, release_memory
 
     stage = plan.stages[number - 1]
     head = f"stage {number} of {len(plan.stages)}: {stage.title}"
@@ -68,7 +68,10 @@ def _stage(
         # A fresh manager for each stage: what one stage registered cannot answer for the next.
         registry = Registry.load()
         _register(registry, stage, cfg)
-        return StageRun(stage, plan, registry, console, group, config_json).execute()
+        result = StageRun(stage, plan, registry, console, group, config_json).execute()
+    del registry
+    release_memory()
+    return result
 
 
 def _register(registry: Registry, stage: StagePlan, cfg: RunConfig) -> None:
@@ -76,7 +79,15 @@ def _register(registry: Registry, stage: StagePlan, cfg: RunConfig) -> None:
     import core.defaults
 
     registry.manager.register(core.defaults, "core.defaults")
-    registry.activate(registry.stages[(stage.stage, stage.algorithm)].spec)
+    spec = registry.stages[(stage.stage, stage.algorithm)].spec
+    made = registry.activate(spec)
+    own = {impl.name for impl in registry.manager.get_hookcallers(made) or ()}
+    needed = {"build_data"} if "fit" in own else {"build_data", "collect_batch", "compute_loss"}
+    if missing := sorted(needed - own):
+        raise PluginError(
+            f"the stage '{spec.name}' does not implement {', '.join(missing)}", str(registry.owner_of(spec)),
+            "see the stage hooks in docs/plugins.md",
+        )  # fmt: skip
     if cfg.tracker.name in registry.trackers:
         registry.activate(registry.trackers[cfg.tracker.name].spec, cfg.tracker)
 

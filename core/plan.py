@@ -19,10 +19,11 @@ from core import __version__
 from core.combinations import check_combinations
 from core.dataset import Dataset, load_dataset
 from core.errors import ConfigError, PluginError
+from core.files import sha256_file
 from core.ledger import Ledger
 from core.registry import Registry, importable
 from core.schema import RunConfig
-from core.scoring import involved
+from core.scoring import find_spec, involved
 from core.sources import cache_dir, source_fingerprint
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec
 
@@ -192,13 +193,16 @@ def _uses(cfg: RunConfig, registry: Registry, need: str) -> bool:
     return any(getattr(spec, need) for spec in involved(specs[cfg.reward.name], cfg.reward, specs))
 
 
-def _engine(cfg: RunConfig, registry: Registry) -> EngineSpec:
-    """The engine that was named, or for `auto` the importable one of the highest priority."""
+def _engine(cfg: RunConfig, stage: StageSpec, registry: Registry) -> EngineSpec:
+    """The engine that was named; for `auto` the importable one of the highest priority that the combination allows."""
     if cfg.rollout.name in registry.engines:
         return registry.engines[cfg.rollout.name].spec
     ranked = sorted((entry.spec for entry in registry.engines.values()), key=lambda spec: -spec.priority)
     for spec in ranked:
-        if all(importable(name) for name in spec.requires):
+        trial = copy.copy(cfg)
+        trial.rollout = spec.config(name=spec.name)
+        refused = any(finding.level == "error" for finding in check_combinations(trial, stage))
+        if not refused and all(importable(name) for name in spec.requires):
             return spec
     raise PluginError("no rollout engine can be imported", "rollout", "pip install 'preftune[cpu]' or 'preftune[gpu]'")
 
@@ -208,7 +212,7 @@ def _plan_stage(
 ) -> StagePlan:
     registry.check_requires(spec)
     dataset = load_dataset(cfg.data, data_folder(cfg, registry), spec.data, cfg.runtime.seed)
-    engine = _engine(cfg, registry) if spec.rollouts else None
+    engine = _engine(cfg, spec, registry) if spec.rollouts else None
     reward = registry.reward_models[cfg.reward.name].spec if spec.rollouts else None
     parents: dict[str, StagePlan] = {}
     for kind in ("policy", "reward_model"):
@@ -227,6 +231,7 @@ def _plan_stage(
             "pipeline.stages",
             "put 'reward' before this stage, set reward.source=FOLDER, or choose a rule as reward",
         )
+    _check_scorers(cfg, spec, parents, registry)
     owner = registry.owner_of(spec)
     plan = StagePlan(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
@@ -237,6 +242,49 @@ def _plan_stage(
     ]
     plan.key = _key(plan, fingerprint)
     return plan
+
+
+def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan], registry: Registry) -> None:
+    """Raise ConfigError for a reward model folder or a true scorer that could not be had when it is needed."""
+    source = getattr(cfg.reward, "source", None)
+    if spec.rollouts and source and not reward_files(source):
+        raise ConfigError(
+            f"reward.source: '{source}' holds no reward model",
+            "reward.source",
+            "name the folder of a reward model in transformers' format, or of the run that made it",
+        )
+    for name, params in cfg.reward.uses():
+        if params.get("source"):
+            raise ConfigError(
+                f"the member '{name}' names a source of its own", "reward.members",
+                "leave it out: members score with the run's own reward model",
+            )  # fmt: skip
+    name = cfg.eval.scorer
+    if name == "auto" or (spec.rollouts and name == cfg.reward.name):
+        return
+    specs = {key: entry.spec for key, entry in registry.reward_models.items()}
+    scorer = find_spec(name, specs)
+    if scorer.needs_model and "reward_model" not in parents:
+        raise ConfigError(
+            f"eval.scorer={name} needs a reward model, which this stage has not",
+            "eval.scorer",
+            "choose a rule, or auto",
+        )
+    try:
+        scorer.config(name=name).check()
+    except ConfigError as error:
+        raise ConfigError(
+            f"eval.scorer={name} cannot work without settings: {error.what}", "eval.scorer",
+            f"choose it as reward={name} with its settings too, or take another scorer",
+        ) from error  # fmt: skip
+
+
+def reward_files(source: str) -> list[Path]:
+    """Weights and configs of a reward model's folder, or of the artifact in a run's folder; empty when there are none."""
+    folder = Path(source).expanduser()
+    folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
+    weights = sorted(folder.glob("*.safetensors"))
+    return [*weights, *sorted(folder.glob("*.json"))] if weights else []
 
 
 def data_folder(cfg: RunConfig, registry: Registry) -> Path:
@@ -297,7 +345,8 @@ def _key(plan: StagePlan, fingerprint: str) -> str:
     if plan.engine:
         parts["rollout"] = {**plain(cfg.rollout), "name": plan.engine.name}
     if plan.reward:
-        parts["reward"] = plain(cfg.reward)
+        files = reward_files(cfg.reward.source) if getattr(cfg.reward, "source", None) else []
+        parts["reward"] = {**plain(cfg.reward), "files": [sha256_file(file) for file in files]}
     for part, names in _NOT_IN_KEY.items():
         for name in names:
             parts.get(part, {}).pop(name, None)

@@ -456,7 +456,8 @@ class StageRun:
         self.records.close()
         self.console.end()
         self.models = None
-        release_memory()
+        if "accelerator" in vars(self):
+            self.accelerator.free_memory()
 
 
 def _is_number(text: str | None) -> bool:

@@ -52,7 +52,7 @@ def find_source(cfg: ModelConfig) -> Path | None:
         folder = _converted(package_file(cfg.source), cfg)
         return folder if (folder / "config.json").is_file() else None
     folder = Path(cfg.source).expanduser()
-    if (folder / "artifact" / "config.json").is_file():
+    if (folder / "artifact").is_dir():
         folder = folder / "artifact"
     return folder if folder.is_dir() else None
 
@@ -104,6 +104,8 @@ def source_fingerprint(cfg: ModelConfig) -> str:
 
 def _check_folder(folder: Path, cfg: ModelConfig) -> None:
     where = f"model.source={cfg.source}"
+    if (folder / "adapter_config.json").is_file():
+        return
     if not (folder / "config.json").is_file():
         raise ModelError(f"the folder '{folder}' has no config.json", where, "name a folder in transformers' format")
     if not list(folder.glob("*.safetensors")):

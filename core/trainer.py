@@ -64,8 +64,10 @@ class StepLoop:
                 batch = run.hook.collect_batch(run=run, models=self.models, data=self.data, step=self.step)
             if not batch.updates:
                 raise TrainingError("a step had no work", f"{run.stage_name}, step {self.step + 1}")
+            self._dropout(run.plan.spec.dropout)
             with run.timed("update"):
                 metrics = self._updates(batch.updates)
+            self._dropout(False)
             self.step += 1
             self.tokens += batch.tokens
             metrics |= batch.metrics
@@ -85,6 +87,10 @@ class StepLoop:
         run.step = self.step
         self._evaluate(elapsed())
         return {"steps": self.step, "tokens": self.tokens, "seconds": elapsed()}
+
+    def _dropout(self, on: bool) -> None:
+        for model in self.models.trained().values():
+            model.train(on)
 
     def _updates(self, updates: list[list[Any]]) -> dict[str, float]:
         totals: dict[str, float] = defaultdict(float)
@@ -171,7 +177,7 @@ class StepLoop:
             run.warn(note)
         torch.set_rng_state(tensors.pop("rng/torch"))
         self.optimizer.load_state_tensors(tensors)
-        self.step = run.step = int(state["step"])
+        self.step = run.step = run.policy_version = int(state["step"])
         self.tokens = int(state["tokens"])
         self.seconds_before = float(state["seconds"])
         run.first_eval = state["first_eval"]

@@ -21,7 +21,7 @@ def _load(job: dict[str, Any], dtype: Any) -> Any:
     folder = Path(job["folder"])
     causal = job["makes"] == "policy"
     kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-    extra: dict[str, Any] = {} if causal else {"num_labels": 1}
+    extra: dict[str, Any] = {"trust_remote_code": job["remote_code"], **({} if causal else {"num_labels": 1})}
     adapter = folder / "adapter_config.json"
     if job["quant"] == "int8":
         extra["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)

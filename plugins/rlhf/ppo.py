@@ -5,7 +5,7 @@ One iteration:
 2. per-token reward r_t = -kl_coef * KL_t(policy || reference), plus the score at the completion's last token;
 3. values V_t of the state before each token from a separate value network, initialised from the reward model;
 4. generalised advantages, whitened; returns = advantages + values;
-5. inner epochs over minibatches: an update by the clipped policy loss and one by the clipped value loss, each a mean
+5. inner epochs over minibatches: an update by the clipped value loss and one by the clipped policy loss, each a mean
    over the minibatch's tokens.
 
 Departures: the score is given at the last token itself, not one after it (there is no padding to put it on); old
@@ -15,7 +15,7 @@ Dropout is off throughout: models stay in eval mode.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,6 +55,8 @@ class Work:
     """policy, value or ptx."""
     row: Any
     tokens: int
+    drift: list[float] = field(default_factory=list)
+    """KL to the policy before the updates, a share for each row of the minibatch seen so far."""
 
 
 def token_rewards(score_C: Tensor, kl_M: Tensor, completion_M: Tensor, kl_coef: float) -> Tensor:
@@ -120,9 +122,10 @@ class Ppo:
             tokens = sum(len(row.old_logprob_M) for row in minibatch)
             # The two networks share nothing, so each has its own update: gradients and clipping stay apart, and only
             # one network's gradients stand in memory.
-            policy = [Work("policy", row, tokens) for row in minibatch]
-            batch.updates.append(policy + self._ptx(run, step, number))
+            drift: list[float] = []
+            policy = [Work("policy", row, tokens, drift) for row in minibatch]
             batch.updates.append([Work("value", row, tokens) for row in minibatch])
+            batch.updates.append(policy + self._ptx(run, step, number))
         return batch
 
     @staticmethod
@@ -190,7 +193,8 @@ class Ppo:
                 "clip_frac": clipped.float().sum().item() * share,
                 "ratio_gap": (ratio - 1).abs().sum().item() * share,
             }
-        if cfg.stop_kl and approximate_kl > cfg.stop_kl:
+        micro_batch.drift.append(approximate_kl)
+        if cfg.stop_kl and sum(micro_batch.drift) > cfg.stop_kl:
             run.skip_updates = True
         return LossOutput(loss, metrics)
 
