@@ -280,7 +280,7 @@ def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan
 
 
 def reward_files(source: str) -> list[Path]:
-    """Weights and configs of a reward model's folder, or of the artifact in a run's folder; empty when there are none."""
+    """Weights and configs in a reward model's folder, or in a run's artifact; empty when there are none."""
     folder = Path(source).expanduser()
     folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
     weights = sorted(folder.glob("*.safetensors"))
