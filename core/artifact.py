@@ -159,7 +159,7 @@ def seal(run: StageRun) -> dict[str, Any]:
     try:
         with disk_guard(expected):
             save_file(tensors, expected)
-        verification = verify_in_fresh_process(run, folder, expected)
+        verification = verify_in_fresh_process(_verification_job(run, folder, expected))
     finally:
         expected.unlink(missing_ok=True)
     artifact = {
@@ -200,12 +200,9 @@ def _python_path() -> str:
     return os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
 
 
-def verify_in_fresh_process(run: StageRun, folder: Path, expected: Path) -> dict[str, Any]:
-    """Reload the artifact in a new Python process and compare with the probe.
-
-    Raises ArtifactError when the process itself cannot do its work.
-    """
-    job = {
+def _verification_job(run: StageRun, folder: Path, expected: Path) -> dict[str, Any]:
+    """What core.verify needs to know."""
+    return {
         "folder": str(folder.resolve()),
         "expected": str(expected.resolve()),
         "makes": run.plan.spec.makes,
@@ -216,6 +213,13 @@ def verify_in_fresh_process(run: StageRun, folder: Path, expected: Path) -> dict
         "quant": run.cfg.quant.value,
         "device": str(run.device),
     }
+
+
+def verify_in_fresh_process(job: dict[str, Any]) -> dict[str, Any]:
+    """Reload the artifact in a new Python process and compare with the probe: {ok, checks}.
+
+    Raises ArtifactError when the process does not come to an end.
+    """
     try:
         done = subprocess.run(
             # -P and the path as it is here: a folder named `core` where the run was started must not answer.
@@ -223,7 +227,7 @@ def verify_in_fresh_process(run: StageRun, folder: Path, expected: Path) -> dict
             timeout=_VERIFY_TIMEOUT_S, check=False, env={**os.environ, "PYTHONPATH": _python_path()},
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise ArtifactError(f"the verification did not end within {_VERIFY_TIMEOUT_S} s", str(folder)) from error
+        raise ArtifactError(f"the verification did not end within {_VERIFY_TIMEOUT_S} s", job["folder"]) from error
     if done.returncode != 0:
         tail = done.stderr.strip().splitlines()[-1:] or [f"the process ended with code {done.returncode}"]
         return {"ok": False, "checks": [{"name": "reload", "ok": False, "detail": tail[0]}]}

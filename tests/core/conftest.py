@@ -16,6 +16,7 @@ import pytest
 
 from core.__main__ import main
 from core.registry import DISABLE_VARIABLE, MODULES_VARIABLE
+from run_kit import Lab, make_lab, verify_here
 
 FAKES = Path(__file__).parent / "fakes"
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +116,30 @@ def cli(capfd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: Execut
         capfd.readouterr()
         code = main(list(arguments))
         captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A tiny model and rows for it."""
+    return make_lab(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture
+def tiny_cli(capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Runs a command line with real stages in this process; artifacts are verified in this process too."""
+    import core.artifact
+
+    monkeypatch.setattr(core.artifact, "verify_in_fresh_process", verify_here)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(arguments: list[str]) -> Outcome:
+        capfd.readouterr()
+        code = main(arguments)
+        captured = capfd.readouterr()
+        assert "Traceback" not in captured.err + captured.out, captured.err
         return Outcome(code, captured.out, captured.err)
 
     return run
