@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from core.schema import Schedule, StageConfig
 
-
 _PIECE = 1 << 24
 """Parameters whose fp32 gradients stand at once in a step."""
 

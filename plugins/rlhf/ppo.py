@@ -1,7 +1,7 @@
 """PPO with a critic (Ziegler et al. 2019, arXiv:1909.08593; Ouyang et al. 2022; details after arXiv:2403.17031).
 
 One iteration:
-1. sample completions from the policy, score each once; a completion that did not end pays a penalty;
+1. sample completions from the policy, score each once; one that did not end by itself has a fixed low score;
 2. per-token reward r_t = -kl_coef * KL_t(policy || reference), plus the score at the completion's last token;
 3. values V_t of the state before each token from a separate value network, initialised from the reward model;
 4. generalised advantages, whitened; returns = advantages + values;
