@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_kit import Lab, make_lab, run_apart, verify_here
 
 from core.__main__ import main
 from core.registry import DISABLE_VARIABLE, MODULES_VARIABLE
-from run_kit import Lab, make_lab, verify_here
 
 FAKES = Path(__file__).parent / "fakes"
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +125,15 @@ def cli(capfd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: Execut
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A tiny model and rows for it."""
     return make_lab(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="session")
+def finished(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the runs of a finished chain up to PPO; copy it to change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    code = run_apart(lab.rlhf(folder / "runs", "ppo"), folder / "out.txt")
+    assert code == 0, (folder / "out.txt").read_text()
+    return folder / "runs"
 
 
 @pytest.fixture
