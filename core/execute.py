@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from core.plan import Plan, StagePlan, make_plan
 from core.preview import add_previews
 from core.registry import Registry
 from core.schema import Device, RunConfig
+from core.sources import resolve_source
 
 _ENVIRONMENT = {
     # Threads that spin at barriers starve each other, and any neighbour, on a shared or throttled machine.
@@ -40,6 +42,8 @@ def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> 
     if cfg.dry_run:
         return 0
     _prepare_torch(cfg)
+    if any(stage.state != "reuse" for stage in plan.stages):
+        resolve_source(cfg.model)  # a source without weights is told before a run folder is made
     ledger = Ledger(Path(cfg.runs_dir))
     group = cfg.group or time.strftime("%Y%m%d-%H%M%S")
     results = [
@@ -53,22 +57,29 @@ def _stage(
     plan: Plan, number: int, console: Console, ledger: Ledger, cfg: RunConfig, config_json: dict[str, Any], group: str
 ) -> dict[str, Any] | None:
     """Reuse, resume or run one stage; returns its result.json."""
-    from core.run import StageRun, read_result, release_memory
+    from core.run import StageRun, complete, read_result, release_memory
 
     stage = plan.stages[number - 1]
     head = f"stage {number} of {len(plan.stages)}: {stage.title}"
-    if stage.state == "reuse":
-        console.line(f"{head}: reused from {stage.run_dir} (reuse=false runs it anew)")
-        return read_result(stage)
-    if stage.state == "run":
-        stage.run_dir = ledger.open_folder(stage.key, stage.stage)
-    assert stage.run_dir is not None
-    console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
-    with lock_folder(stage.run_dir):
+    with ExitStack() as held:
+        if cfg.reuse and stage.state != "reuse":
+            held.enter_context(ledger.lock(stage.key))
+            # Another process may have done the work since the plan was made.
+            stage.take(ledger.lookup(stage.key))
+        if stage.state == "reuse":
+            assert stage.run_dir is not None
+            console.line(f"{head}: reused from {stage.run_dir} (reuse=false runs it anew)")
+            complete(stage.run_dir)
+            return read_result(stage)
+        if stage.state == "run":
+            stage.run_dir = ledger.open_folder(stage.stage)
+        assert stage.run_dir is not None
+        held.enter_context(lock_folder(stage.run_dir))
+        console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
         # A fresh manager for each stage: what one stage registered cannot answer for the next.
         registry = Registry.load()
         _register(registry, stage, cfg)
-        result = StageRun(stage, plan, registry, console, group, config_json).execute()
+        result = StageRun(stage, plan, registry, console, group, config_json, ledger).execute()
     del registry
     release_memory()
     return result

@@ -20,11 +20,11 @@ from core.combinations import check_combinations
 from core.dataset import Dataset, load_dataset
 from core.errors import ConfigError, PluginError
 from core.files import sha256_file
-from core.ledger import Ledger
+from core.ledger import Found, Ledger
 from core.registry import Registry, importable
 from core.schema import RunConfig
 from core.scoring import find_spec, involved
-from core.sources import cache_dir, source_fingerprint
+from core.sources import artifact_folder, cache_dir, check_verified, folder_fingerprint, source_fingerprint
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec
 
 PLAN_VERSION = 1
@@ -65,6 +65,12 @@ class StagePlan:
     def title(self) -> str:
         """Stage and algorithm for people."""
         return f"{self.stage} ({self.algorithm})" if self.algorithm else self.stage
+
+    def take(self, found: Found) -> None:
+        """Take over what the ledger knows of the key."""
+        self.state, self.run_dir = found.state, found.folder
+        if found.note and found.note not in self.warnings:
+            self.warnings.append(found.note)
 
     def roles(self) -> dict[str, str]:
         """Where the weights of each role come from."""
@@ -146,7 +152,7 @@ def make_plan(cfg: RunConfig, registry: Registry) -> Plan:
         stages.append(_plan_stage(part, spec, registry, stages, fingerprint))
     if cfg.reuse:
         for stage in stages:
-            stage.state, stage.run_dir = ledger.lookup(stage.key)
+            stage.take(ledger.lookup(stage.key))
     plan = Plan(stages)
     for answer in sorted(registry.hook.modify_plan.get_hookimpls(), key=lambda impl: impl.plugin_name):
         known = {"cfg": cfg, "plan": plan}
@@ -247,7 +253,7 @@ def _plan_stage(
 def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan], registry: Registry) -> None:
     """Raise ConfigError for a reward model folder or a true scorer that could not be had when it is needed."""
     source = getattr(cfg.reward, "source", None)
-    if spec.rollouts and source and not reward_files(source):
+    if spec.rollouts and source and not list(artifact_folder(Path(source).expanduser()).glob("*.safetensors")):
         raise ConfigError(
             f"reward.source: '{source}' holds no reward model",
             "reward.source",
@@ -277,14 +283,6 @@ def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan
             f"eval.scorer={name} cannot work without settings: {error.what}", "eval.scorer",
             f"choose it as reward={name} with its settings too, or take another scorer",
         ) from error  # fmt: skip
-
-
-def reward_files(source: str) -> list[Path]:
-    """Weights and configs in a reward model's folder, or in a run's artifact; empty when there are none."""
-    folder = Path(source).expanduser()
-    folder = folder / "artifact" if (folder / "artifact").is_dir() else folder
-    weights = sorted(folder.glob("*.safetensors"))
-    return [*weights, *sorted(folder.glob("*.json"))] if weights else []
 
 
 def data_folder(cfg: RunConfig, registry: Registry) -> Path:
@@ -328,12 +326,34 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _file_hash(name: str | None) -> str | None:
+    """SHA-256 of a file that the config names; None where there is none (whoever reads it says so)."""
+    path = Path(name).expanduser() if name else None
+    return sha256_file(path) if path and path.is_file() else None
+
+
+def _reward_folders(cfg: RunConfig) -> list[Path]:
+    """Folders of learned reward models that the reward, or a member of it, names.
+
+    Raises ConfigError for a folder that does not exist, ModelError for an artifact that was not verified.
+    """
+    named = [getattr(cfg.reward, "source", None), *(params.get("source") for _, params in cfg.reward.uses())]
+    folders = []
+    for source in filter(None, named):
+        folder = artifact_folder(Path(source).expanduser())
+        if not folder.is_dir():
+            raise ConfigError(f"there is no folder '{source}'", "reward.source", "name the folder of a reward model")
+        check_verified(folder, f"reward.source={source}")
+        folders.append(folder)
+    return folders
+
+
 def _key(plan: StagePlan, fingerprint: str) -> str:
     """Hash of all that the artifact depends on, 24 hex digits."""
     cfg = plan.cfg
     parts: dict[str, Any] = {
         "stage": plain(cfg.stage),
-        "model": {**plain(cfg.model), "source": fingerprint},
+        "model": {**plain(cfg.model), "source": fingerprint, "chat_template": _file_hash(cfg.model.chat_template)},
         "parents": {kind: parent.key for kind, parent in plan.parents.items()},
         "peft": plain(cfg.peft),
         "quant": cfg.quant.value,
@@ -345,8 +365,7 @@ def _key(plan: StagePlan, fingerprint: str) -> str:
     if plan.engine:
         parts["rollout"] = {**plain(cfg.rollout), "name": plan.engine.name}
     if plan.reward:
-        files = reward_files(cfg.reward.source) if getattr(cfg.reward, "source", None) else []
-        parts["reward"] = {**plain(cfg.reward), "files": [sha256_file(file) for file in files]}
+        parts["reward"] = {**plain(cfg.reward), "sources": [folder_fingerprint(path) for path in _reward_folders(cfg)]}
     for part, names in _NOT_IN_KEY.items():
         for name in names:
             parts.get(part, {}).pop(name, None)

@@ -5,27 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+import shutil
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.console import Console
 from core.dataset import load_dataset
-from core.errors import ArtifactError, PluginError, TrainingError
-from core.files import write_json, write_text
-from core.jsonl import MetricsWriter
+from core.errors import ArtifactError, DataError, PluginError, TrainingError
+from core.files import disk_guard, write_json, write_text
+from core.jsonl import METRICS_FILE, SAMPLES_FILE, MetricsWriter
+from core.ledger import Ledger
 from core.observers import Observers
 from core.plan import Plan, StagePlan, data_folder, plain
 from core.records import BadRow, Record, write_quarantine
 from core.registry import Registry
 from core.schema import Device, Dtype, RunConfig
 from core.scoring import GuardedScorer, ScorerContext
-from core.sources import resolve_source
+from core.sources import artifact_folder, resolve_source
 from core.tokens import ChatCodec, load_codec
 from core.types import RolloutEngine
 
@@ -53,9 +55,11 @@ class StageRun:
         console: Console,
         group: str,
         config_json: dict[str, Any],
+        ledger: Ledger,
     ) -> None:
         assert plan.run_dir is not None
         self.plan, self.whole, self.registry, self.console, self.group = plan, whole, registry, console, group
+        self.ledger = ledger
         self.cfg: RunConfig = plan.cfg
         self.dir: Path = plan.run_dir
         self.stage_name = plan.stage
@@ -72,6 +76,8 @@ class StageRun:
         self.policy_version = 0
         self.sync_difference = 0.0
         """Mean log-probability difference in nats between engine and trainer at the last sync."""
+        self.resumed_at: list[int] = []
+        """Steps that were done when the run was resumed, one number for each time."""
         self.seconds: dict[str, float] = defaultdict(float)
         """Wall-clock seconds by part of the run."""
         self.first_eval: dict[str, Any] | None = None
@@ -165,7 +171,7 @@ class StageRun:
         if parent is not None and parent.run_dir is not None:
             return parent.run_dir / "artifact"
         source = getattr(self.cfg.reward, "source", None)
-        return _artifact_folder(Path(source).expanduser()) if source and self.plan.reward else None
+        return artifact_folder(Path(source).expanduser()) if source and self.plan.reward else None
 
     def seed_for(self, *parts: object) -> int:
         """A 31-bit seed that depends on the run's seed and `parts` alone."""
@@ -187,7 +193,8 @@ class StageRun:
         self._log(f"warning: {text}")
 
     def _log(self, text: str) -> None:
-        with (self.dir / "log.txt").open("a", encoding="utf-8") as file:
+        path = self.dir / "log.txt"
+        with disk_guard(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
     @contextmanager
@@ -329,34 +336,37 @@ class StageRun:
         self.records.samples(when, step, rows)
         self.observers.on_samples(self, step, [{"when": when, "step": step, **row} for row in rows])
 
-    def truncate_records(self, step: int) -> None:
-        """Forget what was recorded after `step`: a resumed run will write it again."""
-        self.records.truncate_after(step)
+    def truncate_records(self, step: int, counts: dict[str, int] | None = None) -> None:
+        """Forget what was recorded after `step`, and beyond `counts` rows of each file: a resumed run will write it
+        again. -1 forgets everything."""
+        self.records.truncate_after(step, counts)
 
     # -- the stage itself --------------------------------------------------------------------------------------------
 
     def execute(self) -> dict[str, Any]:
         """Build, train, export, verify, report. Returns result.json."""
         from core.artifact import seal
+        from core.checkpoint import clear_checkpoints
         from core.evaluate import headline
         from core.report import build_report
 
         began = time.perf_counter()
         phase = "build"
-        write_json(self.dir / "plan.json", self.plan_json)
-        write_json(self.dir / "config.json", {"version": 1, **self.config_json})
-        _write_yaml(self.dir / "config.yaml", self.config_json)
         try:
+            self._open_folder()
             with self.timed("load"):
                 data = self.hook.build_data(run=self)
+                with disk_guard(self.dir / "quarantine.jsonl"):
+                    write_quarantine(self._dropped, self.dir / "quarantine.jsonl")
                 if not data.train:
-                    raise TrainingError(
-                        "no example is left to train on", self.stage_name, f"see {self.dir / 'quarantine.jsonl'}"
+                    first = f"; the first: {self._dropped[0]}" if self._dropped else ""
+                    raise DataError(
+                        f"no example is left to train on{first}", self.stage_name, f"see {self.dir}/quarantine.jsonl"
                     )
+                self._check_bad_share(len(data.train))
                 self.total_steps = self.hook.total_steps(run=self, data=data)
                 self.models = self.hook.build_models(run=self)
-            write_quarantine(self._dropped, self.dir / "quarantine.jsonl")
-            self._check_bad_share(len(data.train))
+            self.ledger.enter(self.key, self.dir)
             self.observers.on_run_start(self)
             self.console.begin(self.plan.title, self.total_steps)
             phase = "fit"
@@ -378,6 +388,7 @@ class StageRun:
                 "wall_seconds": round(time.perf_counter() - began, 2),
                 "peak_memory_gb": round(peak_memory_gb(), 3),
                 "verified": artifact["verification"]["ok"],
+                "resumed_at": self.resumed_at,
                 "time_by_part": {part: round(value, 2) for part, value in self.seconds.items()},
                 "time_by_plugin": {k: round(v, 3) for k, v in self.observers.seconds_by_plugin.items()},
                 "reward_errors": sum(scorer.errors for scorer in self._scorers.values()),
@@ -387,12 +398,16 @@ class StageRun:
             self._add_chain(result)
             write_json(self.dir / "plan.json", self.plan_json)
             write_json(self.dir / "result.json", result)
+            self._log(f"done: {result['steps']} steps, {result['metric']} {result['before']} → {result['after']}")
             self.observers.on_run_end(self, result)
-            build_report(self.dir, self.observers.report_sections(self, result))
-            _remove_checkpoints(self.dir / "checkpoints")
+            with disk_guard(self.dir / "report.html"):
+                build_report(self.dir, self.observers.report_sections(self, result))
+            if result["verified"]:
+                clear_checkpoints(self.dir / "checkpoints")
         except BaseException as error:
             self.observers.on_run_error(self, phase, self.step, error)
-            self._log(f"failed while in phase '{phase}' at step {self.step}: {error}")
+            with suppress(ArtifactError):  # the disk may be what failed
+                self._log(f"failed in phase '{phase}' at step {self.step}: {type(error).__name__}: {error}")
             raise
         finally:
             self.close()
@@ -405,6 +420,21 @@ class StageRun:
             )
         return result
 
+    def _open_folder(self) -> None:
+        """What stands in every run folder from the start; what a killed process left half done is removed."""
+        with disk_guard(self.dir):
+            (self.dir / "checkpoints").mkdir(exist_ok=True)
+            for path in _leftovers(self.dir):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for name in (METRICS_FILE, SAMPLES_FILE):
+                (self.dir / name).touch()
+        self._log(f"{self.plan.title}: {'resuming' if self.plan.state == 'resume' else 'running'} in {self.dir}")
+        for warning in self.plan.warnings:
+            self._log(f"warning: {warning}")
+        write_json(self.dir / "plan.json", self.plan_json)
+        write_json(self.dir / "config.json", {"version": 1, **self.config_json})
+        _write_yaml(self.dir / "config.yaml", self.config_json)
+
     def _check_bad_share(self, kept: int) -> None:
         share = len(self._dropped) / max(len(self._dropped) + kept, 1)
         self.plan.dataset.info["quarantined"] = len(self._dropped)
@@ -413,9 +443,10 @@ class StageRun:
         self.warn(
             f"{len(self._dropped)} of {len(self._dropped) + kept} rows are in quarantine ({self.dir}/quarantine.jsonl)"
         )
+        write_json(self.dir / "plan.json", self.plan_json)
         if share > self.cfg.data.max_bad_frac:
             first = self._dropped[0]
-            raise TrainingError(
+            raise DataError(
                 f"{share:.0%} of the rows cannot be used, more than data.max_bad_frac={self.cfg.data.max_bad_frac}; "
                 f"the first: {first}",
                 str(self.dir / "quarantine.jsonl"),
@@ -474,22 +505,28 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _artifact_folder(folder: Path) -> Path:
-    inner = folder / "artifact"
-    return inner if inner.is_dir() else folder
-
-
 def read_result(stage: StagePlan) -> dict[str, Any] | None:
+    """result.json of a stage that is done; None where there is none."""
     path = stage.run_dir / "result.json" if stage.run_dir else None
-    return json.loads(path.read_text()) if path and path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else None
 
 
-def _remove_checkpoints(folder: Path) -> None:
-    """A finished, verified run needs no way back; its checkpoints are the largest files it has."""
-    import shutil
+def complete(run_dir: Path) -> None:
+    """Do what a process killed right after it had written result.json left undone: the report, and the checkpoints."""
+    from core.checkpoint import clear_checkpoints
+    from core.report import build_report
 
-    for path in folder.glob("step-*") if folder.is_dir() else ():
-        shutil.rmtree(path, ignore_errors=True)
+    with disk_guard(run_dir):
+        if not (run_dir / "report.html").is_file():
+            build_report(run_dir)
+        clear_checkpoints(run_dir / "checkpoints")
+
+
+def _leftovers(run_dir: Path) -> list[Path]:
+    """Drafts, and the record of an artifact that will be made anew."""
+    drafts = [path for pattern in (".*.part", ".probe.safetensors", "*.draft") for path in run_dir.glob(pattern)]
+    made = [run_dir / name for name in ("artifact.json", "result.json", "report.html", "report.md")]
+    return [path for path in (*drafts, *made) if path.exists()]
 
 
 def _write_yaml(path: Path, value: dict[str, Any]) -> None:

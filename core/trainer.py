@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from core.checkpoint import load_checkpoint, save_checkpoint
-from core.errors import TrainingError
+from core.errors import ArtifactError, TrainingError
 from core.models import Models
 from core.optim import MasterAdamW, decay_groups, lr_factor
 from core.run import StageRun
@@ -57,7 +57,7 @@ class StepLoop:
 
         if self.step == 0:
             self._evaluate(elapsed())
-        while self.step < self.total:
+        while self.step < self.total and not run.stop_reason:
             run.step = self.step
             began = time.perf_counter()
             with run.timed("collect"):
@@ -79,11 +79,10 @@ class StepLoop:
             if every and self.step % every == 0 and self.step < self.total:
                 self._evaluate(elapsed())
             every = self.cfg.save_every_steps
-            if every and self.step % every == 0 and self.step < self.total:
+            if every and self.step % every == 0:
                 self._save(elapsed())
-            if run.stop_reason:
-                run.warn(f"stopped at step {self.step} of {self.total}: {run.stop_reason}")
-                break
+        if run.stop_reason:
+            run.warn(f"stopped at step {self.step} of {self.total}: {run.stop_reason}")
         run.step = self.step
         self._evaluate(elapsed())
         return {"steps": self.step, "tokens": self.tokens, "seconds": elapsed()}
@@ -155,32 +154,47 @@ class StepLoop:
         with run.timed("checkpoint"):
             tensors = self.optimizer.state_tensors()
             tensors["rng/torch"] = torch.get_rng_state()
+            if run.device.type == "cuda":
+                tensors["rng/cuda"] = torch.cuda.get_rng_state(run.device)
             state = {
                 "tokens": self.tokens,
                 "seconds": seconds,
                 "stage_state": run.hook.save_state(run=run),
                 "first_eval": run.first_eval,
+                "stop_reason": run.stop_reason,
+                "rows": run.records.counts(),
+                "resumed_at": run.resumed_at,
             }
             path = save_checkpoint(run.dir / "checkpoints", self.step, tensors, state, self.cfg.keep_checkpoints)
         run.observers.on_checkpoint(run, self.step, path)
 
     def _resume(self) -> None:
         run = self.run
-        found = load_checkpoint(run.dir / "checkpoints") if run.plan.state == "resume" else None
-        if found is None:
-            if run.plan.state == "resume":
-                run.warn("no whole checkpoint was found; the run starts from its first step")
-                run.truncate_records(0)
+        if run.plan.state != "resume":
             return
-        path, tensors, state, notes = found
+        found, notes = load_checkpoint(run.dir / "checkpoints")
         for note in notes:
             run.warn(note)
+        if found is None:
+            run.warn("no whole checkpoint is left; the run starts from its first step")
+            run.truncate_records(-1)
+            return
+        path, tensors, state = found
         torch.set_rng_state(tensors.pop("rng/torch"))
-        self.optimizer.load_state_tensors(tensors)
+        if "rng/cuda" in tensors:
+            torch.cuda.set_rng_state(tensors.pop("rng/cuda"), run.device)
+        try:
+            self.optimizer.load_state_tensors(tensors)
+        except (KeyError, RuntimeError) as error:
+            raise ArtifactError(
+                f"the checkpoint does not fit the model: {error}", str(path), "start anew with reuse=false"
+            ) from error
         self.step = run.step = run.policy_version = int(state["step"])
         self.tokens = int(state["tokens"])
         self.seconds_before = float(state["seconds"])
         run.first_eval = state["first_eval"]
+        run.stop_reason = state["stop_reason"]
+        run.resumed_at = [*state["resumed_at"], self.step]
         run.hook.load_state(run=run, state=state["stage_state"])
-        run.truncate_records(self.step)
+        run.truncate_records(self.step, state["rows"])
         run.say(f"resumed from {path.name}: {self.step} of {self.total} steps were done")
