@@ -81,6 +81,7 @@ class StepLoop:
                 self._save(elapsed())
             if run.stop_reason:
                 run.warn(f"stopped at step {self.step} of {self.total}: {run.stop_reason}")
+                run.total_steps = self.step  # the evaluation that follows is the one after training
                 break
         run.step = self.step
         self._evaluate(elapsed())
