@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import core.optim
 from core.optim import MasterAdamW, decay_groups, lr_factor
 from core.schema import Schedule, StageConfig
 
@@ -17,9 +18,8 @@ def made(dtype: torch.dtype, seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
 
 
-def optimizer(module: nn.Module, lr: float = 1e-3, hook: bool = False, decay: float = 0.0, **changes) -> MasterAdamW:
-    cfg = StageConfig(lr=lr, **changes)
-    return MasterAdamW(decay_groups(list(module.named_parameters()), lr, decay), cfg, hook_gradients=hook)
+def optimizer(module: nn.Module, lr: float = 1e-3, decay: float = 0.0) -> MasterAdamW:
+    return MasterAdamW(decay_groups(list(module.named_parameters()), lr, decay), StageConfig(lr=lr))
 
 
 def inputs(seed: int, count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,13 +64,8 @@ def test_plain_bf16_adamw_loses_small_steps_and_masters_keep_them():
     push(exact, adam.step)
 
     held = nn.Parameter(start.to(torch.bfloat16))
-    masters = MasterAdamW(decay_groups([("w", held)], lr, 0.0), StageConfig(lr=lr), hook_gradients=False)
-
-    def step() -> None:
-        masters.absorb()
-        masters.step()
-
-    push(held, step)
+    masters = MasterAdamW(decay_groups([("w", held)], lr, 0.0), StageConfig(lr=lr))
+    push(held, masters.step)
     assert torch.allclose(masters.masters[0].detach(), exact.detach(), atol=1e-9)
     assert torch.allclose(exact.detach(), start.to(torch.bfloat16).float() - 200 * lr, atol=1e-6)
     assert torch.equal(held.detach(), exact.detach().to(torch.bfloat16))
@@ -92,7 +87,6 @@ def test_the_masters_of_bf16_weights_follow_fp32_adamw_on_the_same_gradients():
         loss_of(low, step).backward()
         for p, q in zip(low.parameters(), high.parameters(), strict=True):
             q.grad = p.grad.float()
-        ours.absorb()
         ours.step()
         adam.step()
     for name, master in zip(ours.names, ours.masters, strict=True):
@@ -107,7 +101,6 @@ def test_a_bf16_run_ends_near_the_fp32_run():
     for step in range(60):
         for module, optim in ((low, ours), (high, theirs)):
             loss_of(module, step % 5).backward()
-            optim.absorb()
             optim.step()
     moved = (flat(high) - start).norm()
     assert moved > 0.1
@@ -126,49 +119,91 @@ def test_fp32_weights_have_no_second_copy():
 # ---- gradients ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hook", [False, True])
-def test_gradients_add_up_in_fp32(hook):
+def test_gradients_of_several_micro_batches_add_up_in_fp32():
     weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.bfloat16))
-    ours = MasterAdamW(decay_groups([("w", weight)], 1e-3, 0.0), StageConfig(), hook_gradients=hook)
+    ours = MasterAdamW(decay_groups([("w", weight)], 1e-3, 0.0), StageConfig())
+    ours.accumulating = True
     for _ in range(1000):
-        (weight * 1.0).sum().backward()
-        if not hook:
-            ours.absorb()
+        weight.sum().backward()
         assert weight.grad is None
     # A bf16 sum of ones stops at 256.
     assert torch.equal(ours.masters[0].grad, torch.full((4, 4), 1000.0))
     assert ours.masters[0].grad.dtype == torch.float32
+    assert ours.clip(0.0).item() == 4000.0
 
 
-def test_hooked_and_absorbed_gradients_train_alike():
+def test_the_gradient_of_one_micro_batch_waits_in_the_parameter():
+    weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.bfloat16))
+    ours = MasterAdamW(decay_groups([("w", weight)], 1e-3, 0.0), StageConfig())
+    weight.sum().backward()
+    assert ours.masters[0].grad is None
+    assert ours.clip(0.0).item() == 4.0
+    ours.step()
+    assert ours.masters[0][0, 0].item() == pytest.approx(-1e-3, rel=1e-4)
+    assert weight.grad is None
+    assert ours.masters[0].grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_micro_batch_trains_alike_by_either_road_and_in_pieces(dtype, monkeypatch):
     results = []
-    for hook in (False, True):
-        module = made(torch.bfloat16)
-        ours = optimizer(module, hook=hook)
+    for accumulating, piece in ((False, 1 << 24), (True, 1 << 24), (False, 1), (True, 20)):
+        monkeypatch.setattr(core.optim, "_PIECE", piece)
+        module = made(dtype)
+        ours = optimizer(module, decay=0.1)
         for step in range(5):
-            for part in range(3):
-                (loss_of(module, 3 * step + part) / 3).backward()
-                ours.absorb()
+            ours.accumulating = accumulating
+            loss_of(module, step).backward()
             ours.clip(0.5)
             ours.step()
+            assert not ours.accumulating
         results.append(flat_masters(ours))
-    assert torch.equal(*results)
+    for result in results[1:]:
+        assert torch.equal(result, results[0])
 
 
-def test_clip_scales_all_gradients_by_one_number():
-    module = made(torch.float32)
-    ours = optimizer(module)
-    loss_of(module, 0).backward()
-    before = [master.grad.clone() for master in ours.masters]
-    norm = torch.cat([gradient.flatten() for gradient in before]).norm()
-    assert torch.isclose(ours.clip(0.0), norm)
-    assert torch.isclose(ours.clip(10 * norm.item()), norm)
-    for master, gradient in zip(ours.masters, before, strict=True):
-        assert torch.equal(master.grad, gradient)
-    assert torch.isclose(ours.clip(norm.item() / 4), norm)
-    for master, gradient in zip(ours.masters, before, strict=True):
-        assert torch.allclose(master.grad, gradient / 4, rtol=1e-4)
-    assert torch.isclose(ours.clip(0.0), norm / 4, rtol=1e-4)
+def test_micro_batches_add_up_to_the_whole_batch():
+    results = []
+    for parts in (1, 4):
+        module = made(torch.float32)
+        ours = optimizer(module, lr=1e-2)
+        for step in range(3):
+            ours.accumulating = parts > 1
+            x, y = inputs(step)
+            for xs, ys in zip(x.chunk(parts), y.chunk(parts), strict=True):
+                (((module(xs) - ys) ** 2).mean() / parts).backward()
+            norm = ours.clip(0.1)
+            ours.step()
+        results.append((norm, flat_masters(ours)))
+    assert torch.allclose(results[0][0], results[1][0], rtol=1e-5)
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clip_scales_all_gradients_of_the_next_step_by_one_number(dtype):
+    def moments(max_norm: float, again: bool = False) -> tuple[float, torch.Tensor]:
+        module = made(dtype)
+        ours = optimizer(module)
+        for number in range(2 if again else 1):
+            module.zero_grad()
+            loss_of(module, 0).backward()
+            norm = ours.clip(max_norm if number == 0 else 0.0).item()
+            ours.step()
+        state = ours.state_tensors()
+        return norm, torch.cat([state[f"exp_avg/{name}"].flatten() for name in ours.names])
+
+    norm, plain = moments(0.0)
+    # The first moment after one step is 0.1 of the gradient.
+    assert (plain / 0.1).norm().item() == pytest.approx(norm, rel=1e-4)
+    same_norm, loose = moments(10 * norm)
+    assert same_norm == norm
+    assert torch.equal(loose, plain)
+    same_norm, clipped = moments(norm / 4)
+    assert same_norm == norm
+    assert torch.allclose(clipped, plain / 4, rtol=1e-3)
+    # The scale is spent with its step: 0.9 of the clipped moment and 0.1 of a whole gradient.
+    _, twice = moments(norm / 4, again=True)
+    assert twice.norm() > 3 * clipped.norm()
 
 
 def test_clip_without_gradients_is_zero_and_infinite_norms_are_told():
@@ -176,28 +211,35 @@ def test_clip_without_gradients_is_zero_and_infinite_norms_are_told():
     ours = optimizer(module)
     assert ours.clip(1.0).item() == 0.0
     loss_of(module, 0).backward()
-    ours.masters[0].grad[0] = float("inf")
+    module[0].weight.grad[0] = float("inf")
     assert ours.clip(1.0).item() == float("inf")
 
 
 def test_dropped_gradients_leave_no_trace():
     module = made(torch.bfloat16)
     ours = optimizer(module)
+    ours.accumulating = True
     loss_of(module, 0).backward()
-    ours.absorb()
-    loss_of(module, 1).backward()
+    ours.clip(1e-6)
     ours.drop_gradients()
     assert all(master.grad is None for master in ours.masters)
     assert all(parameter.grad is None for parameter in module.parameters())
-
-
-def test_a_step_starts_from_no_gradient():
-    module = made(torch.bfloat16)
-    ours = optimizer(module)
-    loss_of(module, 0).backward()
-    ours.absorb()
+    before = flat_masters(ours)
     ours.step()
-    assert all(master.grad is None for master in ours.masters)
+    assert torch.equal(flat_masters(ours), before)
+
+
+def test_what_got_no_gradient_does_not_move():
+    one, two = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
+    ours = MasterAdamW(decay_groups([("one", one), ("two", two)], 1e-2, 0.5), StageConfig())
+    (one.sum() + two.float().sum()).backward()
+    ours.step()
+    middle = two.detach().clone()
+    assert middle[0, 0] < 1
+    one.sum().backward()
+    ours.step()
+    assert torch.equal(two.detach(), middle)
+    assert one[0, 0].item() < 0.985
 
 
 # ---- state -------------------------------------------------------------------------------------------------------
@@ -208,7 +250,6 @@ def test_a_reloaded_optimizer_goes_on_bit_by_bit(dtype):
     def train(module: nn.Module, ours: MasterAdamW, steps: range) -> None:
         for step in steps:
             loss_of(module, step).backward()
-            ours.absorb()
             ours.clip(1.0)
             ours.set_lr_factor(lr_factor(Schedule.cosine, step, 10, 0.2))
             ours.step()
@@ -281,7 +322,7 @@ def test_decay_alone_shrinks_matrices_by_lr_times_decay():
 def test_each_group_has_its_own_peak():
     one, two = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2, 2))
     groups = decay_groups([("one", one)], 1e-2, 0.0) + decay_groups([("two", two)], 1e-3, 0.0)
-    ours = MasterAdamW(groups, StageConfig(), hook_gradients=False)
+    ours = MasterAdamW(groups, StageConfig())
     ours.set_lr_factor(0.5)
     one.grad, two.grad = torch.ones(2, 2), torch.ones(2, 2)
     ours.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -12,17 +13,20 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import core.logprobs
+import core.models
 import core.packed
 from core.errors import ModelError
 from core.examples import demonstrations, pairs
 from core.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
 from core.models import ScoreModel, TokenModel, check_packed
-from core.packed import PromptGroup, pack, pack_texts, packed_attention, register_attention
+from core.packed import PromptGroup, pack, pack_texts
 from core.records import Message, Record
 from core.testing.tiny import tiny_tokenizer
 from core.tokens import ChatCodec
 
 VOCABULARY = 61
+ATTENTION = sys.modules[core.models.register_attention.__module__]
+"""The module whose attention transformers is told of."""
 
 
 def config(**changes) -> LlamaConfig:
@@ -99,6 +103,21 @@ def test_packed_equals_one_by_one_in_value_and_gradient(plain, model, shape, tem
     for (name, p), q in zip(plain.named_parameters(), model.module.parameters(), strict=True):
         assert p.grad is not None, name
         assert (p.grad - q.grad).abs().max() <= 1e-5 * max(1.0, p.grad.abs().max().item()), name
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_bf16_gradients_follow_fp32(plain, model, shape):
+    low = model.to(torch.bfloat16)
+    exact = copy.deepcopy(low.module).float()
+    exact.set_attn_implementation("eager")
+    sequences = groups(shape)
+    ours, theirs = low(pack(sequences))[0], all_plain(exact, sequences)
+    assert (ours - theirs).abs().max() < 0.3
+    ours.sum().backward()
+    theirs.sum().backward()
+    for (name, p), q in zip(exact.named_parameters(), low.module.parameters(), strict=True):
+        if p.grad.norm() > 1e-3:
+            assert (q.grad.float() - p.grad).norm() < 0.08 * p.grad.norm(), name
 
 
 def test_random_shapes(plain, model):
@@ -379,7 +398,7 @@ def test_a_saved_offset_is_read():
 def attention() -> Iterator[None]:
     """The registered attention is put back afterwards."""
     yield
-    register_attention()
+    ATTENTION.register_attention()
 
 
 def test_a_whole_model_passes(model):
@@ -389,15 +408,17 @@ def test_a_whole_model_passes(model):
 
 
 def test_attention_that_sees_neighbours_is_refused(attention, monkeypatch, plain):
+    whole = ATTENTION.packed_attention
+
     def leaking(module, query, key, value, attention_mask, packed=None, **more):
         if packed is not None:
             groups_ = query.shape[1] // key.shape[1]
             key, value = (x.repeat_interleave(groups_, dim=1) for x in (key, value))
             out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
             return out.transpose(1, 2), None
-        return packed_attention(module, query, key, value, attention_mask, **more)
+        return whole(module, query, key, value, attention_mask, **more)
 
-    monkeypatch.setattr(core.packed, "packed_attention", leaking)
+    monkeypatch.setattr(ATTENTION, "packed_attention", leaking)
     model = TokenModel(plain)
     with pytest.raises(ModelError, match="packed rows give other log-probabilities"):
         check_packed(model)
@@ -434,11 +455,11 @@ def test_not_a_number_is_refused(model):
 def test_a_sequence_beyond_the_sliding_window_is_refused():
     packed = pack(groups([(6, [6])]))
     query = torch.randn(1, 2, 12, 4)
-    packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=12)
+    ATTENTION.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=12)
     with pytest.raises(ValueError, match="sliding window of 11"):
-        packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=11)
+        ATTENTION.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=11)
     with pytest.raises(ValueError, match="soft-capping"):
-        packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, softcap=30.0)
+        ATTENTION.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, softcap=30.0)
 
 
 # ---- what is trained, decoded ------------------------------------------------------------------------------------
