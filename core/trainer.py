@@ -83,6 +83,7 @@ class StepLoop:
                 self._save(elapsed())
         if run.stop_reason:
             run.warn(f"stopped at step {self.step} of {self.total}: {run.stop_reason}")
+            run.total_steps = self.step  # the evaluation that follows is the one after training
         run.step = self.step
         self._evaluate(elapsed())
         return {"steps": self.step, "tokens": self.tokens, "seconds": elapsed()}
