@@ -15,7 +15,7 @@ Dropout is off throughout: models stay in eval mode.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,12 +56,7 @@ class Work:
     """policy, value or ptx."""
     row: Any
     tokens: int
-<<<<<<< HEAD
-    drift: list[float] = field(default_factory=list)
-    """KL to the policy before the updates, a share for each row of the minibatch seen so far."""
-=======
     drift: Drift | None = None
->>>>>>> algotests
 
 
 def token_rewards(score_C: Tensor, kl_M: Tensor, completion_M: Tensor, kl_coef: float) -> Tensor:
@@ -127,7 +122,7 @@ class Ppo:
             tokens = sum(len(row.old_logprob_M) for row in minibatch)
             # The two networks share nothing, so each has its own update: gradients and clipping stay apart, and only
             # one network's gradients stand in memory.
-            drift: list[float] = []
+            drift = Drift(tokens)
             policy = [Work("policy", row, tokens, drift) for row in minibatch]
             batch.updates.append([Work("value", row, tokens) for row in minibatch])
             batch.updates.append(policy + self._ptx(run, step, number))
@@ -198,12 +193,6 @@ class Ppo:
                 "clip_frac": clipped.float().sum().item() * share,
                 "ratio_gap": (ratio - 1).abs().sum().item() * share,
             }
-<<<<<<< HEAD
-        micro_batch.drift.append(approximate_kl)
-        if cfg.stop_kl and sum(micro_batch.drift) > cfg.stop_kl:
-            run.skip_updates = True
-=======
->>>>>>> algotests
         return LossOutput(loss, metrics)
 
     @hookimpl
