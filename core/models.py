@@ -158,15 +158,18 @@ class ScoreModel(_PackedModel):
         self.offset = float(getattr(self.config, "preftune_reward_offset", 0.0) or 0.0)
 
     @property
-    def head(self) -> nn.Linear:
-        """The linear layer d -> 1 (inside peft's ModulesToSaveWrapper where an adapter is on)."""
-        return self.base.score
+    def head_weight(self) -> Tensor:
+        """Weight [1, d] of the scoring head; the trained one inside peft's wrapper where an adapter is on."""
+        head = self.base.score
+        saved = getattr(head, "modules_to_save", None)
+        return head.weight if saved is None else saved[head.active_adapters[0]].weight
 
     def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
         """Score, float32, at the tokens `at` of the row; by default at the last token of each completion, [C]."""
         packed = packed.to(self.device)
         hidden = self.hidden(packed)[packed.last_C if at is None else at]
-        return self.head(hidden).float().squeeze(-1) - self.offset
+        # In fp32: a score rounded to bf16 near 2 knows steps of 0.016 only.
+        return nn.functional.linear(hidden.float(), self.head_weight.float()).squeeze(-1) - self.offset
 
 
 def check_packed(model: TokenModel) -> None:

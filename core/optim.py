@@ -15,19 +15,27 @@ from torch import Tensor, nn
 
 from core.schema import Schedule, StageConfig
 
+_PIECE = 1 << 24
+"""Parameters whose fp32 gradients stand at once in a step."""
+
 
 class MasterAdamW:
     """AdamW over groups of named parameters.
 
     groups: one dict a group with `params` (list of (name, parameter)), `lr` and `weight_decay`; names are unique over
-        all groups. Gradients are taken from the parameters as soon as they are complete (`absorb`), kept in fp32 and
-        added up over micro-batches.
+        all groups. A step moves those parameters alone that got a gradient since the last one.
+
+    Gradients of one micro-batch stay in the parameters, in the model's number format, until the step turns them into
+    fp32 piece by piece. Where several micro-batches add up (`accumulating`), each is added into fp32 as it comes.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], cfg: StageConfig, hook_gradients: bool) -> None:
+    def __init__(self, groups: Sequence[dict[str, Any]], cfg: StageConfig) -> None:
         self.names: list[str] = []
         self.params: list[nn.Parameter] = []
         self.masters: list[nn.Parameter] = []
+        self.accumulating = False
+        """Set before the first backward pass of an update that has several micro-batches."""
+        self._scale = 1.0
         adam_groups = []
         for group in groups:
             masters = []
@@ -38,8 +46,8 @@ class MasterAdamW:
                 self.params.append(parameter)
                 self.masters.append(master)
                 masters.append(master)
-                if hook_gradients and not same:
-                    # Freed one by one during backward: the bf16 gradients never stand all at once.
+                if not same:
+                    # Freed one by one during backward: the model's own gradients never stand all at once.
                     parameter.register_post_accumulate_grad_hook(self._absorb_hook(master))
             adam_groups.append(
                 {"params": masters, "lr": group["lr"], "peak_lr": group["lr"], "weight_decay": group["weight_decay"]}
@@ -48,27 +56,29 @@ class MasterAdamW:
             adam_groups, betas=(cfg.adam_beta1, cfg.adam_beta2), eps=cfg.adam_eps, fused=True, lr=cfg.lr
         )
 
-    @staticmethod
-    def _absorb_hook(master: nn.Parameter) -> Any:
+    def _absorb_hook(self, master: nn.Parameter) -> Any:
         def hook(parameter: nn.Parameter) -> None:
-            _add_gradient(master, parameter)
+            if self.accumulating:
+                _add_gradient(master, parameter)
 
         return hook
 
-    def absorb(self) -> None:
-        """Move what gradients the parameters hold into the masters."""
-        for parameter, master in zip(self.params, self.masters, strict=True):
-            if parameter is not master and parameter.grad is not None:
-                _add_gradient(master, parameter)
+    def _gradients(self) -> list[Tensor]:
+        pairs = zip(self.params, self.masters, strict=True)
+        return [
+            grad for parameter, master in pairs for grad in [master.grad if parameter.grad is None else parameter.grad]
+            if grad is not None
+        ]  # fmt: skip
 
     def clip(self, max_norm: float) -> Tensor:
-        """Global gradient norm before clipping, []; clips to `max_norm` unless that is 0."""
-        gradients = [master.grad for master in self.masters if master.grad is not None]
+        """Global gradient norm before clipping, []; the step will clip to `max_norm` unless that is 0."""
+        gradients = self._gradients()
         if not gradients:
             return torch.zeros(())
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        if max_norm > 0 and torch.isfinite(norm) and norm > max_norm:
-            torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).item())
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        clips = max_norm > 0 and bool(torch.isfinite(norm)) and bool(norm > max_norm)
+        self._scale = (max_norm / (norm + 1e-6)).item() if clips else 1.0
         return norm
 
     def set_lr_factor(self, factor: float) -> None:
@@ -77,19 +87,54 @@ class MasterAdamW:
             group["lr"] = group["peak_lr"] * factor
 
     def step(self) -> None:
-        """One AdamW step on the masters, rounded into the model."""
+        """One AdamW step on the masters, rounded into the model, a piece of the parameters at a time."""
+        waiting: list[int] = []
+        size = 0
+        for index, (parameter, master) in enumerate(zip(self.params, self.masters, strict=True)):
+            if parameter.grad is None and master.grad is None:
+                continue
+            waiting.append(index)
+            size += parameter.numel()
+            if size >= _PIECE:
+                self._step_piece(waiting)
+                waiting, size = [], 0
+        self._step_piece(waiting)
+        self._scale = 1.0
+        self.accumulating = False
+
+    def _step_piece(self, indices: list[int]) -> None:
+        """Step these parameters; the others' master gradients are put aside meanwhile."""
+        if not indices:
+            return
+        chosen = set(indices)
+        aside = [
+            (master, master.grad)
+            for i, master in enumerate(self.masters)
+            if i not in chosen and master.grad is not None
+        ]
+        for master, _ in aside:
+            master.grad = None
+        for i in indices:
+            parameter, master = self.params[i], self.masters[i]
+            if parameter is not master:
+                _add_gradient(master, parameter)
+            if self._scale != 1.0 and master.grad is not None:
+                master.grad.mul_(self._scale)
         self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for parameter, master in zip(self.params, self.masters, strict=True):
-                if parameter is not master:
-                    parameter.copy_(master)
+            for i in indices:
+                self.masters[i].grad = None
+                if self.params[i] is not self.masters[i]:
+                    self.params[i].copy_(self.masters[i])
+        for master, gradient in aside:
+            master.grad = gradient
 
     def drop_gradients(self) -> None:
         """Forget the gradients gathered so far."""
-        self.adam.zero_grad(set_to_none=True)
-        for parameter in self.params:
-            parameter.grad = None
+        self._scale = 1.0
+        self.accumulating = False
+        for parameter, master in zip(self.params, self.masters, strict=True):
+            parameter.grad = master.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Masters and moments by name, for a checkpoint."""

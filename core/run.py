@@ -456,6 +456,7 @@ class StageRun:
         self.records.close()
         self.console.end()
         self.models = None
+        release_memory()
 
 
 def _is_number(text: str | None) -> bool:
@@ -494,6 +495,18 @@ def _write_yaml(path: Path, value: dict[str, Any]) -> None:
     import yaml
 
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, so that the next stage does not pay for the last one's peak."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):  # not glibc
+        return
 
 
 def peak_memory_gb() -> float:

@@ -41,8 +41,7 @@ class StepLoop:
             named = [(f"{role}/{name}", parameter) for name, parameter in model.trainable()]
             groups += decay_groups(named, lr, self.cfg.weight_decay)
             models.wrapped[role] = run.accelerator.prepare_model(model)
-        self.single = run.accelerator.num_processes == 1
-        self.optimizer = MasterAdamW(groups, self.cfg, hook_gradients=self.single)
+        self.optimizer = MasterAdamW(groups, self.cfg)
         self.step = 0
         self.tokens = 0
         self.seconds_before = 0.0
@@ -96,32 +95,35 @@ class StepLoop:
 
     def _updates(self, updates: list[list[Any]]) -> dict[str, float]:
         totals: dict[str, float] = defaultdict(float)
+        seen: dict[str, int] = defaultdict(int)
         factor = lr_factor(self.cfg.schedule, self.step, self.total, self.cfg.warmup_frac)
         self.optimizer.set_lr_factor(factor)
         done = 0
         for micro_batches in updates:
+            self.optimizer.accumulating = len(micro_batches) > 1
+            sums: dict[str, float] = defaultdict(float)
             for micro_batch in micro_batches:
                 output = self.run.hook.compute_loss(run=self.run, models=self.models, micro_batch=micro_batch)
                 if not torch.isfinite(output.loss):
                     self._not_finite("loss", output.loss.item(), output.metrics)
                 if output.loss.requires_grad:
                     self.run.accelerator.backward(output.loss)
-                if self.single:
-                    self.optimizer.absorb()
-                totals["loss"] += output.loss.item()
+                sums["loss"] += output.loss.item()
                 for name, value in output.metrics.items():
-                    totals[name] += value
-            self.optimizer.absorb()
+                    sums[name] += value
             norm = self.optimizer.clip(self.cfg.max_grad_norm).item()
             if not math.isfinite(norm):
-                self._not_finite("gradient norm", norm, dict(totals))
-            totals["grad_norm"] += norm
+                self._not_finite("gradient norm", norm, sums)
+            sums["grad_norm"] = norm
             self.optimizer.step()
+            for name, value in sums.items():
+                totals[name] += value
+                seen[name] += 1
             done += 1
             if self.run.skip_updates:
                 self.run.skip_updates = False
                 break
-        metrics = {name: value / done for name, value in totals.items()}
+        metrics = {name: value / seen[name] for name, value in totals.items()}
         metrics["lr"] = self.cfg.lr * factor
         metrics["updates"] = done
         return metrics

@@ -99,7 +99,7 @@ class LossOutput:
 
     loss: torch.Tensor
     metrics: dict[str, float] = field(default_factory=dict)
-    """Summed over the micro-batches of an update, averaged over the updates of a step; name them without prefix."""
+    """Summed over the micro-batches of an update, averaged over the updates of a step that have them; no prefix."""
 
 
 @dataclass

@@ -91,12 +91,22 @@ def _row(name: str, rng: random.Random, words: dict[str, list[str]]) -> tuple[di
 
 
 def _rejected(rng: random.Random, category: str, right: str, wrong: list[str]) -> str:
-    """A worse reply of a kind that small models give: mostly a wrong word, at times the category or another form."""
+    """A worse reply of a kind that small models give: mostly a wrong word, at times the right one in another form."""
     kind = rng.random()
-    if kind < 0.75:
+    if kind < 0.6:
         return _reply(rng.choice(wrong))
-    if kind < 0.85:
-        return _reply(category)
-    if kind < 0.95:
-        return f"{right[0].upper()}{right[1:]} is {_a(category)}."
-    return f'The answer is: "The answer is: {rng.choice([right, *wrong])}'
+    other = rng.choice(wrong)
+    return rng.choice(
+        [
+            _reply(category),
+            f"{right[0].upper()}{right[1:]} is {_a(category)}.",
+            f'The answer is: "The answer is: {right}"',
+            f"The answer is: {right} or {other}.",
+            f"1. The answer is: {right}.",
+            f"I think the right word is {right}, because {other} is not {_a(category)}.",
+            f"The answer is: {right}, as {other} has another meaning in English and is often used in other ways.",
+            f"{right}",
+            f"The answer is: {right}.\n\nThe word {other} is not {_a(category)}.",
+            f"The answer is a word: {right}.",
+        ]
+    )

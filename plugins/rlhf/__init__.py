@@ -40,12 +40,15 @@ class OnlineConfig(StageConfig):
     """Nucleus of the rollout; the update sees the whole distribution, so keep 1 unless you know why."""
     kl_coef: float = 0.05
     """Weight of the KL to the reference."""
-    missing_eos_penalty: float = 1.0
-    """Subtracted from the score of a completion that did not end by itself."""
+    missing_eos_score: float = -2.0
+    """Score of a completion that did not end by itself, in place of the reward model's, which has never seen a cut
+    text (-1 in the N+ study)."""
     minibatches: int = 1
     """Optimizer updates that one pass over an iteration's rollouts is cut into."""
     inner_epochs: int = 1
     """Passes over an iteration's rollouts."""
+    micro_batch_tokens: int = 1024
+    """Most tokens in one forward pass; the rest of an update is accumulated."""
     clip_range: float = 0.2
     """The ratio is clipped to 1 - clip_range … 1 + clip_range."""
     stop_kl: float = 0.0
@@ -80,13 +83,15 @@ class OnlineConfig(StageConfig):
 class PpoConfig(OnlineConfig):
     """Settings of `stage=rlhf algorithm=ppo`."""
 
+    temperature: float = 0.7
+    """Sampling temperature, the same in rollout and update (0.7 in the N+ study and lm-human-preferences)."""
     lr: float = 2e-5
     """Peak learning rate of the policy; for models of about 100M parameters (3e-6 in the N+ study, for 1B to 7B)."""
     batch_size: int = 16
     """Prompts in one iteration."""
     group_size: int = 4
     """Completions for each prompt; several cost little, since their prompt is computed once."""
-    value_lr: float | None = None
+    value_lr: float | None = 5e-5
     """Peak learning rate of the value model; the policy's when unset."""
     kl: Kl = Kl.k1
     """Estimator of the KL in the per-token reward; k1 after the N+ study (arXiv:2403.17031), k3 is never negative."""

@@ -1,11 +1,12 @@
 """PPO with a critic (Ziegler et al. 2019, arXiv:1909.08593; Ouyang et al. 2022; details after arXiv:2403.17031).
 
 One iteration:
-1. sample completions from the policy, score each once; a completion that did not end pays a penalty;
+1. sample completions from the policy, score each once; one that did not end by itself has a fixed low score;
 2. per-token reward r_t = -kl_coef * KL_t(policy || reference), plus the score at the completion's last token;
 3. values V_t of the state before each token from a separate value network, initialised from the reward model;
 4. generalised advantages, whitened; returns = advantages + values;
-5. inner epochs over minibatches: clipped policy loss, clipped value loss, both as means over the minibatch's tokens.
+5. inner epochs over minibatches: an update by the clipped policy loss and one by the clipped value loss, each a mean
+   over the minibatch's tokens.
 
 Departures: the score is given at the last token itself, not one after it (there is no padding to put it on); old
 log-probabilities are the trainer's, and the gap to the engine's is corrected by a truncated importance weight.
@@ -117,8 +118,11 @@ class Ppo:
         seed = run.seed_for("minibatches", step)
         for number, minibatch in enumerate(updates_of(rows, cfg.inner_epochs, seed)):
             tokens = sum(len(row.old_logprob_M) for row in minibatch)
-            work = [Work(kind, row, tokens) for row in minibatch for kind in ("policy", "value")]
-            batch.updates.append(work + self._ptx(run, step, number))
+            # The two networks share nothing, so each has its own update: gradients and clipping stay apart, and only
+            # one network's gradients stand in memory.
+            policy = [Work("policy", row, tokens) for row in minibatch]
+            batch.updates.append(policy + self._ptx(run, step, number))
+            batch.updates.append([Work("value", row, tokens) for row in minibatch])
         return batch
 
     @staticmethod

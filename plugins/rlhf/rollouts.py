@@ -26,7 +26,7 @@ _SAMPLE_ROWS = 4
 class RolloutRow:
     """A packed row with C completions of M tokens in all; tensors are float32 on the policy's device.
 
-    score_C: score with penalties, no KL. old_logprob_M, reference_logprob_M: nats, at the sampling temperature.
+    score_C: score, without the KL. old_logprob_M, reference_logprob_M: nats, at the sampling temperature.
     weight_M: truncated importance weight p_trainer / p_engine, 1 where it is off.
     values_M, advantage_M, return_M: filled in by the algorithm.
     """
@@ -131,7 +131,7 @@ def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tup
             gap = old - engine_logprob
             weight = gap.exp().clamp(max=cfg.importance_cap) if cfg.importance_cap > 0 else torch.ones_like(gap)
             score = torch.tensor(
-                [scores[i].value - (0.0 if rollouts[i].finished else cfg.missing_eos_penalty) for i in order],
+                [scores[i].value if rollouts[i].finished else cfg.missing_eos_score for i in order],
                 dtype=torch.float32, device=old.device,
             )  # fmt: skip
             rows.append(
