@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.console import Console
 from core.errors import ConfigError
@@ -14,6 +14,9 @@ from core.plan import Plan, StagePlan, make_plan
 from core.preview import add_previews
 from core.registry import Registry
 from core.schema import Device, RunConfig
+
+if TYPE_CHECKING:
+    from core.run import StageRun
 
 _ENVIRONMENT = {
     # Threads that spin at barriers starve each other, and any neighbour, on a shared or throttled machine.
@@ -53,7 +56,7 @@ def _stage(
     plan: Plan, number: int, console: Console, ledger: Ledger, cfg: RunConfig, config_json: dict[str, Any], group: str
 ) -> dict[str, Any] | None:
     """Reuse, resume or run one stage; returns its result.json."""
-    from core.run import StageRun, read_result
+    from core.run import read_result
 
     stage = plan.stages[number - 1]
     head = f"stage {number} of {len(plan.stages)}: {stage.title}"
@@ -65,10 +68,19 @@ def _stage(
     assert stage.run_dir is not None
     console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
     with lock_folder(stage.run_dir):
-        # A fresh manager for each stage: what one stage registered cannot answer for the next.
-        registry = Registry.load()
-        _register(registry, stage, cfg)
-        return StageRun(stage, plan, registry, console, group, config_json).execute()
+        return open_stage(plan, stage, console, cfg, config_json, group).execute()
+
+
+def open_stage(
+    plan: Plan, stage: StagePlan, console: Console, cfg: RunConfig, config_json: dict[str, Any], group: str
+) -> StageRun:
+    """A stage of the plan, ready to run in `stage.run_dir`."""
+    from core.run import StageRun
+
+    # A fresh manager for each stage: what one stage registered cannot answer for the next.
+    registry = Registry.load()
+    _register(registry, stage, cfg)
+    return StageRun(stage, plan, registry, console, group, config_json)
 
 
 def _register(registry: Registry, stage: StagePlan, cfg: RunConfig) -> None:
