@@ -57,46 +57,53 @@ class StepLoop:
         self.step = 0
         self.tokens = 0
         self.seconds_before = 0.0
+        self.began = time.perf_counter()
 
     def fit(self) -> dict[str, float]:
         """Run all remaining steps. Returns steps, tokens and seconds, resumed ones included."""
         run = self.run
         self._resume()
-        started = time.perf_counter()
-
-        def elapsed() -> float:
-            return self.seconds_before + time.perf_counter() - started
-
+        self.began = time.perf_counter()
         if self.step == 0:
-            self._evaluate(elapsed())
+            self._evaluate()
         while self.step < self.total and not run.stop_reason:
-            run.step = self.step
-            began = time.perf_counter()
-            with run.timed("collect"):
-                batch = run.hook.collect_batch(run=run, models=self.models, data=self.data, step=self.step)
-            if not batch.updates:
-                raise TrainingError("a step had no work", f"{run.stage_name}, step {self.step + 1}")
-            with run.timed("update"):
-                metrics = self._updates(batch.updates)
-            self.step += 1
-            self.tokens += batch.tokens
-            metrics |= batch.metrics
-            metrics["tokens_per_s"] = batch.tokens / (time.perf_counter() - began)
-            self._observe(metrics, elapsed())
-            if batch.samples:
-                run.observe_samples(self.step, "step", batch.samples)
+            self.one_step()
             every = self.cfg.eval_every_steps
             if every and self.step % every == 0 and self.step < self.total:
-                self._evaluate(elapsed())
+                self._evaluate()
             every = self.cfg.save_every_steps
             if every and self.step % every == 0:
-                self._save(elapsed())
+                self._save()
         if run.stop_reason:
             run.warn(f"stopped at step {self.step} of {self.total}: {run.stop_reason}")
             run.total_steps = self.step  # the evaluation that follows is the one after training
         run.step = self.step
-        self._evaluate(elapsed())
-        return {"steps": self.step, "tokens": self.tokens, "seconds": elapsed()}
+        self._evaluate()
+        return {"steps": self.step, "tokens": self.tokens, "seconds": self.elapsed()}
+
+    def elapsed(self) -> float:
+        """Seconds spent in the loop so far, those before a resume included."""
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def one_step(self) -> dict[str, float]:
+        """Collect a batch, make its updates, tell the observers. Returns the step's metrics."""
+        run = self.run
+        run.step = self.step
+        began = time.perf_counter()
+        with run.timed("collect"):
+            batch = run.hook.collect_batch(run=run, models=self.models, data=self.data, step=self.step)
+        if not batch.updates:
+            raise TrainingError("a step had no work", f"{run.stage_name}, step {self.step + 1}")
+        with run.timed("update"):
+            metrics = self._updates(batch.updates)
+        self.step += 1
+        self.tokens += batch.tokens
+        metrics |= batch.metrics
+        metrics["tokens_per_s"] = batch.tokens / (time.perf_counter() - began)
+        run.observe_step(self.step, self.tokens, self.elapsed(), metrics)
+        if batch.samples:
+            run.observe_samples(self.step, "step", batch.samples)
+        return metrics
 
     def _updates(self, updates: list[list[Any]]) -> dict[str, float]:
         totals: dict[str, float] = defaultdict(float)
@@ -175,18 +182,15 @@ class StepLoop:
             "lower stage.lr, check the rewards and rows of this step; the last checkpoint is kept",
         )
 
-    def _observe(self, metrics: dict[str, float], seconds: float) -> None:
-        self.run.observe_step(self.step, self.tokens, seconds, metrics)
-
-    def _evaluate(self, seconds: float) -> None:
-        run = self.run
+    def _evaluate(self) -> None:
+        run, seconds = self.run, self.elapsed()
         with run.timed("evaluate"), torch.no_grad():
             state = torch.get_rng_state()
             metrics = run.hook.evaluate(run=run, models=self.models, data=self.data, step=self.step)
             torch.set_rng_state(state)
         run.observe_eval(self.step, self.tokens, seconds, metrics)
 
-    def _save(self, seconds: float) -> None:
+    def _save(self) -> None:
         run = self.run
         if not run.accelerator.is_main_process:
             return
@@ -199,7 +203,7 @@ class StepLoop:
                 tensors |= {f"adapter/{number}/{name}": item for name, item in adapter_state(module).items()}
             state = {
                 "tokens": self.tokens,
-                "seconds": seconds,
+                "seconds": self.elapsed(),
                 "stage_state": run.hook.save_state(run=run),
                 "first_eval": run.first_eval,
                 "stop_reason": run.stop_reason,
