@@ -46,9 +46,9 @@ def load_module(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, qua
         if task == "CAUSAL_LM":
             return keep_differentiable(AutoModelForCausalLM.from_pretrained(folder, **kwargs))
         module = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **kwargs)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # transformers and safetensors raise whatever they like for a damaged file
         raise ModelError(
-            f"the model could not be loaded: {error}".splitlines()[0],
+            f"the model could not be loaded: {type(error).__name__}: {error}".splitlines()[0],
             str(folder),
             "check that the folder holds config.json and whole safetensors weights",
         ) from error
@@ -63,12 +63,15 @@ def load_module(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, qua
 
 def _has_head(folder: Path) -> bool:
     """Whether the weights hold a scoring head; without it transformers would draw one unseen."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            if any(name.startswith("score.") for name in file.keys()):  # noqa: SIM118 (not a dict)
-                return True
+        try:
+            with safe_open(path, "pt") as file:
+                if any("score" in name.split(".") for name in file.keys()):  # noqa: SIM118 (not a dict)
+                    return True
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"the weights cannot be read: {error}", str(path), "copy the file again") from error
     return False
 
 
@@ -160,7 +163,11 @@ def frozen_policy(run: StageRun) -> TokenModel:
 
 
 def frozen_scorer(run: StageRun, folder: Path) -> ScoreModel:
-    """A frozen reward model."""
+    """A frozen reward model. Raises ModelError for a folder without a scoring head: a random one would score."""
+    if not _has_head(folder):
+        raise ModelError(
+            "the reward model has no scoring head in its weights", str(folder), "name a folder that stage=reward made"
+        )
     module = load_module(folder, run.cfg, run.dtype, "SEQ_CLS")
     return ScoreModel(module).to(run.device).eval().requires_grad_(False)
 
