@@ -50,7 +50,7 @@ from plugins.shared.estimators import (
 @dataclass
 class Work:
     """One micro-batch: what to compute on a row, the number of tokens in its whole minibatch, and how far the policy
-    has moved by then (None for ptx)."""
+    has moved by then (the policy's own work alone has it)."""
 
     kind: str
     """policy, value or ptx."""
@@ -122,7 +122,8 @@ class Ppo:
             tokens = sum(len(row.old_logprob_M) for row in minibatch)
             # The two networks share nothing, so each has its own update: gradients and clipping stay apart, and only
             # one network's gradients stand in memory.
-            policy = [Work("policy", row, tokens) for row in minibatch]
+            drift = Drift(tokens)
+            policy = [Work("policy", row, tokens, drift) for row in minibatch]
             batch.updates.append(policy + self._ptx(run, step, number))
             batch.updates.append([Work("value", row, tokens) for row in minibatch])
         return batch
