@@ -5,7 +5,7 @@ One iteration:
 2. per-token reward r_t = -kl_coef * KL_t(policy || reference), plus the score at the completion's last token;
 3. values V_t of the state before each token from a separate value network, initialised from the reward model;
 4. generalised advantages, whitened; returns = advantages + values;
-5. inner epochs over minibatches: an update by the clipped policy loss and one by the clipped value loss, each a mean
+5. inner epochs over minibatches: an update by the clipped value loss and one by the clipped policy loss, each a mean
    over the minibatch's tokens.
 
 Departures: the score is given at the last token itself, not one after it (there is no padding to put it on); old
@@ -50,7 +50,7 @@ from plugins.shared.estimators import (
 @dataclass
 class Work:
     """One micro-batch: what to compute on a row, the number of tokens in its whole minibatch, and how far the policy
-    has moved by then (the policy's own work alone has it)."""
+    has moved by then (None for ptx)."""
 
     kind: str
     """policy, value or ptx."""
@@ -124,8 +124,8 @@ class Ppo:
             # one network's gradients stand in memory.
             drift = Drift(tokens)
             policy = [Work("policy", row, tokens, drift) for row in minibatch]
-            batch.updates.append(policy + self._ptx(run, step, number))
             batch.updates.append([Work("value", row, tokens) for row in minibatch])
+            batch.updates.append(policy + self._ptx(run, step, number))
         return batch
 
     @staticmethod

@@ -169,6 +169,7 @@ def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tup
         "finished": sum(rollouts[i].finished for i in kept) / len(kept),
         "engine_gap": totals["engine_gap"] / token_count,
         "engine_gap_max": longest_gap,
+        "sync_difference": run.sync_difference,
     }
     if cfg.max_kl and metrics["kl"] > cfg.max_kl:
         run.stop_reason = f"the KL to the reference is {metrics['kl']:.2f} nats, over stage.max_kl={cfg.max_kl}"
