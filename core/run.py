@@ -347,7 +347,6 @@ class StageRun:
         """Build, train, export, verify, report. Returns result.json."""
         from core.artifact import seal
         from core.checkpoint import clear_checkpoints
-        from core.evaluate import headline
         from core.report import build_report
 
         began = time.perf_counter()
@@ -356,14 +355,7 @@ class StageRun:
             self._open_folder()
             with self.timed("load"):
                 data = self.hook.build_data(run=self)
-                with disk_guard(self.dir / "quarantine.jsonl"):
-                    write_quarantine(self._dropped, self.dir / "quarantine.jsonl")
-                if not data.train:
-                    first = f"; the first: {self._dropped[0]}" if self._dropped else ""
-                    raise DataError(
-                        f"no example is left to train on{first}", self.stage_name, f"see {self.dir}/quarantine.jsonl"
-                    )
-                self._check_bad_share(len(data.train))
+                self._check_dropped(len(data.train))
                 self.total_steps = self.hook.total_steps(run=self, data=data)
                 self.models = self.hook.build_models(run=self)
             self.ledger.enter(self.key, self.dir)
@@ -377,25 +369,7 @@ class StageRun:
             self._close_engines()
             with self.timed("export and verify"):
                 artifact = seal(self)
-            result = {
-                "version": RESULT_VERSION,
-                "stage": self.stage_name,
-                "algorithm": self.plan.algorithm,
-                **headline(self),
-                "tokens": counts["tokens"],
-                "steps": counts["steps"],
-                "seconds": round(counts["seconds"], 2),
-                "wall_seconds": round(time.perf_counter() - began, 2),
-                "peak_memory_gb": round(peak_memory_gb(), 3),
-                "verified": artifact["verification"]["ok"],
-                "resumed_at": self.resumed_at,
-                "time_by_part": {part: round(value, 2) for part, value in self.seconds.items()},
-                "time_by_plugin": {k: round(v, 3) for k, v in self.observers.seconds_by_plugin.items()},
-                "reward_errors": sum(scorer.errors for scorer in self._scorers.values()),
-                "run_dir": str(self.dir),
-                "warnings": list(self.plan.warnings),
-            }
-            self._add_chain(result)
+            result = self._result(counts, artifact, time.perf_counter() - began)
             write_json(self.dir / "plan.json", self.plan_json)
             write_json(self.dir / "result.json", result)
             self._log(f"done: {result['steps']} steps, {result['metric']} {result['before']} → {result['after']}")
@@ -420,6 +394,31 @@ class StageRun:
             )
         return result
 
+    def _result(self, counts: dict[str, float], artifact: dict[str, Any], wall_seconds: float) -> dict[str, Any]:
+        """Contents of result.json."""
+        from core.evaluate import headline
+
+        result = {
+            "version": RESULT_VERSION,
+            "stage": self.stage_name,
+            "algorithm": self.plan.algorithm,
+            **headline(self),
+            "tokens": counts["tokens"],
+            "steps": counts["steps"],
+            "seconds": round(counts["seconds"], 2),
+            "wall_seconds": round(wall_seconds, 2),
+            "peak_memory_gb": round(peak_memory_gb(), 3),
+            "verified": artifact["verification"]["ok"],
+            "resumed_at": self.resumed_at,
+            "time_by_part": {part: round(value, 2) for part, value in self.seconds.items()},
+            "time_by_plugin": {k: round(v, 3) for k, v in self.observers.seconds_by_plugin.items()},
+            "reward_errors": sum(scorer.errors for scorer in self._scorers.values()),
+            "run_dir": str(self.dir),
+            "warnings": list(self.plan.warnings),
+        }
+        self._add_chain(result)
+        return result
+
     def _open_folder(self) -> None:
         """What stands in every run folder from the start; what a killed process left half done is removed."""
         with disk_guard(self.dir):
@@ -435,7 +434,15 @@ class StageRun:
         write_json(self.dir / "config.json", {"version": 1, **self.config_json})
         _write_yaml(self.dir / "config.yaml", self.config_json)
 
-    def _check_bad_share(self, kept: int) -> None:
+    def _check_dropped(self, kept: int) -> None:
+        """Write the quarantine. Raises DataError when no record is left, or too many were dropped."""
+        with disk_guard(self.dir / "quarantine.jsonl"):
+            write_quarantine(self._dropped, self.dir / "quarantine.jsonl")
+        if not kept:
+            first = f"; the first: {self._dropped[0]}" if self._dropped else ""
+            raise DataError(
+                f"no example is left to train on{first}", self.stage_name, f"see {self.dir}/quarantine.jsonl"
+            )
         share = len(self._dropped) / max(len(self._dropped) + kept, 1)
         self.plan.dataset.info["quarantined"] = len(self._dropped)
         if not self._dropped:
@@ -445,10 +452,9 @@ class StageRun:
         )
         write_json(self.dir / "plan.json", self.plan_json)
         if share > self.cfg.data.max_bad_frac:
-            first = self._dropped[0]
             raise DataError(
                 f"{share:.0%} of the rows cannot be used, more than data.max_bad_frac={self.cfg.data.max_bad_frac}; "
-                f"the first: {first}",
+                f"the first: {self._dropped[0]}",
                 str(self.dir / "quarantine.jsonl"),
                 "mend the rows, or raise data.max_bad_frac",
             )

@@ -251,7 +251,7 @@ def test_nothing_but_nan_ends_the_run(lab: Lab, tiny_cli, tmp_path: Path, bad_re
 @pytest.mark.slow
 def test_a_reward_folder_that_is_not_there(lab: Lab, tiny_cli, tmp_path: Path) -> None:
     outcome = tiny_cli(arguments_for(lab, tmp_path / "runs", "rlhf", **{"reward.source": "/nowhere"}))
-    assert_told(outcome, 2, "there is no folder '/nowhere'", "reward.source")
+    assert_told(outcome, 2, "'/nowhere' holds no reward model", "reward.source")
     assert not (tmp_path / "runs").exists()
 
 
