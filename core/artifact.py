@@ -3,6 +3,7 @@ in a fresh process. Only verified artifacts are read by later stages."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from core.adapters import merged_weights
+from core.adapters import merged_weights, settle
 from core.errors import ArtifactError, ModelError
 from core.files import atomic_folder, disk_guard, sha256_file, write_json
-from core.loading import OFFSET_KEY
+from core.loading import OFFSET_KEY, RECORD
 from core.models import Models, ScoreModel, TokenModel, is_prompt_learning
 from core.records import Message
 from core.sync import fixed_text
@@ -45,18 +46,22 @@ def export_models(run: StageRun, models: Models, folder: Path) -> None:
     model = trained_model(run, models)
     module = model.module
     codec = run.codec
+    record: dict[str, Any] = {"version": 1}
     if isinstance(model, ScoreModel):
         setattr(model.config, OFFSET_KEY, model.offset)
         model.config.pad_token_id = codec.pad
-        (folder / "preftune.json").write_text(json.dumps({"version": 1, OFFSET_KEY: model.offset}))
+        record[OFFSET_KEY] = model.offset
     else:
         generation = model.base.generation_config
         generation.eos_token_id = codec.eos
         generation.pad_token_id = codec.pad
         generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
     if run.cfg.peft.method != "none":
+        settle(module)
+        base = run.engine_folder.resolve()
+        record |= {"quant": run.cfg.quant.value, "base": os.path.relpath(base, (run.dir / "artifact").resolve())}
         for config in module.peft_config.values():  # type: ignore[operator]
-            config.base_model_name_or_path = str(run.engine_folder.resolve())
+            config.base_model_name_or_path = str(base)
         module.save_pretrained(folder)  # type: ignore[operator]
         if isinstance(model, TokenModel):
             model.base.generation_config.save_pretrained(folder)
@@ -64,6 +69,8 @@ def export_models(run: StageRun, models: Models, folder: Path) -> None:
             _save_merged(run, model, folder / "merged")
     else:
         module.save_pretrained(folder)  # type: ignore[operator]
+    if len(record) > 1:
+        (folder / RECORD).write_text(json.dumps(record))
     codec.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(_card(run), encoding="utf-8")
 
@@ -74,7 +81,10 @@ def _save_merged(run: StageRun, model: TokenModel | ScoreModel, folder: Path) ->
     base = model.base
     tensors = {name: tensor.to(run.dtype).cpu().contiguous() for name, tensor in merged_weights(model.module)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    base.config.save_pretrained(folder)
+    config = copy.deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.save_pretrained(folder)
     if isinstance(model, TokenModel):
         base.generation_config.save_pretrained(folder)
     run.codec.tokenizer.save_pretrained(folder)

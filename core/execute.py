@@ -6,7 +6,7 @@ import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.console import Console
 from core.errors import ConfigError, PluginError
@@ -16,6 +16,9 @@ from core.preview import add_previews
 from core.registry import Registry
 from core.schema import Device, RunConfig
 from core.sources import resolve_source
+
+if TYPE_CHECKING:
+    from core.run import StageRun
 
 _ENVIRONMENT = {
     # Threads that spin at barriers starve each other, and any neighbour, on a shared or throttled machine.
@@ -57,7 +60,8 @@ def _stage(
     plan: Plan, number: int, console: Console, ledger: Ledger, cfg: RunConfig, config_json: dict[str, Any], group: str
 ) -> dict[str, Any] | None:
     """Reuse, resume or run one stage; returns its result.json."""
-    from core.run import StageRun, complete, read_result, release_memory
+    from core.lifecycle import carry_out, complete, read_result
+    from core.memory import release_memory
 
     stage = plan.stages[number - 1]
     head = f"stage {number} of {len(plan.stages)}: {stage.title}"
@@ -76,13 +80,27 @@ def _stage(
         assert stage.run_dir is not None
         held.enter_context(lock_folder(stage.run_dir))
         console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
-        # A fresh manager for each stage: what one stage registered cannot answer for the next.
-        registry = Registry.load()
-        _register(registry, stage, cfg)
-        result = StageRun(stage, plan, registry, console, group, config_json, ledger).execute()
-    del registry
+        result = carry_out(open_stage(plan, stage, console, cfg, config_json, group, ledger))
     release_memory()
     return result
+
+
+def open_stage(
+    plan: Plan,
+    stage: StagePlan,
+    console: Console,
+    cfg: RunConfig,
+    config_json: dict[str, Any],
+    group: str,
+    ledger: Ledger,
+) -> StageRun:
+    """A stage of the plan, ready to run in `stage.run_dir`."""
+    from core.run import StageRun
+
+    # A fresh manager for each stage: what one stage registered cannot answer for the next.
+    registry = Registry.load()
+    _register(registry, stage, cfg)
+    return StageRun(stage, plan, registry, console, group, config_json, ledger)
 
 
 def _register(registry: Registry, stage: StagePlan, cfg: RunConfig) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core import __version__
-from core.combinations import check_combinations
+from core.combinations import changes_base, check_chain, check_combinations
 from core.dataset import Dataset, load_dataset
 from core.errors import ConfigError, PluginError
 from core.files import sha256_file
@@ -72,6 +72,10 @@ class StagePlan:
         if found.note and found.note not in self.warnings:
             self.warnings.append(found.note)
 
+    def _shares_reference(self) -> bool:
+        """Whether the reference is the policy with its adapter off."""
+        return self.cfg.peft.method != "none" and not changes_base(self.cfg.peft)
+
     def roles(self) -> dict[str, str]:
         """Where the weights of each role come from."""
         start = self.parents["policy"].stage if "policy" in self.parents else short_source(self.cfg.model.source)
@@ -81,7 +85,7 @@ class StagePlan:
             if role in ("policy", "teacher"):
                 sources[role] = f"{start}"
             elif role == "reference":
-                sources[role] = f"{start}, frozen" + (" (adapter off)" if self.cfg.peft.method != "none" else "")
+                sources[role] = f"{start}, frozen" + (" (adapter off)" if self._shares_reference() else "")
             elif role == "reward_model" and self.spec.makes == role:
                 sources[role] = f"{start} with a new head, trained"
             elif role == "reward_model":
@@ -243,9 +247,13 @@ def _plan_stage(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
         engine, reward, parents=parents,
     )  # fmt: skip
-    plan.warnings += [
-        f"{finding.message}; {finding.mend}" for finding in check_combinations(cfg, spec) if finding.level == "warning"
-    ]
+    findings = check_combinations(cfg, spec)
+    if "policy" in parents and (broken := check_chain(cfg, parents["policy"].stage)) is not None:
+        findings.append(broken)
+    for finding in findings:
+        if finding.level == "error":
+            raise ConfigError(finding.message, f"stage {spec.name}", finding.mend)
+        plan.warnings.append(f"{finding.message}; {finding.mend}" if finding.mend else finding.message)
     plan.key = _key(plan, fingerprint)
     return plan
 
@@ -332,20 +340,17 @@ def _file_hash(name: str | None) -> str | None:
     return sha256_file(path) if path and path.is_file() else None
 
 
-def _reward_folders(cfg: RunConfig) -> list[Path]:
-    """Folders of learned reward models that the reward, or a member of it, names.
+def _reward_fingerprint(cfg: RunConfig) -> str | None:
+    """What identifies the weights that `reward.source` names; None where it names none.
 
-    Raises ConfigError for a folder that does not exist, ModelError for an artifact that was not verified.
+    Raises ModelError for an artifact that was not verified or was altered since.
     """
-    named = [getattr(cfg.reward, "source", None), *(params.get("source") for _, params in cfg.reward.uses())]
-    folders = []
-    for source in filter(None, named):
-        folder = artifact_folder(Path(source).expanduser())
-        if not folder.is_dir():
-            raise ConfigError(f"there is no folder '{source}'", "reward.source", "name the folder of a reward model")
-        check_verified(folder, f"reward.source={source}")
-        folders.append(folder)
-    return folders
+    source = getattr(cfg.reward, "source", None)
+    if not source:
+        return None
+    folder = artifact_folder(Path(source).expanduser())
+    check_verified(folder, f"reward.source={source}")
+    return folder_fingerprint(folder)
 
 
 def _key(plan: StagePlan, fingerprint: str) -> str:
@@ -365,7 +370,7 @@ def _key(plan: StagePlan, fingerprint: str) -> str:
     if plan.engine:
         parts["rollout"] = {**plain(cfg.rollout), "name": plan.engine.name}
     if plan.reward:
-        parts["reward"] = {**plain(cfg.reward), "sources": [folder_fingerprint(path) for path in _reward_folders(cfg)]}
+        parts["reward"] = {**plain(cfg.reward), "source": _reward_fingerprint(cfg)}
     for part, names in _NOT_IN_KEY.items():
         for name in names:
             parts.get(part, {}).pop(name, None)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import resource
-import shutil
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.console import Console
 from core.dataset import load_dataset
-from core.errors import ArtifactError, DataError, PluginError, TrainingError
-from core.files import disk_guard, write_json, write_text
-from core.jsonl import METRICS_FILE, SAMPLES_FILE, MetricsWriter
+from core.errors import PluginError
+from core.files import disk_guard
+from core.jsonl import MetricsWriter
 from core.ledger import Ledger
 from core.observers import Observers
 from core.plan import Plan, StagePlan, data_folder, plain
-from core.records import BadRow, Record, write_quarantine
+from core.records import BadRow, Record
 from core.registry import Registry
 from core.schema import Device, Dtype, RunConfig
 from core.scoring import GuardedScorer, ScorerContext
@@ -36,8 +32,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from core.models import Models
-
-RESULT_VERSION = 1
 
 
 class StageRun:
@@ -90,7 +84,7 @@ class StageRun:
         self._engines: dict[str, RolloutEngine] = {}
         self._scorers: dict[str, GuardedScorer] = {}
         self._synced: dict[str, int] = {}
-        self._dropped: list[BadRow] = list(plan.dataset.quarantined)
+        self.dropped: list[BadRow] = list(plan.dataset.quarantined)
         self.config_json = {**config_json, "stage": plain(plan.cfg.stage)}
 
     # -- surroundings ------------------------------------------------------------------------------------------------
@@ -183,16 +177,17 @@ class StageRun:
     def say(self, text: str) -> None:
         """A line for the terminal and log.txt."""
         self.console.line(text)
-        self._log(text)
+        self.log(text)
 
     def warn(self, text: str) -> None:
         """A warning for the terminal, log.txt and the report."""
         if text not in self.plan.warnings:
             self.plan.warnings.append(text)
             self.console.warn(text)
-        self._log(f"warning: {text}")
+        self.log(f"warning: {text}")
 
-    def _log(self, text: str) -> None:
+    def log(self, text: str) -> None:
+        """A line for log.txt alone."""
         path = self.dir / "log.txt"
         with disk_guard(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
@@ -212,7 +207,7 @@ class StageRun:
         """Put a record that cannot be trained on into quarantine."""
         meta = record.meta
         text = record.prompt[-1].content if record.prompt else record.text or ""
-        self._dropped.append(BadRow(str(meta.get("file", "")), int(meta.get("line", 0)), reason, text[:200]))
+        self.dropped.append(BadRow(str(meta.get("file", "")), int(meta.get("line", 0)), reason, text[:200]))
 
     def eval_records(self) -> list[Record]:
         """Held-out records that completions are generated for: those whose prompt leaves room to answer."""
@@ -275,6 +270,10 @@ class StageRun:
             context = ScorerContext(run=self, device=self.device, dtype=self.dtype, specs=specs)
             self._scorers[name] = GuardedScorer(specs[config.name], config, context)
         return self._scorers[name]
+
+    def scorers(self) -> list[GuardedScorer]:
+        """The scorers that were needed so far."""
+        return list(self._scorers.values())
 
     def reward_scorer(self) -> GuardedScorer | None:
         """The reward that the stage trains on; None for a stage without rollouts."""
@@ -341,144 +340,8 @@ class StageRun:
         again. -1 forgets everything."""
         self.records.truncate_after(step, counts)
 
-    # -- the stage itself --------------------------------------------------------------------------------------------
-
-    def execute(self) -> dict[str, Any]:
-        """Build, train, export, verify, report. Returns result.json."""
-        from core.artifact import seal
-        from core.checkpoint import clear_checkpoints
-        from core.report import build_report
-
-        began = time.perf_counter()
-        phase = "build"
-        try:
-            self._open_folder()
-            with self.timed("load"):
-                data = self.hook.build_data(run=self)
-                self._check_dropped(len(data.train))
-                self.total_steps = self.hook.total_steps(run=self, data=data)
-                self.models = self.hook.build_models(run=self)
-            self.ledger.enter(self.key, self.dir)
-            self.observers.on_run_start(self)
-            self.console.begin(self.plan.title, self.total_steps)
-            phase = "fit"
-            counts = self.hook.fit(run=self, models=self.models, data=data)
-            if counts["steps"] < 1:
-                raise TrainingError("the run made no step", self.stage_name, "give more records or steps")
-            phase = "export"
-            self._close_engines()
-            with self.timed("export and verify"):
-                artifact = seal(self)
-            result = self._result(counts, artifact, time.perf_counter() - began)
-            write_json(self.dir / "plan.json", self.plan_json)
-            write_json(self.dir / "result.json", result)
-            self._log(f"done: {result['steps']} steps, {result['metric']} {result['before']} → {result['after']}")
-            self.observers.on_run_end(self, result)
-            with disk_guard(self.dir / "report.html"):
-                build_report(self.dir, self.observers.report_sections(self, result))
-            if result["verified"]:
-                clear_checkpoints(self.dir / "checkpoints")
-        except BaseException as error:
-            self.observers.on_run_error(self, phase, self.step, error)
-            with suppress(ArtifactError):  # the disk may be what failed
-                self._log(f"failed in phase '{phase}' at step {self.step}: {type(error).__name__}: {error}")
-            raise
-        finally:
-            self.close()
-        if not result["verified"]:
-            failed = [check["name"] for check in artifact["verification"]["checks"] if not check["ok"]]
-            raise ArtifactError(
-                f"the artifact did not pass its verification: {', '.join(failed)}",
-                str(self.dir / "artifact.json"),
-                "the next stage will not read it; see the details in artifact.json",
-            )
-        return result
-
-    def _result(self, counts: dict[str, float], artifact: dict[str, Any], wall_seconds: float) -> dict[str, Any]:
-        """Contents of result.json."""
-        from core.evaluate import headline
-
-        result = {
-            "version": RESULT_VERSION,
-            "stage": self.stage_name,
-            "algorithm": self.plan.algorithm,
-            **headline(self),
-            "tokens": counts["tokens"],
-            "steps": counts["steps"],
-            "seconds": round(counts["seconds"], 2),
-            "wall_seconds": round(wall_seconds, 2),
-            "peak_memory_gb": round(peak_memory_gb(), 3),
-            "verified": artifact["verification"]["ok"],
-            "resumed_at": self.resumed_at,
-            "time_by_part": {part: round(value, 2) for part, value in self.seconds.items()},
-            "time_by_plugin": {k: round(v, 3) for k, v in self.observers.seconds_by_plugin.items()},
-            "reward_errors": sum(scorer.errors for scorer in self._scorers.values()),
-            "run_dir": str(self.dir),
-            "warnings": list(self.plan.warnings),
-        }
-        self._add_chain(result)
-        return result
-
-    def _open_folder(self) -> None:
-        """What stands in every run folder from the start; what a killed process left half done is removed."""
-        with disk_guard(self.dir):
-            (self.dir / "checkpoints").mkdir(exist_ok=True)
-            for path in _leftovers(self.dir):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            for name in (METRICS_FILE, SAMPLES_FILE):
-                (self.dir / name).touch()
-        self._log(f"{self.plan.title}: {'resuming' if self.plan.state == 'resume' else 'running'} in {self.dir}")
-        for warning in self.plan.warnings:
-            self._log(f"warning: {warning}")
-        write_json(self.dir / "plan.json", self.plan_json)
-        write_json(self.dir / "config.json", {"version": 1, **self.config_json})
-        _write_yaml(self.dir / "config.yaml", self.config_json)
-
-    def _check_dropped(self, kept: int) -> None:
-        """Write the quarantine. Raises DataError when no record is left, or too many were dropped."""
-        with disk_guard(self.dir / "quarantine.jsonl"):
-            write_quarantine(self._dropped, self.dir / "quarantine.jsonl")
-        if not kept:
-            first = f"; the first: {self._dropped[0]}" if self._dropped else ""
-            raise DataError(
-                f"no example is left to train on{first}", self.stage_name, f"see {self.dir}/quarantine.jsonl"
-            )
-        share = len(self._dropped) / max(len(self._dropped) + kept, 1)
-        self.plan.dataset.info["quarantined"] = len(self._dropped)
-        if not self._dropped:
-            return
-        self.warn(
-            f"{len(self._dropped)} of {len(self._dropped) + kept} rows are in quarantine ({self.dir}/quarantine.jsonl)"
-        )
-        write_json(self.dir / "plan.json", self.plan_json)
-        if share > self.cfg.data.max_bad_frac:
-            raise DataError(
-                f"{share:.0%} of the rows cannot be used, more than data.max_bad_frac={self.cfg.data.max_bad_frac}; "
-                f"the first: {self._dropped[0]}",
-                str(self.dir / "quarantine.jsonl"),
-                "mend the rows, or raise data.max_bad_frac",
-            )
-
-    def _add_chain(self, result: dict[str, Any]) -> None:
-        """What the stages of the chain did, the start of the whole chain first."""
-        rows = []
-        for stage in self.whole.stages:
-            row = result if stage is self.plan else read_result(stage)
-            if row is not None:
-                rows.append(
-                    {
-                        **{key: row.get(key) for key in ("stage", "metric", "before", "after", "seconds", "tokens")},
-                        "reused": stage.state == "reuse",
-                        "run_dir": str(stage.run_dir),
-                    }
-                )
-            if stage is self.plan:
-                break
-        same = [row for row in rows if row["metric"] == result["metric"]]
-        result["start"] = same[0]["before"] if same else None
-        result["pipeline"] = rows
-
-    def _close_engines(self) -> None:
+    def close_engines(self) -> None:
+        """Give the rollout engines' memory back."""
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
@@ -486,7 +349,7 @@ class StageRun:
 
     def close(self) -> None:
         """Give engines, workers and models back."""
-        self._close_engines()
+        self.close_engines()
         for scorer in self._scorers.values():
             scorer.close()
         self._scorers.clear()
@@ -509,51 +372,3 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def read_result(stage: StagePlan) -> dict[str, Any] | None:
-    """result.json of a stage that is done; None where there is none."""
-    path = stage.run_dir / "result.json" if stage.run_dir else None
-    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else None
-
-
-def complete(run_dir: Path) -> None:
-    """Do what a process killed right after it had written result.json left undone: the report, and the checkpoints."""
-    from core.checkpoint import clear_checkpoints
-    from core.report import build_report
-
-    with disk_guard(run_dir):
-        if not (run_dir / "report.html").is_file():
-            build_report(run_dir)
-        clear_checkpoints(run_dir / "checkpoints")
-
-
-def _leftovers(run_dir: Path) -> list[Path]:
-    """Drafts, and the record of an artifact that will be made anew."""
-    drafts = [path for pattern in (".*.part", ".probe.safetensors", "*.draft") for path in run_dir.glob(pattern)]
-    made = [run_dir / name for name in ("artifact.json", "result.json", "report.html", "report.md")]
-    return [path for path in (*drafts, *made) if path.exists()]
-
-
-def _write_yaml(path: Path, value: dict[str, Any]) -> None:
-    import yaml
-
-    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, so that the next stage does not pay for the last one's peak."""
-    import ctypes
-    import gc
-
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # not glibc
-        return
-
-
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far, in GB (10^9 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

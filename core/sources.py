@@ -22,6 +22,9 @@ from core.schema import ModelConfig
 
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
+_CONFIGS = ("config.json", "adapter_config.json")
+"""One of them stands in every folder that can be loaded."""
+
 
 def cache_dir() -> Path:
     """Folder of converted models and generated data: $PREFTUNE_CACHE, else ~/.cache/preftune."""
@@ -115,7 +118,7 @@ def artifact_folder(folder: Path) -> Path:
 
 def _check_folder(folder: Path, cfg: ModelConfig) -> None:
     where = f"model.source={cfg.source}"
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+    if not any((folder / name).is_file() for name in _CONFIGS):
         raise ModelError(f"the folder '{folder}' has no config.json", where, "name a folder in transformers' format")
     if not list(folder.glob("*.safetensors")):
         raise ModelError(

@@ -26,7 +26,6 @@ class StageSpec:
     after: stages that the plan puts before it where the config names no model for a role:
         {"policy": "sft", "reward_model": "reward"}.
     rollouts: whether it needs a rollout engine.
-    dropout: whether adapters drop out in its updates; off where log-probabilities must repeat (RL, preference losses).
     requires: import names looked for before anything heavy loads.
     paper: where the method comes from.
     """
@@ -42,7 +41,6 @@ class StageSpec:
     makes: str = "policy"
     after: dict[str, str] = field(default_factory=dict)
     rollouts: bool = False
-    dropout: bool = False
     requires: tuple[str, ...] = ()
     paper: str = ""
 

@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
+from core.adapters import (
+    adapter_dropout,
+    adapter_state,
+    is_rank_scheduled,
+    load_adapter_state,
+    orthogonality,
+    spread_rank,
+)
 from core.checkpoint import load_checkpoint, save_checkpoint
+from core.combinations import has_dropout
 from core.errors import ArtifactError, TrainingError
 from core.models import Models
 from core.optim import MasterAdamW, decay_groups, lr_factor
@@ -42,54 +53,57 @@ class StepLoop:
             groups += decay_groups(named, lr, self.cfg.weight_decay)
             models.wrapped[role] = run.accelerator.prepare_model(model)
         self.optimizer = MasterAdamW(groups, self.cfg)
+        self.scheduled = [model.module for model in trained.values() if is_rank_scheduled(model.module)]
         self.step = 0
         self.tokens = 0
         self.seconds_before = 0.0
+        self.began = time.perf_counter()
 
     def fit(self) -> dict[str, float]:
         """Run all remaining steps. Returns steps, tokens and seconds, resumed ones included."""
         run = self.run
         self._resume()
-        started = time.perf_counter()
-
-        def elapsed() -> float:
-            return self.seconds_before + time.perf_counter() - started
-
+        self.began = time.perf_counter()
         if self.step == 0:
-            self._evaluate(elapsed())
+            self._evaluate()
         while self.step < self.total and not run.stop_reason:
-            run.step = self.step
-            began = time.perf_counter()
-            with run.timed("collect"):
-                batch = run.hook.collect_batch(run=run, models=self.models, data=self.data, step=self.step)
-            if not batch.updates:
-                raise TrainingError("a step had no work", f"{run.stage_name}, step {self.step + 1}")
-            self._dropout(run.plan.spec.dropout)
-            with run.timed("update"):
-                metrics = self._updates(batch.updates)
-            self._dropout(False)
-            self.step += 1
-            self.tokens += batch.tokens
-            metrics |= batch.metrics
-            metrics["tokens_per_s"] = batch.tokens / (time.perf_counter() - began)
-            self._observe(metrics, elapsed())
-            if batch.samples:
-                run.observe_samples(self.step, "step", batch.samples)
+            self.one_step()
             every = self.cfg.eval_every_steps
             if every and self.step % every == 0 and self.step < self.total:
-                self._evaluate(elapsed())
+                self._evaluate()
             every = self.cfg.save_every_steps
             if every and self.step % every == 0:
-                self._save(elapsed())
+                self._save()
         if run.stop_reason:
             run.warn(f"stopped at step {self.step} of {self.total}: {run.stop_reason}")
+            run.total_steps = self.step  # the evaluation that follows is the one after training
         run.step = self.step
-        self._evaluate(elapsed())
-        return {"steps": self.step, "tokens": self.tokens, "seconds": elapsed()}
+        self._evaluate()
+        return {"steps": self.step, "tokens": self.tokens, "seconds": self.elapsed()}
 
-    def _dropout(self, on: bool) -> None:
-        for model in self.models.trained().values():
-            model.train(on)
+    def elapsed(self) -> float:
+        """Seconds spent in the loop so far, those before a resume included."""
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def one_step(self) -> dict[str, float]:
+        """Collect a batch, make its updates, tell the observers. Returns the step's metrics."""
+        run = self.run
+        run.step = self.step
+        began = time.perf_counter()
+        with run.timed("collect"):
+            batch = run.hook.collect_batch(run=run, models=self.models, data=self.data, step=self.step)
+        if not batch.updates:
+            raise TrainingError("a step had no work", f"{run.stage_name}, step {self.step + 1}")
+        with run.timed("update"):
+            metrics = self._updates(batch.updates)
+        self.step += 1
+        self.tokens += batch.tokens
+        metrics |= batch.metrics
+        metrics["tokens_per_s"] = batch.tokens / (time.perf_counter() - began)
+        run.observe_step(self.step, self.tokens, self.elapsed(), metrics)
+        if batch.samples:
+            run.observe_samples(self.step, "step", batch.samples)
+        return metrics
 
     def _updates(self, updates: list[list[Any]]) -> dict[str, float]:
         totals: dict[str, float] = defaultdict(float)
@@ -97,11 +111,12 @@ class StepLoop:
         factor = lr_factor(self.cfg.schedule, self.step, self.total, self.cfg.warmup_frac)
         self.optimizer.set_lr_factor(factor)
         done = 0
-        for micro_batches in updates:
-            self.optimizer.accumulating = len(micro_batches) > 1
+        for number, micro_batches in enumerate(updates, 1):
+            self.optimizer.accumulating = len(micro_batches) > 1 or bool(self.scheduled)
             sums: dict[str, float] = defaultdict(float)
             for micro_batch in micro_batches:
-                output = self.run.hook.compute_loss(run=self.run, models=self.models, micro_batch=micro_batch)
+                with self._dropout():
+                    output = self.run.hook.compute_loss(run=self.run, models=self.models, micro_batch=micro_batch)
                 if not torch.isfinite(output.loss):
                     self._not_finite("loss", output.loss.item(), output.metrics)
                 if output.loss.requires_grad:
@@ -109,11 +124,12 @@ class StepLoop:
                 sums["loss"] += output.loss.item()
                 for name, value in output.metrics.items():
                     sums[name] += value
+            self._penalize(sums)
             norm = self.optimizer.clip(self.cfg.max_grad_norm).item()
             if not math.isfinite(norm):
                 self._not_finite("gradient norm", norm, sums)
             sums["grad_norm"] = norm
-            self.optimizer.step()
+            self._step_optimizer(spread=number == len(updates))
             for name, value in sums.items():
                 totals[name] += value
                 seen[name] += 1
@@ -126,6 +142,36 @@ class StepLoop:
         metrics["updates"] = done
         return metrics
 
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """The adapters' own dropout, where the config sets one and no rollouts forbid it."""
+        with ExitStack() as stack:
+            if has_dropout(self.run.cfg.peft):
+                for model in self.models.trained().values():
+                    stack.enter_context(adapter_dropout(model.module))
+            yield
+
+    def _penalize(self, sums: dict[str, float]) -> None:
+        """Add what an adapter asks for beside the stage's loss, once an update."""
+        for module in self.scheduled:
+            penalty = orthogonality(module)
+            if penalty is not None:
+                self.run.accelerator.backward(penalty)
+                sums["adapter_penalty"] += penalty.item()
+
+    def _step_optimizer(self, spread: bool) -> None:
+        """One optimizer step; `spread`: the step's last one, after which adapters with a rank schedule follow it."""
+        gradients = self.optimizer.gradient_copies() if self.scheduled and spread else []
+        self.optimizer.step()
+        if not gradients:
+            return
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module in self.scheduled:
+            spread_rank(module, self.step + 1)
+        self.optimizer.drop_gradients()
+        self.optimizer.adopt()
+
     def _not_finite(self, what: str, value: float, metrics: dict[str, float]) -> None:
         """Raise TrainingError; the last checkpoint, made before the trouble, stays."""
         self.optimizer.drop_gradients()
@@ -136,18 +182,15 @@ class StepLoop:
             "lower stage.lr, check the rewards and rows of this step; the last checkpoint is kept",
         )
 
-    def _observe(self, metrics: dict[str, float], seconds: float) -> None:
-        self.run.observe_step(self.step, self.tokens, seconds, metrics)
-
-    def _evaluate(self, seconds: float) -> None:
-        run = self.run
+    def _evaluate(self) -> None:
+        run, seconds = self.run, self.elapsed()
         with run.timed("evaluate"), torch.no_grad():
             state = torch.get_rng_state()
             metrics = run.hook.evaluate(run=run, models=self.models, data=self.data, step=self.step)
             torch.set_rng_state(state)
         run.observe_eval(self.step, self.tokens, seconds, metrics)
 
-    def _save(self, seconds: float) -> None:
+    def _save(self) -> None:
         run = self.run
         if not run.accelerator.is_main_process:
             return
@@ -156,9 +199,11 @@ class StepLoop:
             tensors["rng/torch"] = torch.get_rng_state()
             if run.device.type == "cuda":
                 tensors["rng/cuda"] = torch.cuda.get_rng_state(run.device)
+            for number, module in enumerate(self.scheduled):
+                tensors |= {f"adapter/{number}/{name}": item for name, item in adapter_state(module).items()}
             state = {
                 "tokens": self.tokens,
-                "seconds": seconds,
+                "seconds": self.elapsed(),
                 "stage_state": run.hook.save_state(run=run),
                 "first_eval": run.first_eval,
                 "stop_reason": run.stop_reason,
@@ -183,6 +228,10 @@ class StepLoop:
         torch.set_rng_state(tensors.pop("rng/torch"))
         if "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors.pop("rng/cuda"), run.device)
+        for number, module in enumerate(self.scheduled):
+            prefix = f"adapter/{number}/"
+            own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
+            load_adapter_state(module, own)
         try:
             self.optimizer.load_state_tensors(tensors)
         except (KeyError, RuntimeError) as error:

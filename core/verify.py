@@ -13,6 +13,9 @@ from typing import Any
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest accepted absolute difference in a logit or score; the same code on the same weights differs by nothing."""
+MERGED_SHARE = {"none": 0.02, "nf4": 0.02, "int8": 0.1}
+"""Largest accepted difference of merged weights, by base weights, as a share of the largest logit or score: merging
+rounds to the number format, and int8 layers round their inputs, which merged ones do not."""
 
 
 def _load(job: dict[str, Any], dtype: Any) -> tuple[Any, list[str]]:
@@ -38,9 +41,22 @@ def _load(job: dict[str, Any], dtype: Any) -> tuple[Any, list[str]]:
         return model, sorted(info["missing_keys"])
     from peft import PeftModel
 
+    from core.adapters import keep_differentiable
+
     base = json.loads(adapter.read_text())["base_model_name_or_path"]
-    model = kind.from_pretrained(base, dtype=dtype, attn_implementation="sdpa", **extra)
+    # The same road through 4-bit layers as in training; the CPU's other one rounds to bf16.
+    model = keep_differentiable(kind.from_pretrained(base, dtype=dtype, attn_implementation="sdpa", **extra))
     return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False), []
+
+
+def _plain(job: dict[str, Any], folder: Path, dtype: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if job["makes"] == "policy":
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=dtype, attn_implementation="sdpa", num_labels=1
+    )
 
 
 def _compare(name: str, ours: Any, theirs: Any, tolerance: float) -> dict[str, Any]:
@@ -83,6 +99,14 @@ def check_artifact(job: dict[str, Any]) -> list[dict[str, Any]]:
             rows = expected["logits"].shape[0]
             checks.append(_compare("logits", logits[0, -rows:], expected["logits"], tolerance))
             checks += _check_stopping(model, expected, job["eos"])
+        merged = Path(job["folder"]) / "merged"
+        if merged.is_dir():
+            plain = _plain(job, merged, dtype).to(job["device"]).eval()
+            again = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+            bound = max(tolerance, MERGED_SHARE[job["quant"]] * logits.abs().max().item())
+            if job["dtype"] == "float32" and job["quant"] != "int8":
+                bound = 10 * tolerance
+            checks.append(_compare("merged weights", again, logits, bound))
     return checks
 
 

@@ -36,7 +36,6 @@ def register_stages() -> list[StageSpec]:
             data="preference",
             summary="Bradley-Terry reward model on preference pairs, with margin and centering",
             roles=("reward_model",),
-            dropout=True,
             makes="reward_model",
             paper="Ouyang et al. 2022, arXiv:2203.02155, appendix C",
         )

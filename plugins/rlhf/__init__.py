@@ -51,6 +51,9 @@ class OnlineConfig(StageConfig):
     """Most tokens in one forward pass; the rest of an update is accumulated."""
     clip_range: float = 0.2
     """The ratio is clipped to 1 - clip_range … 1 + clip_range."""
+    stop_kl: float = 0.0
+    """An iteration's remaining updates are skipped when the mean KL between the policy before and during the updates
+    exceeds this, in nats a token; 0 never."""
     max_kl: float = 0.0
     """The run ends when the KL to the reference exceeds this, in nats a completion; 0 never."""
     importance_cap: float = 2.0
@@ -70,6 +73,7 @@ class OnlineConfig(StageConfig):
         require(self.minibatches > 0, "stage.minibatches", "> 0", self.minibatches)
         require(self.inner_epochs > 0, "stage.inner_epochs", "> 0", self.inner_epochs)
         require(self.clip_range > 0, "stage.clip_range", "> 0", self.clip_range)
+        require(self.stop_kl >= 0, "stage.stop_kl", ">= 0", self.stop_kl)
         require(self.max_kl >= 0, "stage.max_kl", ">= 0", self.max_kl)
         require(self.importance_cap >= 0, "stage.importance_cap", ">= 0", self.importance_cap)
         require(self.minibatches <= self.batch_size, "stage.minibatches", "<= stage.batch_size", self.minibatches)
@@ -111,9 +115,6 @@ class PpoConfig(OnlineConfig):
     """Passes over an iteration's rollouts (1 in InstructGPT, 4 in lm-human-preferences)."""
     minibatches: int = 2
     """Optimizer updates in one pass."""
-    stop_kl: float = 0.0
-    """An iteration's remaining updates are skipped when the mean KL between the policy before and during the updates
-    exceeds this, in nats a token; 0 never."""
     ptx_coef: float = 0.0
     """Weight of the demonstrations' log-likelihood mixed into each update (PPO-ptx; 27.8 in InstructGPT, whose loss
     is a mean over tokens of large batches)."""
@@ -129,7 +130,6 @@ class PpoConfig(OnlineConfig):
         require(0 <= self.lam <= 1, "stage.lam", "between 0 and 1", self.lam)
         require(self.value_clip_range >= 0, "stage.value_clip_range", ">= 0", self.value_clip_range)
         require(self.value_coef > 0, "stage.value_coef", "> 0", self.value_coef)
-        require(self.stop_kl >= 0, "stage.stop_kl", ">= 0", self.stop_kl)
         require(self.ptx_coef >= 0, "stage.ptx_coef", ">= 0", self.ptx_coef)
         require(self.ptx_batch_size > 0, "stage.ptx_batch_size", "> 0", self.ptx_batch_size)
 

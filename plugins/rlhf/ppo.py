@@ -15,7 +15,7 @@ Dropout is off throughout: models stay in eval mode.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ from core.torch_api import (
     split_by_tokens,
     step_items,
 )
-from plugins.rlhf.rollouts import RolloutRow, collect_rollouts, kl_on_heldout, updates_of
+from plugins.rlhf.rollouts import Drift, RolloutRow, collect_rollouts, kl_on_heldout, updates_of
 from plugins.shared.estimators import (
     KlEstimator,
     adaptive_coefficient,
@@ -49,14 +49,14 @@ from plugins.shared.estimators import (
 
 @dataclass
 class Work:
-    """One micro-batch: what to compute on a row, and the number of tokens in its whole minibatch."""
+    """One micro-batch: what to compute on a row, the number of tokens in its whole minibatch, and how far the policy
+    has moved by then (None for ptx)."""
 
     kind: str
     """policy, value or ptx."""
     row: Any
     tokens: int
-    drift: list[float] = field(default_factory=list)
-    """KL to the policy before the updates, a share for each row of the minibatch seen so far."""
+    drift: Drift | None = None
 
 
 def token_rewards(score_C: Tensor, kl_M: Tensor, completion_M: Tensor, kl_coef: float) -> Tensor:
@@ -122,7 +122,7 @@ class Ppo:
             tokens = sum(len(row.old_logprob_M) for row in minibatch)
             # The two networks share nothing, so each has its own update: gradients and clipping stay apart, and only
             # one network's gradients stand in memory.
-            drift: list[float] = []
+            drift = Drift(tokens)
             policy = [Work("policy", row, tokens, drift) for row in minibatch]
             batch.updates.append([Work("value", row, tokens) for row in minibatch])
             batch.updates.append(policy + self._ptx(run, step, number))
@@ -185,17 +185,14 @@ class Ppo:
             logprob, row.old_logprob_M, row.extra["advantage"], cfg.clip_range, cfg.clip_range
         )
         loss = (row.weight_M * per_token).sum() * share
+        assert micro_batch.drift is not None
         with torch.no_grad():
-            approximate_kl = kl_estimate(row.old_logprob_M, logprob, KlEstimator.k3).sum().item() * share
             metrics = {
                 "policy_loss": loss.item(),
-                "approx_kl": approximate_kl,
+                "approx_kl": micro_batch.drift.add(run, row, logprob),
                 "clip_frac": clipped.float().sum().item() * share,
                 "ratio_gap": (ratio - 1).abs().sum().item() * share,
             }
-        micro_batch.drift.append(approximate_kl)
-        if cfg.stop_kl and sum(micro_batch.drift) > cfg.stop_kl:
-            run.skip_updates = True
         return LossOutput(loss, metrics)
 
     @hookimpl

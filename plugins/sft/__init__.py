@@ -26,7 +26,6 @@ def register_stages() -> list[StageSpec]:
             config=SftConfig,
             impl="plugins.sft.stage:Sft",
             data="sft",
-            dropout=True,
             summary="supervised fine-tuning: completion tokens and the end of turn have weight 1",
         )
     ]

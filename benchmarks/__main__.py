@@ -1,0 +1,74 @@
+"""`python -m benchmarks [sft|dpo|rloo|help|all]`: see README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.help_speed import help_table, run_help
+from benchmarks.race import run_task
+from benchmarks.report import environment, environment_line, summarise, table
+from benchmarks.tasks import TASKS
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Race, print a table for each benchmark, write the JSON. Returns what the JSON holds."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("benchmark", nargs="?", default="all", choices=[*TASKS, "help", "all"])
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each contender, warm-up apart (6)")
+    parser.add_argument("--steps", type=int, default=1, help="steps in one turn (1)")
+    parser.add_argument("--only", action="append", default=[], help="contenders whose name holds this; repeatable")
+    parser.add_argument("--model", help="folder or package:…, the embedded model when unset; `tiny` is a random one")
+    parser.add_argument("--data", help="file of rows, or folder of them; $PREFTUNE_BENCH_DATA, else generated rows")
+    parser.add_argument("--json", type=Path, help="write everything measured here")
+    parser.add_argument("--keep", action="store_true", help="keep the working folder with the contenders' logs")
+    asked = parser.parse_args(arguments)
+    if min(asked.rounds, asked.steps) < 1:
+        parser.error("--rounds and --steps must be at least 1")
+    folder = Path(tempfile.mkdtemp(prefix="preftune-bench-"))
+    model = _tiny(folder / "tiny") if asked.model == "tiny" else asked.model
+    names = [*TASKS, "help"] if asked.benchmark == "all" else [asked.benchmark]
+    measured: dict[str, Any] = {"environment": environment(), "benchmarks": {}}
+    print(environment_line(measured["environment"]))
+    failed = False
+    for name in names:
+        if name == "help":
+            rows = run_help(asked.rounds)
+            measured["benchmarks"][name] = {"commands": rows}
+            print(f"\n## help\n\n{help_table(rows)}", flush=True)
+            continue
+        task = TASKS[name]
+        results, facts = run_task(
+            task, asked.only, model=model, data=asked.data, rounds=asked.rounds, steps=asked.steps, folder=folder / name
+        )
+        summary = summarise(results)
+        failed = failed or any(result.error for result in results)
+        measured["benchmarks"][name] = {**facts, "about": task.about, "contenders": summary}
+        print(f"\n## {name}\n\n{task.about}; {facts['model']}; {facts['rows']}\n\n{table(summary)}", flush=True)
+        _write(asked.json, measured)
+    _write(asked.json, measured)
+    if asked.keep or failed:
+        print(f"\nlogs: {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return measured
+
+
+def _write(path: Path | None, measured: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+
+
+def _tiny(folder: Path) -> str:
+    """A random model, to try the harness; its speeds mean nothing."""
+    from core.testing.tiny import tiny_model
+
+    return str(tiny_model(folder))
+
+
+if __name__ == "__main__":
+    main()
