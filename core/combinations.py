@@ -25,7 +25,6 @@ UNMERGEABLE = {
     **dict.fromkeys(sorted(PROMPT_LEARNING), _VIRTUAL),
     "beft": "it trains biases, which most models' layers do not have",
     "lily": "its weight depends on the input",
-    "shadow": "its weight depends on the input",
 }
 """Methods whose result no plain model can hold, and why. They are saved as adapters alone, and no stage follows."""
 
@@ -34,6 +33,7 @@ FAILING = {
     "xlora": "it mixes adapters that were trained before, and trains none by itself",
     "poly": "it needs a task id for every record, which records do not carry",
     "multitask_prompt_tuning": "it needs a task id for every record, which records do not carry",
+    "shadow": "it runs a second model beside the whole forward pass, which packed rows do not take",
     "cpt": "its token types and its loss belong to peft's own forward pass, which no stage uses",
 }
 """Methods of peft that are known not to train here, and why."""
@@ -43,7 +43,7 @@ PROVEN = frozenset(
         "none", "lora", "adalora", "beft", "boft", "c3a", "cartridge", "deft", "delora", "fourierft", "frod", "glora",
         "gralora", "hira", "hra", "ia3", "lily", "ln_tuning", "loha", "lokr", "miss", "oft", "osf", "p_tuning",
         "peanut",
-        "prefix_tuning", "prompt_tuning", "psoft", "pvera", "randlora", "road", "shadow", "shira", "supertuning",
+        "prefix_tuning", "prompt_tuning", "psoft", "pvera", "randlora", "road", "shira", "supertuning",
         "tinylora", "trainable_tokens", "unilora", "vblora", "vera", "waveft",
     }
 )  # fmt: skip
@@ -62,14 +62,14 @@ QUANTISED = {
     "nf4": frozenset(
         {
             "lora", "adalora", "boft", "fourierft", "hira", "lily", "ln_tuning", "miss", "oft", "prefix_tuning",
-            "prompt_tuning", "p_tuning", "pvera", "road", "shadow", "shira", "trainable_tokens", "vblora", "vera",
+            "prompt_tuning", "p_tuning", "pvera", "road", "shira", "trainable_tokens", "vblora", "vera",
             "waveft",
         }
     ),
     "int8": frozenset(
         {
             "lora", "boft", "fourierft", "hira", "lily", "ln_tuning", "loha", "lokr", "miss", "oft", "prefix_tuning",
-            "prompt_tuning", "p_tuning", "shadow", "trainable_tokens", "vblora", "vera", "waveft",
+            "prompt_tuning", "p_tuning", "trainable_tokens", "vblora", "vera", "waveft",
         }
     ),
 }  # fmt: skip
