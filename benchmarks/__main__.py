@@ -67,7 +67,7 @@ def _tiny(folder: Path) -> str:
     """A random model, to try the harness; its speeds mean nothing."""
     from core.testing.tiny import tiny_model
 
-    return str(tiny_model(folder))
+    return str(tiny_model(folder, hidden=128))  # vLLM serves heads of 32 and wider
 
 
 if __name__ == "__main__":

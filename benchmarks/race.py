@@ -71,7 +71,8 @@ class Worker:
     def _last_words(self) -> str:
         self.process.wait(timeout=30)
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"exit code {self.process.returncode}: {lines[-1] if lines else 'nothing in its log'}"
+        named = [line for line in lines if "Error" in line] or lines or ["nothing in its log"]
+        return f"exit code {self.process.returncode}: {named[-1].strip()}"
 
     def close(self) -> None:
         """End the process."""

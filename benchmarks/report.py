@@ -67,6 +67,7 @@ def summarise(results: list[Result]) -> list[dict[str, Any]]:
                 "imports_gb": result.start.get("baseline_gb"),
                 "start_seconds": result.start["seconds"],
                 "threads": result.start.get("threads"),
+                "completion_tokens": [step.get("completion_tokens", 0) for step in steps],
                 "losses": [result.warm_up["loss"], *(step["loss"] for step in steps)],
                 "rounds": result.steps,
             }

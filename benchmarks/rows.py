@@ -21,7 +21,7 @@ _DECILES = {
     "dialogue": (60, 202, 547, 860, 1127, 1480, 1854, 2124, 2396, 2827, 4000),
     "reply": (30, 95, 240, 470, 740, 1080, 1650, 2200, 2900, 3800, 6000),
 }
-_WORDS = (
+_WORDS = (  # noqa: SIM905 (read as text)
     "a about after all also and any as at back be because but by can come could day do even find first for from get "
     "give go good have he her here him his how if in into it its just know like look make man many me more my new no "
     "not now of on one only or other our out over people say see she so some take than that the their them then there "
