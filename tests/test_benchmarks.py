@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.race import Result
+from benchmarks.race import Result, heats
 from benchmarks.report import summarise, table
 from benchmarks.rows import generate
 from benchmarks.tasks import TASKS
@@ -27,12 +27,20 @@ def test_ratios_are_taken_within_rounds() -> None:
             for s in seconds
         ]
         start = {"seconds": 1.0, "baseline_gb": 0.1, "threads": 1}
-        return Result(TASKS["sft"].contenders[place], start, {"loss": 1.0}, steps)
+        return Result(TASKS["sft"].contenders[place], 0, start, {"loss": 1.0}, steps)
 
     summary = summarise([result(0, [1.0, 10.0, 1.0]), result(1, [2.0, 20.0, 3.0])])
     assert summary[1]["times_ours"] == pytest.approx([2.0, 2.0, 3.0])
     assert summary[1]["times_ours_overall"] == pytest.approx(25 / 12)
     assert "trl default" in table(summary)
+
+
+def test_every_heat_holds_the_reference() -> None:
+    contenders = list(TASKS["rloo"].contenders)
+    fields = heats(contenders, 3)
+    assert all(field[0] is contenders[0] and len(field) <= 3 for field in fields)
+    assert {item.name for field in fields for item in field} == {item.name for item in contenders}
+    assert heats(contenders[:1], 3) == [contenders[:1]]
 
 
 def test_a_contender_that_failed_is_told_and_not_counted() -> None:
