@@ -19,6 +19,7 @@ def open_run(job: dict[str, Any], more: list[str]) -> tuple[Any, Any]:
     from core.console import Console
     from core.execute import open_stage
     from core.launch import typed_config
+    from core.ledger import Ledger
     from core.plan import make_plan
     from core.quiet import hush
 
@@ -30,7 +31,7 @@ def open_run(job: dict[str, Any], more: list[str]) -> tuple[Any, Any]:
     stage = plan.target
     stage.run_dir = Path(job["folder"])
     stage.run_dir.mkdir(parents=True, exist_ok=True)
-    run = open_stage(plan, stage, Console(), cfg, config_json, "benchmark")
+    run = open_stage(plan, stage, Console(), cfg, config_json, "benchmark", Ledger(Path(cfg.runs_dir)))
     data = run.hook.build_data(run=run)
     if task.new_tokens:
         low, high = PROMPT_CHARS

@@ -21,12 +21,13 @@ _DECILES = {
     "dialogue": (60, 202, 547, 860, 1127, 1480, 1854, 2124, 2396, 2827, 4000),
     "reply": (30, 95, 240, 470, 740, 1080, 1650, 2200, 2900, 3800, 6000),
 }
-_WORDS = (  # noqa: SIM905 (read as text)
-    "a about after all also and any as at back be because but by can come could day do even find first for from get "
-    "give go good have he her here him his how if in into it its just know like look make man many me more my new no "
-    "not now of on one only or other our out over people say see she so some take than that the their them then there "
-    "these they thing think this time to two up use very want water way we well what when which who will with word "
-    "work world would write year you your number light sound place story question answer example language system"
+_WORDS = (
+    "a about after all also and any as at back be because but by can come could day do even find first for from "
+    "get give go good have he her here him his how if in into it its just know like look make man many me more my "
+    "new no not now of on one only or other our out over people say see she so some take than that the their them "
+    "then there these they thing think this time to two up use very want water way we well what when which who "
+    "will with word work world would write year you your number light sound place story question answer example "
+    "language system"
 ).split()
 
 

@@ -3,7 +3,9 @@ in a fresh process. Only verified artifacts are read by later stages."""
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -14,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from core.adapters import merged_weights
+from core.adapters import merged_weights, settle
 from core.errors import ArtifactError, ModelError
-from core.files import atomic_folder, sha256_file, write_json
-from core.loading import OFFSET_KEY
+from core.files import atomic_folder, disk_guard, sha256_file, write_json
+from core.loading import OFFSET_KEY, RECORD
 from core.models import Models, ScoreModel, TokenModel, is_prompt_learning
 from core.records import Message
 from core.sync import fixed_text
@@ -44,18 +46,22 @@ def export_models(run: StageRun, models: Models, folder: Path) -> None:
     model = trained_model(run, models)
     module = model.module
     codec = run.codec
+    record: dict[str, Any] = {"version": 1}
     if isinstance(model, ScoreModel):
         setattr(model.config, OFFSET_KEY, model.offset)
         model.config.pad_token_id = codec.pad
-        (folder / "preftune.json").write_text(json.dumps({"version": 1, OFFSET_KEY: model.offset}))
+        record[OFFSET_KEY] = model.offset
     else:
         generation = model.base.generation_config
         generation.eos_token_id = codec.eos
         generation.pad_token_id = codec.pad
         generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
     if run.cfg.peft.method != "none":
+        settle(module)
+        base = run.engine_folder.resolve()
+        record |= {"quant": run.cfg.quant.value, "base": os.path.relpath(base, (run.dir / "artifact").resolve())}
         for config in module.peft_config.values():  # type: ignore[operator]
-            config.base_model_name_or_path = str(run.engine_folder.resolve())
+            config.base_model_name_or_path = str(base)
         module.save_pretrained(folder)  # type: ignore[operator]
         if isinstance(model, TokenModel):
             model.base.generation_config.save_pretrained(folder)
@@ -63,6 +69,8 @@ def export_models(run: StageRun, models: Models, folder: Path) -> None:
             _save_merged(run, model, folder / "merged")
     else:
         module.save_pretrained(folder)  # type: ignore[operator]
+    if len(record) > 1:
+        (folder / RECORD).write_text(json.dumps(record))
     codec.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(_card(run), encoding="utf-8")
 
@@ -73,7 +81,10 @@ def _save_merged(run: StageRun, model: TokenModel | ScoreModel, folder: Path) ->
     base = model.base
     tensors = {name: tensor.to(run.dtype).cpu().contiguous() for name, tensor in merged_weights(model.module)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    base.config.save_pretrained(folder)
+    config = copy.deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.save_pretrained(folder)
     if isinstance(model, TokenModel):
         base.generation_config.save_pretrained(folder)
     run.codec.tokenizer.save_pretrained(folder)
@@ -149,13 +160,18 @@ def seal(run: StageRun) -> dict[str, Any]:
     total = sum(parameter.numel() for parameter in model.module.parameters())
     with atomic_folder(folder) as part:
         run.hook.export(run=run, models=run.models, folder=part)
+    # Hashed before they are verified: what changes afterwards is noticed when the artifact is to be reused.
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    hashes = {name: sha256_file(path) for name, path in files.items()}
+    sizes = {name: path.stat().st_size for name, path in files.items()}
     expected = run.dir / ".probe.safetensors"
-    save_file(probe(run, model), expected)
+    tensors = probe(run, model)
     try:
-        verification = verify_in_fresh_process(run, folder, expected)
+        with disk_guard(expected):
+            save_file(tensors, expected)
+        verification = verify_in_fresh_process(_verification_job(run, folder, expected))
     finally:
         expected.unlink(missing_ok=True)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
     artifact = {
         "version": ARTIFACT_VERSION,
         "key": run.key,
@@ -164,8 +180,8 @@ def seal(run: StageRun) -> dict[str, Any]:
         "makes": run.plan.spec.makes,
         "owner": run.plan.owner,
         "parents": run.parents,
-        "files": {str(path.relative_to(folder)): sha256_file(path) for path in files},
-        "sizes": {str(path.relative_to(folder)): path.stat().st_size for path in files},
+        "files": hashes,
+        "sizes": sizes,
         "versions": _versions(),
         "trained": {
             "trainable": trainable,
@@ -190,12 +206,13 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def verify_in_fresh_process(run: StageRun, folder: Path, expected: Path) -> dict[str, Any]:
-    """Reload the artifact in a new Python process and compare with the probe.
+def _python_path() -> str:
+    return os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
 
-    Raises ArtifactError when the process itself cannot do its work.
-    """
-    job = {
+
+def _verification_job(run: StageRun, folder: Path, expected: Path) -> dict[str, Any]:
+    """What core.verify needs to know."""
+    return {
         "folder": str(folder.resolve()),
         "expected": str(expected.resolve()),
         "makes": run.plan.spec.makes,
@@ -204,17 +221,26 @@ def verify_in_fresh_process(run: StageRun, folder: Path, expected: Path) -> dict
         "offset_key": OFFSET_KEY,
         "threads": torch.get_num_threads(),
         "quant": run.cfg.quant.value,
+        "remote_code": bool(run.cfg.model.trust_remote_code),
         "device": str(run.device),
     }
+
+
+def verify_in_fresh_process(job: dict[str, Any]) -> dict[str, Any]:
+    """Reload the artifact in a new Python process and compare with the probe: {ok, checks}.
+
+    Raises ArtifactError when the process does not come to an end.
+    """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "core.verify"], input=json.dumps(job), capture_output=True, text=True,
-            timeout=_VERIFY_TIMEOUT_S, check=False,
+            # -P and the path as it is here: a folder named `core` where the run was started must not answer.
+            [sys.executable, "-P", "-m", "core.verify"], input=json.dumps(job), capture_output=True, text=True,
+            timeout=_VERIFY_TIMEOUT_S, check=False, env={**os.environ, "PYTHONPATH": _python_path()},
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise ArtifactError(f"the verification did not end within {_VERIFY_TIMEOUT_S} s", str(folder)) from error
+        raise ArtifactError(f"the verification did not end within {_VERIFY_TIMEOUT_S} s", job["folder"]) from error
     if done.returncode != 0:
-        tail = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        tail = done.stderr.strip().splitlines()[-1:] or [f"the process ended with code {done.returncode}"]
         return {"ok": False, "checks": [{"name": "reload", "ok": False, "detail": tail[0]}]}
     checks = json.loads(done.stdout.splitlines()[-1])
     return {"ok": all(check["ok"] for check in checks), "checks": checks}

@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core.files import disk_error
+from core.files import disk_error, disk_refusal, sync_files
 
 CHECKPOINT_VERSION = 1
+_FILES = ("state.json", "state.safetensors")
 
 
 def _digest(path: Path) -> str:
@@ -30,6 +30,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     """Write `step-<n>` into `folder`, beside first and renamed when whole; older ones beyond `keep` are removed.
 
     tensors: what changes in training, on any device. state: JSON values.
+    Those of later steps, which a resumed run passed over as damaged, are removed too.
     Raises ArtifactError when the disk refuses; the checkpoints before stay whole.
     """
     path = folder / f"step-{step:08d}"
@@ -40,53 +41,60 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part / "state.safetensors"
         )
-        (part / "state.json").write_text(json.dumps({"version": CHECKPOINT_VERSION, "step": step, **state}))
-        manifest = {file.name: _digest(file) for file in sorted(part.iterdir())}
+        (part / "state.json").write_text(json.dumps({"version": CHECKPOINT_VERSION, "step": step, **state}), "utf-8")
+        manifest = {name: _digest(part / name) for name in _FILES}
         (part / "manifest.json").write_text(json.dumps(manifest))
+        sync_files(part)
         shutil.rmtree(path, ignore_errors=True)
         part.rename(path)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise disk_error(error, path) from error
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        if "No space left" in str(error):
-            raise disk_error(OSError(28, "No space left on device"), path) from error
+        refused = disk_refusal(error)
+        if refused is not None:
+            raise disk_error(refused, path) from error
         raise
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    found = sorted(folder.glob("step-*"))
+    kept = [other for other in found if other.name <= path.name][-keep:]
+    for other in (*found, *folder.glob(".step-*.part")):
+        if other not in kept:
+            shutil.rmtree(other, ignore_errors=True)
     return path
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints, but not their folder: a verified run needs no way back, and they are large."""
+    for path in (*folder.glob("step-*"), *folder.glob(".step-*.part")):
+        shutil.rmtree(path, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None when it is whole."""
-    manifest = path / "manifest.json"
     try:
-        expected: dict[str, str] = json.loads(manifest.read_text())
-        for name, digest in expected.items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if _digest(path / name) != digest:
-                return f"{name} does not match its checksum"
+        expected = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError) as error:
-        return f"manifest.json cannot be read ({error})"
+        return f"manifest.json cannot be read: {error}"
+    if not isinstance(expected, dict) or sorted(expected) != sorted(_FILES):
+        return "manifest.json does not name the files"
+    for name in _FILES:
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        try:
+            if _digest(path / name) != expected[name]:
+                return f"{name} does not match its checksum"
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
     return None
 
 
-def load_checkpoint(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]] | None:
-    """The newest whole checkpoint: its path, tensors, state, and a line about each damaged one passed over.
-
-    None when there is no whole one.
-    """
+def load_checkpoint(folder: Path) -> tuple[tuple[Path, dict[str, Tensor], dict[str, Any]] | None, list[str]]:
+    """The newest whole checkpoint (its path, tensors, state; None when there is no whole one), and a line about each
+    damaged one that was passed over."""
     notes: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         reason = damage(path)
         if reason is None:
-            return path, load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text()), notes
-        notes.append(f"checkpoint {path.name} is damaged ({reason}); taking the one before")
-    return None
-
-
-def random_state() -> Tensor:
-    """State of torch's global generator."""
-    return torch.get_rng_state()
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            return (path, load_file(path / "state.safetensors"), state), notes
+        notes.append(f"the checkpoint {path.name} is damaged and left out: {reason}")
+    return None, notes

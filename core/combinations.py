@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.registry import importable, install_hint
-from core.schema import Quant, RunConfig
+from core.schema import PeftConfig, Quant, RunConfig
 from core.specs import StageSpec
 
 DISTRIBUTION = "preftune"
@@ -19,22 +19,86 @@ PROMPT_LEARNING = frozenset(
 )
 """Methods that train virtual tokens, not weights: there is nothing to merge."""
 
+_VIRTUAL = "it trains virtual tokens, not weights"
+
+UNMERGEABLE = {
+    **dict.fromkeys(sorted(PROMPT_LEARNING), _VIRTUAL),
+    "beft": "it trains biases, which most models' layers do not have",
+    "lily": "its weight depends on the input",
+    "shadow": "its weight depends on the input",
+}
+"""Methods whose result no plain model can hold, and why. They are saved as adapters alone, and no stage follows."""
+
 FAILING = {
-    "trainable_tokens": "it cannot adapt an output layer that shares its weights with the embeddings",
     "adaption_prompt": "its attention wrapper does not fit the attention of current transformers models",
     "xlora": "it mixes adapters that were trained before, and trains none by itself",
     "poly": "it needs a task id for every record, which records do not carry",
     "multitask_prompt_tuning": "it needs a task id for every record, which records do not carry",
+    "cpt": "its token types and its loss belong to peft's own forward pass, which no stage uses",
 }
 """Methods of peft that are known not to train here, and why."""
 
 PROVEN = frozenset(
     {
-        "none", "lora", "adalora", "vera", "loha", "lokr", "oft", "boft", "ia3", "ln_tuning", "fourierft", "hra",
-        "vblora", "miss", "randlora", "shira", "prompt_tuning", "p_tuning", "prefix_tuning",
+        "none", "lora", "adalora", "beft", "boft", "c3a", "cartridge", "deft", "delora", "fourierft", "frod", "glora",
+        "gralora", "hira", "hra", "ia3", "lily", "ln_tuning", "loha", "lokr", "miss", "oft", "osf", "p_tuning",
+        "peanut",
+        "prefix_tuning", "prompt_tuning", "psoft", "pvera", "randlora", "road", "shadow", "shira", "supertuning",
+        "tinylora", "trainable_tokens", "unilora", "vblora", "vera", "waveft",
     }
 )  # fmt: skip
-"""Methods that were seen to train, save and reload."""
+"""Methods that were seen to train, save, reload and (unless UNMERGEABLE) merge: tests/core/test_adapters.py."""
+
+NEEDED_OPTIONS = {"trainable_tokens": "token_indices"}
+"""Methods with an option that has no usable default."""
+
+NEEDED_PACKAGES = {"adamss": ("sklearn", "scikit-learn")}
+"""Methods that import a package which preftune does not bring: (import name, distribution)."""
+
+NO_HEAD = frozenset({"trainable_tokens"})
+"""Methods that would leave the new head of a scoring model untrained and unsaved."""
+
+QUANTISED = {
+    "nf4": frozenset(
+        {
+            "lora", "adalora", "boft", "fourierft", "hira", "lily", "ln_tuning", "miss", "oft", "prefix_tuning",
+            "prompt_tuning", "p_tuning", "pvera", "road", "shadow", "shira", "trainable_tokens", "vblora", "vera",
+            "waveft",
+        }
+    ),
+    "int8": frozenset(
+        {
+            "lora", "boft", "fourierft", "hira", "lily", "ln_tuning", "loha", "lokr", "miss", "oft", "prefix_tuning",
+            "prompt_tuning", "p_tuning", "shadow", "trainable_tokens", "vblora", "vera", "waveft",
+        }
+    ),
+}  # fmt: skip
+"""Methods that were seen to train on quantised base weights in fp32 and in bf16, and to merge out of them exactly.
+The others fail inside peft: on the packed weight's shape, or on mixed number formats in bf16 (IA3, RandLoRA)."""
+
+BASE_CHANGING = ("pissa", "olora")
+"""Values of init_lora_weights that take the adapter's start out of the base weights."""
+
+FAILING_INITS = {
+    "pissa_niter_": "its decomposition is drawn at random, so that a reloaded adapter would find another base",
+    "corda": "it needs a pass over data before the adapter is made",
+    "eva": "it needs a pass over data before the adapter is made",
+    "lora_ga": "it needs gradients before the adapter is made",
+    "loftq": "it replaces the base weights by quantised ones of its own",
+}
+"""Values of init_lora_weights (or their beginnings) that do not work here, and why."""
+
+
+def changes_base(peft: PeftConfig) -> bool:
+    """Whether the model with its adapter off is not the model that it started from."""
+    options = peft.options
+    start = options.get("init_lora_weights")
+    return start in BASE_CHANGING or options.get("bias", "none") not in ("none", None)
+
+
+def has_dropout(peft: PeftConfig) -> bool:
+    """Whether the adapter drops units out."""
+    return bool(peft.dropout) or any(bool(value) for name, value in peft.options.items() if name.endswith("dropout"))
 
 
 @dataclass(frozen=True)
@@ -56,7 +120,7 @@ class Rule:
     applies: Callable[[RunConfig, StageSpec], bool]
     level: str
     message: str
-    """May hold {method}, {quant}, {engine}, {reason}."""
+    """May hold {method}, {quant}, {engine}, {reason}, {option}, {package}, {start}, {bad_init}, {unmergeable}."""
     mend: str = ""
 
 
@@ -70,6 +134,30 @@ def _adapter(cfg: RunConfig) -> bool:
 
 def _engine(cfg: RunConfig, spec: StageSpec, name: str) -> bool:
     return spec.rollouts and getattr(cfg.rollout, "name", "") == name
+
+
+def _scores(spec: StageSpec) -> bool:
+    """Whether the stage trains a scoring model."""
+    return spec.makes == "reward_model" or "value_model" in spec.roles
+
+
+def _bad_init(cfg: RunConfig) -> str:
+    """Why the chosen start of a LoRA cannot be had; empty when it can."""
+    start = str(cfg.peft.options.get("init_lora_weights", ""))
+    return next((reason for name, reason in FAILING_INITS.items() if start.startswith(name)), "")
+
+
+def _missing_package(cfg: RunConfig) -> str:
+    """Distribution that the method needs and that is not there; empty when there is none."""
+    name, distribution = NEEDED_PACKAGES.get(cfg.peft.method, ("", ""))
+    return distribution if name and not importable(name) else ""
+
+
+def _unfit_for_quantisation(cfg: RunConfig) -> bool:
+    if not (_quant(cfg) and _adapter(cfg)):
+        return False
+    dora = bool(cfg.peft.options.get("use_dora")) and cfg.quant is Quant.int8
+    return dora or changes_base(cfg.peft) or cfg.peft.method not in QUANTISED[cfg.quant.value]
 
 
 def _idle_settings(cfg: RunConfig) -> bool:
@@ -122,17 +210,81 @@ RULES: tuple[Rule, ...] = (
         "peft method '{method}' was never tried here; its artifact is verified like any other",
     ),
     Rule(
-        "virtual-tokens-cannot-reach-vllm",
-        lambda cfg, spec: _engine(cfg, spec, "vllm") and cfg.peft.method in PROMPT_LEARNING,
+        "method-needs-option",
+        lambda cfg, _: cfg.peft.method in NEEDED_OPTIONS and not cfg.peft.options.get(NEEDED_OPTIONS[cfg.peft.method]),
         "error",
-        "peft method '{method}' trains virtual tokens, which cannot be merged into weights for rollout=vllm",
+        "peft method '{method}' needs peft.options.{option}",
+        "set peft.options.{option}=…",
+    ),
+    Rule(
+        "method-needs-package",
+        lambda cfg, _: bool(_missing_package(cfg)),
+        "error",
+        "peft method '{method}' needs the package '{package}', which is not installed",
+        "pip install {package}",
+    ),
+    Rule(
+        "start-cannot-be-had",
+        lambda cfg, _: bool(_bad_init(cfg)),
+        "error",
+        "peft.options.init_lora_weights={start} cannot be had: {bad_init}",
+        "use pissa, olora, gaussian or orthogonal, or leave it unset",
+    ),
+    Rule(
+        "start-is-random",
+        lambda cfg, _: any(cfg.peft.options.get(name) is False for name in ("init_lora_weights", "init_weights")),
+        "warning",
+        "the adapter starts at random, so training does not start from the model that was named",
+        "leave init_lora_weights and init_weights unset",
+    ),
+    Rule(
+        "householder-rank-is-odd",
+        lambda cfg, _: cfg.peft.method == "hra" and (cfg.peft.r or cfg.peft.options.get("r", 8)) % 2 == 1,
+        "error",
+        "peft method 'hra' with an odd rank does not start from the model that was named: its reflections cancel in "
+        "pairs",
+        "set an even peft.r",
+    ),
+    Rule(
+        "reference-is-a-second-copy",
+        lambda cfg, spec: changes_base(cfg.peft) and "reference" in spec.roles,
+        "warning",
+        "this adapter changes the base weights too, so the reference is a second copy of the model in memory",
+        "to save it, leave peft.options.init_lora_weights and peft.options.bias unset",
+    ),
+    Rule(
+        "quantised-base-unfit",
+        lambda cfg, _: _unfit_for_quantisation(cfg),
+        "error",
+        "this kind of '{method}' does not work on {quant} weights",
+        "use peft=lora without special start (DoRA with quant=nf4 only), or quant=none",
+    ),
+    Rule(
+        "scoring-model-without-head",
+        lambda cfg, spec: _scores(spec) and cfg.peft.method in PROMPT_LEARNING | NO_HEAD,
+        "error",
+        "peft method '{method}' cannot train a scoring model, which this stage has",
+        "choose another method, e.g. peft=lora",
+    ),
+    Rule(
+        "dropout-with-rollouts",
+        lambda cfg, spec: _adapter(cfg) and has_dropout(cfg.peft) and spec.rollouts,
+        "error",
+        "adapter dropout would make the trained policy another one than that which sampled",
+        "leave peft.dropout unset for stages with rollouts",
+    ),
+    Rule(
+        "adapter-cannot-reach-engine",
+        lambda cfg, spec: _engine(cfg, spec, "vllm") and cfg.peft.method in UNMERGEABLE,
+        "error",
+        "peft method '{method}' cannot be merged into weights for rollout=vllm: {unmergeable}",
         "use rollout=transformers",
     ),
     Rule(
-        "virtual-tokens-cannot-merge",
-        lambda cfg, _: cfg.peft.merge and cfg.peft.method in PROMPT_LEARNING,
+        "adapter-cannot-merge",
+        lambda cfg, _: cfg.peft.merge and cfg.peft.method in UNMERGEABLE,
         "error",
-        "peft.merge=true cannot be done for '{method}': it trains virtual tokens, not weights",
+        "peft.merge=true cannot be done for '{method}': {unmergeable}",
         "set peft.merge=false",
     ),
     Rule(
@@ -173,9 +325,28 @@ def check_combinations(cfg: RunConfig, spec: StageSpec) -> list[Finding]:
         "quant": cfg.quant.value,
         "engine": getattr(cfg.rollout, "name", ""),
         "reason": FAILING.get(cfg.peft.method, ""),
+        "option": NEEDED_OPTIONS.get(cfg.peft.method, ""),
+        "package": _missing_package(cfg),
+        "start": str(cfg.peft.options.get("init_lora_weights", "")),
+        "bad_init": _bad_init(cfg),
+        "unmergeable": UNMERGEABLE.get(cfg.peft.method, ""),
     }
     return [
-        Finding(rule.name, rule.level, rule.message.format(**values), rule.mend)
+        Finding(rule.name, rule.level, rule.message.format(**values), rule.mend.format(**values))
         for rule in RULES
         if rule.applies(cfg, spec)
     ]
+
+
+def check_chain(cfg: RunConfig, parent: str) -> Finding | None:
+    """Why this adapter cannot be trained on in a stage after the stage `parent`; None when it can."""
+    reason = UNMERGEABLE.get(cfg.peft.method, "")
+    if not reason:
+        return None
+    return Finding(
+        "adapter-cannot-go-on",
+        "error",
+        f"the stage before this one, '{parent}', would leave a '{cfg.peft.method}' adapter, which cannot be merged "
+        f"into the weights to start from: {reason}",
+        "run one stage alone (pipeline.stages=[STAGE]), or choose another method, e.g. peft=lora",
+    )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.console import Console
-from core.errors import ConfigError
+from core.errors import ConfigError, PluginError
 from core.ledger import Ledger, lock_folder
 from core.plan import Plan, StagePlan, make_plan
 from core.preview import add_previews
 from core.registry import Registry
 from core.schema import Device, RunConfig
+from core.sources import resolve_source
 
 if TYPE_CHECKING:
     from core.run import StageRun
@@ -43,6 +45,8 @@ def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> 
     if cfg.dry_run:
         return 0
     _prepare_torch(cfg)
+    if any(stage.state != "reuse" for stage in plan.stages):
+        resolve_source(cfg.model)  # a source without weights is told before a run folder is made
     ledger = Ledger(Path(cfg.runs_dir))
     group = cfg.group or time.strftime("%Y%m%d-%H%M%S")
     results = [
@@ -56,23 +60,39 @@ def _stage(
     plan: Plan, number: int, console: Console, ledger: Ledger, cfg: RunConfig, config_json: dict[str, Any], group: str
 ) -> dict[str, Any] | None:
     """Reuse, resume or run one stage; returns its result.json."""
-    from core.run import read_result
+    from core.lifecycle import carry_out, complete, read_result
+    from core.memory import release_memory
 
     stage = plan.stages[number - 1]
     head = f"stage {number} of {len(plan.stages)}: {stage.title}"
-    if stage.state == "reuse":
-        console.line(f"{head}: reused from {stage.run_dir} (reuse=false runs it anew)")
-        return read_result(stage)
-    if stage.state == "run":
-        stage.run_dir = ledger.open_folder(stage.key, stage.stage)
-    assert stage.run_dir is not None
-    console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
-    with lock_folder(stage.run_dir):
-        return open_stage(plan, stage, console, cfg, config_json, group).execute()
+    with ExitStack() as held:
+        if cfg.reuse and stage.state != "reuse":
+            held.enter_context(ledger.lock(stage.key))
+            # Another process may have done the work since the plan was made.
+            stage.take(ledger.lookup(stage.key))
+        if stage.state == "reuse":
+            assert stage.run_dir is not None
+            console.line(f"{head}: reused from {stage.run_dir} (reuse=false runs it anew)")
+            complete(stage.run_dir)
+            return read_result(stage)
+        if stage.state == "run":
+            stage.run_dir = ledger.open_folder(stage.stage)
+        assert stage.run_dir is not None
+        held.enter_context(lock_folder(stage.run_dir))
+        console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
+        result = carry_out(open_stage(plan, stage, console, cfg, config_json, group, ledger))
+    release_memory()
+    return result
 
 
 def open_stage(
-    plan: Plan, stage: StagePlan, console: Console, cfg: RunConfig, config_json: dict[str, Any], group: str
+    plan: Plan,
+    stage: StagePlan,
+    console: Console,
+    cfg: RunConfig,
+    config_json: dict[str, Any],
+    group: str,
+    ledger: Ledger,
 ) -> StageRun:
     """A stage of the plan, ready to run in `stage.run_dir`."""
     from core.run import StageRun
@@ -80,7 +100,7 @@ def open_stage(
     # A fresh manager for each stage: what one stage registered cannot answer for the next.
     registry = Registry.load()
     _register(registry, stage, cfg)
-    return StageRun(stage, plan, registry, console, group, config_json)
+    return StageRun(stage, plan, registry, console, group, config_json, ledger)
 
 
 def _register(registry: Registry, stage: StagePlan, cfg: RunConfig) -> None:
@@ -88,7 +108,15 @@ def _register(registry: Registry, stage: StagePlan, cfg: RunConfig) -> None:
     import core.defaults
 
     registry.manager.register(core.defaults, "core.defaults")
-    registry.activate(registry.stages[(stage.stage, stage.algorithm)].spec)
+    spec = registry.stages[(stage.stage, stage.algorithm)].spec
+    made = registry.activate(spec)
+    own = {impl.name for impl in registry.manager.get_hookcallers(made) or ()}
+    needed = {"build_data"} if "fit" in own else {"build_data", "collect_batch", "compute_loss"}
+    if missing := sorted(needed - own):
+        raise PluginError(
+            f"the stage '{spec.name}' does not implement {', '.join(missing)}", str(registry.owner_of(spec)),
+            "see the stage hooks in docs/plugins.md",
+        )  # fmt: skip
     if cfg.tracker.name in registry.trackers:
         registry.activate(registry.trackers[cfg.tracker.name].spec, cfg.tracker)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from core.errors import ArtifactError
+from core.errors import ArtifactError, PreftuneError
 
 
 def sha256_file(path: Path) -> str:
@@ -54,18 +55,44 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
-        for path in part.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+        sync_files(part)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise disk_error(error, folder) from error
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        refused = disk_refusal(error)
+        if refused is not None:
+            raise disk_error(refused, folder) from error
         raise
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until every file under `folder` is on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+@contextmanager
+def disk_guard(path: Path) -> Iterator[None]:
+    """Within the block, what the disk refuses becomes an ArtifactError naming `path`."""
+    try:
+        yield
+    except Exception as error:
+        refused = disk_refusal(error)
+        if refused is None:
+            raise
+        raise disk_error(refused, path) from error
+
+
+def disk_refusal(error: BaseException) -> OSError | None:
+    """The OSError behind what was raised, also where a library written in Rust put it into a text of its own; None
+    for every other exception."""
+    if isinstance(error, OSError):
+        return error
+    code = None if isinstance(error, PreftuneError) else re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
 
 
 def disk_error(error: OSError, path: Path) -> ArtifactError:

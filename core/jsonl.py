@@ -5,12 +5,17 @@ They are written whatever tracker was chosen. Torch-free; tensors and numpy scal
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from core.files import disk_guard
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -54,13 +59,13 @@ class MetricsWriter:
     """Appends to metrics.jsonl and samples.jsonl of `run_dir`; every row is on its way to the disk when a call returns.
 
     Opening an existing folder continues its files; a last line torn by a kill is cut off first.
-    Usable as a context manager. Raises OSError where the folder cannot be written.
+    Usable as a context manager. Raises ArtifactError where the disk refuses; no part of the refused row stays.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, io.FileIO] = {}
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -83,22 +88,31 @@ class MetricsWriter:
             blank = {"index": place, "prompt": "", "completion": "", "answer": None, "score": None, "reward": None}
             self._append(SAMPLES_FILE, {"when": when, "step": step, **blank, **row})
 
-    def truncate_after(self, step: int) -> None:
+    def counts(self) -> dict[str, int]:
+        """Number of rows of each file."""
+        return {name: sum(1 for _ in read_rows(self.run_dir / name)) for name in (METRICS_FILE, SAMPLES_FILE)}
+
+    def truncate_after(self, step: int, counts: Mapping[str, int] | None = None) -> None:
         """Drop the rows of later steps than `step`, and samples taken after training, so that a run resumed from the
-        checkpoint of `step` writes each step once. Each file is rewritten beside itself and renamed into place."""
+        checkpoint of `step` writes each step once. Each file is rewritten beside itself and renamed into place.
+
+        counts: rows that each file had when the checkpoint was made; what came after them is dropped too.
+        """
         self.close()
         for name in (METRICS_FILE, SAMPLES_FILE):
             path = self.run_dir / name
             if not path.is_file():
                 continue
+            kept = itertools.islice(read_rows(path), (counts or {}).get(name))
             draft = path.with_name(f"{name}.draft")
-            with draft.open("w", encoding="utf-8", errors="backslashreplace") as file:
-                for row in read_rows(path):
-                    if _step(row) <= step and row.get("when") != "after":
-                        file.write(_line(row))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
+            with disk_guard(path):
+                with draft.open("wb") as file:
+                    for row in kept:
+                        if _step(row) <= step and row.get("when") != "after":
+                            file.write(_line(row))
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.replace(path)
 
     def close(self) -> None:
         """Close the files. Safe to call twice; the next row opens them again."""
@@ -109,15 +123,28 @@ class MetricsWriter:
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         file = self._files.get(name)
         if file is None:
-            path = self.run_dir / name
-            _cut_torn_line(path)
-            file = self._files[name] = path.open("a", encoding="utf-8", errors="backslashreplace")
-        file.write(_line(row))
-        file.flush()
+            with disk_guard(self.run_dir / name):
+                _cut_torn_line(self.run_dir / name)
+                file = self._files[name] = io.FileIO(self.run_dir / name, "a")
+        _append_whole(file, _line(row), self.run_dir / name)
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+def _append_whole(file: io.FileIO, line: bytes, path: Path) -> None:
+    """Append without a buffer that could hold a refused row back and write it later."""
+    end = os.fstat(file.fileno()).st_size
+    try:
+        with disk_guard(path):
+            while line:
+                line = line[file.write(line) or 0 :]
+    except BaseException:
+        with contextlib.suppress(OSError):
+            file.truncate(end)
+        raise
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    text = json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _step(row: Mapping[str, Any]) -> float:

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import datetime
 import fcntl
+import itertools
 import json
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 from core.errors import ArtifactError
-from core.files import write_json
+from core.files import disk_error, sha256_file, write_json
+
+
+class Found(NamedTuple):
+    """What the ledger knows of a key.
+
+    state: "reuse" for a finished verified run, "resume" for an interrupted one with a checkpoint, else "run".
+    folder: its run folder; None where it must run anew.
+    note: why a finished run is not reused; empty where there is nothing to say.
+    """
+
+    state: str
+    folder: Path | None = None
+    note: str = ""
 
 
 class Ledger:
@@ -19,49 +33,89 @@ class Ledger:
         self.runs_dir = runs_dir
         self.index = runs_dir / ".index"
 
-    def lookup(self, key: str) -> tuple[str, Path | None]:
-        """("reuse", folder) for a finished verified run, ("resume", folder) for an interrupted one with a checkpoint,
-        else ("run", None)."""
-        entry = self.index / f"{key}.json"
-        if not entry.is_file():
-            return "run", None
-        folder = self.runs_dir / json.loads(entry.read_text())["run_dir"]
-        if _verified(folder):
-            return "reuse", folder
-        checkpoints = folder / "checkpoints"
-        if checkpoints.is_dir() and any(checkpoints.glob("step-*")):
-            return "resume", folder
-        return "run", None
+    def lookup(self, key: str) -> Found:
+        """What can be had for `key`. An entry that cannot be read counts as none."""
+        entry = _read_object(self.index / f"{key}.json")
+        name = entry.get("run_dir") if entry else None
+        folder = self.runs_dir / str(name)
+        if not name or not folder.is_dir():
+            return Found("run")
+        fault = artifact_fault(folder)
+        if fault is None and (folder / "result.json").is_file():
+            return Found("reuse", folder)
+        note = f"{folder} is not reused: {fault}" if fault and (folder / "artifact.json").is_file() else ""
+        if any((folder / "checkpoints").glob("step-*")):
+            return Found("resume", folder, note)
+        return Found("run", None, note)
 
-    def open_folder(self, key: str, stage: str) -> Path:
-        """A new run folder `<date>/<time>-<stage>`, entered in the index under `key`."""
+    def open_folder(self, stage: str) -> Path:
+        """A new run folder `<date>/<time>-<stage>`."""
         now = datetime.datetime.now()
         base = self.runs_dir / now.strftime("%Y-%m-%d")
-        for attempt in range(1000):
-            suffix = f"-{attempt + 1}" if attempt else ""
+        for attempt in itertools.count(1):
+            suffix = f"-{attempt}" if attempt > 1 else ""
             folder = base / f"{now.strftime('%H%M%S')}-{stage}{suffix}"
             try:
                 folder.mkdir(parents=True)
-                break
-            except FileExistsError:
-                continue
+                return folder
+            except FileExistsError as error:
+                if not folder.is_dir():
+                    raise _no_folder(folder, error) from error
             except OSError as error:
-                raise ArtifactError(f"could not make the run folder: {error.strerror}", str(folder)) from error
+                raise _no_folder(folder, error) from error
+        raise AssertionError("unreachable")
+
+    def enter(self, key: str, folder: Path) -> None:
+        """Make `folder` the one that `key` is looked for in. Called when the run is about to make its first step, so
+        that a run which fails before leaves the entry as it was."""
         write_json(self.index / f"{key}.json", {"version": 1, "run_dir": str(folder.relative_to(self.runs_dir))})
-        return folder
+
+    def lock(self, key: str) -> IO[str]:
+        """Hold `key` for this process, so that the same command does not do the same work twice at a time.
+
+        Raises ArtifactError when another process holds it.
+        """
+        try:
+            self.index.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _no_folder(self.index, error) from error
+        return _lock(self.index / f"{key}.lock", f"the run with the key {key} in {self.runs_dir}")
 
 
-def _verified(folder: Path) -> bool:
-    """Whether the folder's artifact was verified and its files still stand with their sizes."""
-    record = folder / "artifact.json"
-    if not record.is_file() or not (folder / "result.json").is_file():
-        return False
-    artifact = json.loads(record.read_text())
-    sizes = artifact.get("sizes", {})
-    return bool(artifact.get("verification", {}).get("ok")) and all(
-        (folder / "artifact" / name).is_file() and (folder / "artifact" / name).stat().st_size == size
-        for name, size in sizes.items()
+def _no_folder(folder: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"could not make the run folder: {error.strerror}", str(folder), "set runs_dir to a folder you may write to"
     )
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def artifact_fault(folder: Path) -> str | None:
+    """Why the artifact in a run folder may not be read by a later stage; None for a verified one whose files still
+    have the checksums that they were verified with."""
+    record = _read_object(folder / "artifact.json")
+    if record is None:
+        return "artifact.json is missing or cannot be read"
+    if not record.get("verification", {}).get("ok"):
+        return "its artifact did not pass its verification"
+    files, sizes = record.get("files") or {}, record.get("sizes") or {}
+    if not files:
+        return "artifact.json names no file"
+    for name, digest in files.items():
+        path = folder / "artifact" / name
+        try:
+            if path.stat().st_size != sizes.get(name) or sha256_file(path) != digest:
+                return f"{path} was altered after it was verified"
+        except OSError:
+            return f"{path} is missing or cannot be read"
+    return None
 
 
 def lock_folder(folder: Path) -> IO[str]:
@@ -69,12 +123,19 @@ def lock_folder(folder: Path) -> IO[str]:
 
     Raises ArtifactError when another process holds it.
     """
-    file = (folder / ".lock").open("w")
+    return _lock(folder / ".lock", str(folder))
+
+
+def _lock(path: Path, what: str) -> IO[str]:
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise disk_error(error, path) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         raise ArtifactError(
-            "another process is working on this run", str(folder), "wait for it, or start anew with reuse=false"
+            "another process is working on this run", what, "wait for it, or start anew with reuse=false"
         ) from error
     return file

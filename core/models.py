@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.attention import ATTENTION, register_attention
 from core.errors import ModelError
 from core.logprobs import linear_logprobs, logits_logprobs
-from core.packed import ATTENTION, Packed, register_attention
+from core.packed import Packed
 
 _HEAD_EXTRAS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_soft_cap")
 """Config keys that say that the logits are more than hidden @ weight.T."""

@@ -129,6 +129,22 @@ class MasterAdamW:
         for master, gradient in aside:
             master.grad = gradient
 
+    def gradient_copies(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Each parameter that has a gradient with a copy of it, in the parameter's number format; before the step."""
+        copies = []
+        for parameter, master in zip(self.params, self.masters, strict=True):
+            gradient = master.grad if parameter.grad is None else parameter.grad
+            if gradient is not None:
+                copies.append((parameter, gradient.detach().to(parameter.dtype, copy=True)))
+        return copies
+
+    def adopt(self) -> None:
+        """Take what others wrote into the parameters since the last step over into the masters."""
+        with torch.no_grad():
+            for parameter, master in zip(self.params, self.masters, strict=True):
+                if parameter is not master:
+                    master.copy_(torch.where(parameter == master.to(parameter.dtype), master, parameter.float()))
+
     def drop_gradients(self) -> None:
         """Forget the gradients gathered so far."""
         self._scale = 1.0

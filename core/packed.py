@@ -14,10 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-
-ATTENTION = "preftune_packed"
-"""Name under which transformers knows the attention of packed rows."""
 
 _BUCKET_RATIO = 0.6
 """Segments share one attention call while the shorter has at least this share of the longer's length."""
@@ -204,62 +200,3 @@ def _child_calls(children: Sequence[tuple[int, int, int, int]]) -> list[Attentio
         mask[:, :, 0] |= ~own_valid
         calls.append(_call(own, own_valid, torch.cat([root, own], dim=1), mask))
     return calls
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    packed: Packed | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention of a packed row in the form transformers calls it: query [1, H, T, D], key and value [1, G, T, D].
-
-    Without `packed` (generation, the padded path) it is the plain SDPA of transformers.
-    """
-    if packed is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **_)
-    if softcap:
-        raise ValueError("packed rows cannot serve a model with attention soft-capping")
-    if sliding_window and int(packed.position_ids_T.max()) >= sliding_window:
-        raise ValueError(f"a sequence is longer than the model's sliding window of {sliding_window} tokens")
-    heads, tokens = query.shape[1], query.shape[2]
-    q_THD, k_TGD, v_TGD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    pieces, places = [], []
-    for call in packed.calls:
-        q = q_THD[call.query_NQ].transpose(1, 2)
-        k = k_TGD[call.key_NK].transpose(1, 2)
-        v = v_TGD[call.key_NK].transpose(1, 2)
-        if k.shape[1] != heads:
-            # Repeated here, not by enable_gqa: that flag leaves the fused CPU kernel.
-            k = k.repeat_interleave(heads // k.shape[1], dim=1)
-            v = v.repeat_interleave(heads // v.shape[1], dim=1)
-        mask = None if call.mask_NQK is None else call.mask_NQK[:, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
-        pieces.append(out.transpose(1, 2).reshape(-1, heads, v.shape[-1])[call.source_S])
-        places.append(call.target_S)
-    flat = torch.cat(pieces)
-    # One gather puts every token back in its place: cheaper in backward than writing into an empty tensor.
-    order = torch.empty(tokens, dtype=torch.long, device=flat.device)
-    order[torch.cat(places)] = torch.arange(tokens, device=flat.device)
-    return flat[order][None], None
-
-
-def register_attention() -> None:
-    """Make `ATTENTION` known to transformers, with the mask of plain SDPA."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    def mask(*args: Any, **kwargs: Any) -> Tensor | None:
-        return sdpa_mask(*args, **kwargs)
-
-    AttentionInterface.register(ATTENTION, packed_attention)
-    AttentionMaskInterface.register(ATTENTION, mask)

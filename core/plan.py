@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from core import __version__
-from core.combinations import check_combinations
+from core.combinations import changes_base, check_chain, check_combinations
 from core.dataset import Dataset, load_dataset
 from core.errors import ConfigError, PluginError
-from core.ledger import Ledger
+from core.files import sha256_file
+from core.ledger import Found, Ledger
 from core.registry import Registry, importable
 from core.schema import RunConfig
-from core.scoring import involved
-from core.sources import cache_dir, source_fingerprint
+from core.scoring import find_spec, involved
+from core.sources import artifact_folder, cache_dir, check_verified, folder_fingerprint, source_fingerprint
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec
 
 PLAN_VERSION = 1
@@ -65,6 +66,16 @@ class StagePlan:
         """Stage and algorithm for people."""
         return f"{self.stage} ({self.algorithm})" if self.algorithm else self.stage
 
+    def take(self, found: Found) -> None:
+        """Take over what the ledger knows of the key."""
+        self.state, self.run_dir = found.state, found.folder
+        if found.note and found.note not in self.warnings:
+            self.warnings.append(found.note)
+
+    def _shares_reference(self) -> bool:
+        """Whether the reference is the policy with its adapter off."""
+        return self.cfg.peft.method != "none" and not changes_base(self.cfg.peft)
+
     def roles(self) -> dict[str, str]:
         """Where the weights of each role come from."""
         start = self.parents["policy"].stage if "policy" in self.parents else short_source(self.cfg.model.source)
@@ -74,7 +85,7 @@ class StagePlan:
             if role in ("policy", "teacher"):
                 sources[role] = f"{start}"
             elif role == "reference":
-                sources[role] = f"{start}, frozen" + (" (adapter off)" if self.cfg.peft.method != "none" else "")
+                sources[role] = f"{start}, frozen" + (" (adapter off)" if self._shares_reference() else "")
             elif role == "reward_model" and self.spec.makes == role:
                 sources[role] = f"{start} with a new head, trained"
             elif role == "reward_model":
@@ -145,7 +156,7 @@ def make_plan(cfg: RunConfig, registry: Registry) -> Plan:
         stages.append(_plan_stage(part, spec, registry, stages, fingerprint))
     if cfg.reuse:
         for stage in stages:
-            stage.state, stage.run_dir = ledger.lookup(stage.key)
+            stage.take(ledger.lookup(stage.key))
     plan = Plan(stages)
     for answer in sorted(registry.hook.modify_plan.get_hookimpls(), key=lambda impl: impl.plugin_name):
         known = {"cfg": cfg, "plan": plan}
@@ -192,13 +203,16 @@ def _uses(cfg: RunConfig, registry: Registry, need: str) -> bool:
     return any(getattr(spec, need) for spec in involved(specs[cfg.reward.name], cfg.reward, specs))
 
 
-def _engine(cfg: RunConfig, registry: Registry) -> EngineSpec:
-    """The engine that was named, or for `auto` the importable one of the highest priority."""
+def _engine(cfg: RunConfig, stage: StageSpec, registry: Registry) -> EngineSpec:
+    """The engine that was named; for `auto` the importable one of the highest priority that the combination allows."""
     if cfg.rollout.name in registry.engines:
         return registry.engines[cfg.rollout.name].spec
     ranked = sorted((entry.spec for entry in registry.engines.values()), key=lambda spec: -spec.priority)
     for spec in ranked:
-        if all(importable(name) for name in spec.requires):
+        trial = copy.copy(cfg)
+        trial.rollout = spec.config(name=spec.name)
+        refused = any(finding.level == "error" for finding in check_combinations(trial, stage))
+        if not refused and all(importable(name) for name in spec.requires):
             return spec
     raise PluginError("no rollout engine can be imported", "rollout", "pip install 'preftune[cpu]' or 'preftune[gpu]'")
 
@@ -208,7 +222,7 @@ def _plan_stage(
 ) -> StagePlan:
     registry.check_requires(spec)
     dataset = load_dataset(cfg.data, data_folder(cfg, registry), spec.data, cfg.runtime.seed)
-    engine = _engine(cfg, registry) if spec.rollouts else None
+    engine = _engine(cfg, spec, registry) if spec.rollouts else None
     reward = registry.reward_models[cfg.reward.name].spec if spec.rollouts else None
     parents: dict[str, StagePlan] = {}
     for kind in ("policy", "reward_model"):
@@ -227,16 +241,56 @@ def _plan_stage(
             "pipeline.stages",
             "put 'reward' before this stage, set reward.source=FOLDER, or choose a rule as reward",
         )
+    _check_scorers(cfg, spec, parents, registry)
     owner = registry.owner_of(spec)
     plan = StagePlan(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
         engine, reward, parents=parents,
     )  # fmt: skip
-    plan.warnings += [
-        f"{finding.message}; {finding.mend}" for finding in check_combinations(cfg, spec) if finding.level == "warning"
-    ]
+    findings = check_combinations(cfg, spec)
+    if "policy" in parents and (broken := check_chain(cfg, parents["policy"].stage)) is not None:
+        findings.append(broken)
+    for finding in findings:
+        if finding.level == "error":
+            raise ConfigError(finding.message, f"stage {spec.name}", finding.mend)
+        plan.warnings.append(f"{finding.message}; {finding.mend}" if finding.mend else finding.message)
     plan.key = _key(plan, fingerprint)
     return plan
+
+
+def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan], registry: Registry) -> None:
+    """Raise ConfigError for a reward model folder or a true scorer that could not be had when it is needed."""
+    source = getattr(cfg.reward, "source", None)
+    if spec.rollouts and source and not list(artifact_folder(Path(source).expanduser()).glob("*.safetensors")):
+        raise ConfigError(
+            f"reward.source: '{source}' holds no reward model",
+            "reward.source",
+            "name the folder of a reward model in transformers' format, or of the run that made it",
+        )
+    for name, params in cfg.reward.uses():
+        if params.get("source"):
+            raise ConfigError(
+                f"the member '{name}' names a source of its own", "reward.members",
+                "leave it out: members score with the run's own reward model",
+            )  # fmt: skip
+    name = cfg.eval.scorer
+    if name == "auto" or (spec.rollouts and name == cfg.reward.name):
+        return
+    specs = {key: entry.spec for key, entry in registry.reward_models.items()}
+    scorer = find_spec(name, specs)
+    if scorer.needs_model and "reward_model" not in parents:
+        raise ConfigError(
+            f"eval.scorer={name} needs a reward model, which this stage has not",
+            "eval.scorer",
+            "choose a rule, or auto",
+        )
+    try:
+        scorer.config(name=name).check()
+    except ConfigError as error:
+        raise ConfigError(
+            f"eval.scorer={name} cannot work without settings: {error.what}", "eval.scorer",
+            f"choose it as reward={name} with its settings too, or take another scorer",
+        ) from error  # fmt: skip
 
 
 def data_folder(cfg: RunConfig, registry: Registry) -> Path:
@@ -280,12 +334,34 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _file_hash(name: str | None) -> str | None:
+    """SHA-256 of a file that the config names; None where there is none (whoever reads it says so)."""
+    path = Path(name).expanduser() if name else None
+    return sha256_file(path) if path and path.is_file() else None
+
+
+def _reward_folders(cfg: RunConfig) -> list[Path]:
+    """Folders of learned reward models that the reward, or a member of it, names.
+
+    Raises ConfigError for a folder that does not exist, ModelError for an artifact that was not verified.
+    """
+    named = [getattr(cfg.reward, "source", None), *(params.get("source") for _, params in cfg.reward.uses())]
+    folders = []
+    for source in filter(None, named):
+        folder = artifact_folder(Path(source).expanduser())
+        if not folder.is_dir():
+            raise ConfigError(f"there is no folder '{source}'", "reward.source", "name the folder of a reward model")
+        check_verified(folder, f"reward.source={source}")
+        folders.append(folder)
+    return folders
+
+
 def _key(plan: StagePlan, fingerprint: str) -> str:
     """Hash of all that the artifact depends on, 24 hex digits."""
     cfg = plan.cfg
     parts: dict[str, Any] = {
         "stage": plain(cfg.stage),
-        "model": {**plain(cfg.model), "source": fingerprint},
+        "model": {**plain(cfg.model), "source": fingerprint, "chat_template": _file_hash(cfg.model.chat_template)},
         "parents": {kind: parent.key for kind, parent in plan.parents.items()},
         "peft": plain(cfg.peft),
         "quant": cfg.quant.value,
@@ -297,7 +373,7 @@ def _key(plan: StagePlan, fingerprint: str) -> str:
     if plan.engine:
         parts["rollout"] = {**plain(cfg.rollout), "name": plan.engine.name}
     if plan.reward:
-        parts["reward"] = plain(cfg.reward)
+        parts["reward"] = {**plain(cfg.reward), "sources": [folder_fingerprint(path) for path in _reward_folders(cfg)]}
     for part, names in _NOT_IN_KEY.items():
         for name in names:
             parts.get(part, {}).pop(name, None)

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from core.errors import ModelError
 from core.plan import Plan, StagePlan
 from core.records import Record
 from core.sources import find_source, gguf_read_once, package_file, resolve_source
@@ -87,9 +88,15 @@ def _preview(stage: StagePlan, codec: ChatCodec) -> dict[str, Any]:
 def _parameters(stage: StagePlan) -> int | None:
     """Parameters of the source model, from the size of its files; None while they are not on this machine."""
     folder = find_source(stage.cfg.model)
-    if folder is None:
+    if folder is None or not (folder / "config.json").is_file():
         return None
-    width = {"float32": 4}.get(json.loads((folder / "config.json").read_text()).get("dtype", ""), 2)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"config.json of the model cannot be read: {error}", str(folder), "name a folder in transformers' format"
+        ) from error
+    width = 4 if isinstance(config, dict) and config.get("dtype") == "float32" else 2
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) // width
 
 

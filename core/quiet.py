@@ -9,7 +9,7 @@ import warnings
 def hush() -> None:
     """No progress bars and no chatter of libraries; errors still come through."""
     warnings.filterwarnings("ignore")
-    for name in ("transformers", "accelerate", "peft", "bitsandbytes", "vllm", "torch", "datasets", "httpx"):
+    for name in ("transformers", "accelerate", "peft", "bitsandbytes", "torch", "datasets", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as hf_logging
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from core.console import Console
 from core.dataset import load_dataset
-from core.errors import ArtifactError, PluginError, TrainingError
-from core.files import write_json, write_text
+from core.errors import PluginError
+from core.files import disk_guard
 from core.jsonl import MetricsWriter
+from core.ledger import Ledger
 from core.observers import Observers
 from core.plan import Plan, StagePlan, data_folder, plain
-from core.records import BadRow, Record, write_quarantine
+from core.records import BadRow, Record
 from core.registry import Registry
 from core.schema import Device, Dtype, RunConfig
 from core.scoring import GuardedScorer, ScorerContext
-from core.sources import resolve_source
+from core.sources import artifact_folder, resolve_source
 from core.tokens import ChatCodec, load_codec
 from core.types import RolloutEngine
 
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from core.models import Models
-
-RESULT_VERSION = 1
 
 
 class StageRun:
@@ -53,9 +49,11 @@ class StageRun:
         console: Console,
         group: str,
         config_json: dict[str, Any],
+        ledger: Ledger,
     ) -> None:
         assert plan.run_dir is not None
         self.plan, self.whole, self.registry, self.console, self.group = plan, whole, registry, console, group
+        self.ledger = ledger
         self.cfg: RunConfig = plan.cfg
         self.dir: Path = plan.run_dir
         self.stage_name = plan.stage
@@ -72,6 +70,8 @@ class StageRun:
         self.policy_version = 0
         self.sync_difference = 0.0
         """Mean log-probability difference in nats between engine and trainer at the last sync."""
+        self.resumed_at: list[int] = []
+        """Steps that were done when the run was resumed, one number for each time."""
         self.seconds: dict[str, float] = defaultdict(float)
         """Wall-clock seconds by part of the run."""
         self.first_eval: dict[str, Any] | None = None
@@ -84,7 +84,7 @@ class StageRun:
         self._engines: dict[str, RolloutEngine] = {}
         self._scorers: dict[str, GuardedScorer] = {}
         self._synced: dict[str, int] = {}
-        self._dropped: list[BadRow] = list(plan.dataset.quarantined)
+        self.dropped: list[BadRow] = list(plan.dataset.quarantined)
         self.config_json = {**config_json, "stage": plain(plan.cfg.stage)}
 
     # -- surroundings ------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class StageRun:
         if parent is not None and parent.run_dir is not None:
             return parent.run_dir / "artifact"
         source = getattr(self.cfg.reward, "source", None)
-        return _artifact_folder(Path(source).expanduser()) if source and self.plan.reward else None
+        return artifact_folder(Path(source).expanduser()) if source and self.plan.reward else None
 
     def seed_for(self, *parts: object) -> int:
         """A 31-bit seed that depends on the run's seed and `parts` alone."""
@@ -177,17 +177,19 @@ class StageRun:
     def say(self, text: str) -> None:
         """A line for the terminal and log.txt."""
         self.console.line(text)
-        self._log(text)
+        self.log(text)
 
     def warn(self, text: str) -> None:
         """A warning for the terminal, log.txt and the report."""
         if text not in self.plan.warnings:
             self.plan.warnings.append(text)
             self.console.warn(text)
-        self._log(f"warning: {text}")
+        self.log(f"warning: {text}")
 
-    def _log(self, text: str) -> None:
-        with (self.dir / "log.txt").open("a", encoding="utf-8") as file:
+    def log(self, text: str) -> None:
+        """A line for log.txt alone."""
+        path = self.dir / "log.txt"
+        with disk_guard(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
     @contextmanager
@@ -205,7 +207,7 @@ class StageRun:
         """Put a record that cannot be trained on into quarantine."""
         meta = record.meta
         text = record.prompt[-1].content if record.prompt else record.text or ""
-        self._dropped.append(BadRow(str(meta.get("file", "")), int(meta.get("line", 0)), reason, text[:200]))
+        self.dropped.append(BadRow(str(meta.get("file", "")), int(meta.get("line", 0)), reason, text[:200]))
 
     def eval_records(self) -> list[Record]:
         """Held-out records that completions are generated for: those whose prompt leaves room to answer."""
@@ -269,6 +271,10 @@ class StageRun:
             self._scorers[name] = GuardedScorer(specs[config.name], config, context)
         return self._scorers[name]
 
+    def scorers(self) -> list[GuardedScorer]:
+        """The scorers that were needed so far."""
+        return list(self._scorers.values())
+
     def reward_scorer(self) -> GuardedScorer | None:
         """The reward that the stage trains on; None for a stage without rollouts."""
         return self._scorer("reward", self.cfg.reward) if self.plan.reward else None
@@ -329,119 +335,13 @@ class StageRun:
         self.records.samples(when, step, rows)
         self.observers.on_samples(self, step, [{"when": when, "step": step, **row} for row in rows])
 
-    def truncate_records(self, step: int) -> None:
-        """Forget what was recorded after `step`: a resumed run will write it again."""
-        self.records.truncate_after(step)
+    def truncate_records(self, step: int, counts: dict[str, int] | None = None) -> None:
+        """Forget what was recorded after `step`, and beyond `counts` rows of each file: a resumed run will write it
+        again. -1 forgets everything."""
+        self.records.truncate_after(step, counts)
 
-    # -- the stage itself --------------------------------------------------------------------------------------------
-
-    def execute(self) -> dict[str, Any]:
-        """Build, train, export, verify, report. Returns result.json."""
-        from core.artifact import seal
-        from core.evaluate import headline
-        from core.report import build_report
-
-        began = time.perf_counter()
-        phase = "build"
-        write_json(self.dir / "plan.json", self.plan_json)
-        write_json(self.dir / "config.json", {"version": 1, **self.config_json})
-        _write_yaml(self.dir / "config.yaml", self.config_json)
-        try:
-            with self.timed("load"):
-                data = self.hook.build_data(run=self)
-                if not data.train:
-                    raise TrainingError(
-                        "no example is left to train on", self.stage_name, f"see {self.dir / 'quarantine.jsonl'}"
-                    )
-                self.total_steps = self.hook.total_steps(run=self, data=data)
-                self.models = self.hook.build_models(run=self)
-            write_quarantine(self._dropped, self.dir / "quarantine.jsonl")
-            self._check_bad_share(len(data.train))
-            self.observers.on_run_start(self)
-            self.console.begin(self.plan.title, self.total_steps)
-            phase = "fit"
-            counts = self.hook.fit(run=self, models=self.models, data=data)
-            if counts["steps"] < 1:
-                raise TrainingError("the run made no step", self.stage_name, "give more records or steps")
-            phase = "export"
-            self._close_engines()
-            with self.timed("export and verify"):
-                artifact = seal(self)
-            result = {
-                "version": RESULT_VERSION,
-                "stage": self.stage_name,
-                "algorithm": self.plan.algorithm,
-                **headline(self),
-                "tokens": counts["tokens"],
-                "steps": counts["steps"],
-                "seconds": round(counts["seconds"], 2),
-                "wall_seconds": round(time.perf_counter() - began, 2),
-                "peak_memory_gb": round(peak_memory_gb(), 3),
-                "verified": artifact["verification"]["ok"],
-                "time_by_part": {part: round(value, 2) for part, value in self.seconds.items()},
-                "time_by_plugin": {k: round(v, 3) for k, v in self.observers.seconds_by_plugin.items()},
-                "reward_errors": sum(scorer.errors for scorer in self._scorers.values()),
-                "run_dir": str(self.dir),
-                "warnings": list(self.plan.warnings),
-            }
-            self._add_chain(result)
-            write_json(self.dir / "plan.json", self.plan_json)
-            write_json(self.dir / "result.json", result)
-            self.observers.on_run_end(self, result)
-            build_report(self.dir, self.observers.report_sections(self, result))
-            _remove_checkpoints(self.dir / "checkpoints")
-        except BaseException as error:
-            self.observers.on_run_error(self, phase, self.step, error)
-            self._log(f"failed while in phase '{phase}' at step {self.step}: {error}")
-            raise
-        finally:
-            self.close()
-        if not result["verified"]:
-            failed = [check["name"] for check in artifact["verification"]["checks"] if not check["ok"]]
-            raise ArtifactError(
-                f"the artifact did not pass its verification: {', '.join(failed)}",
-                str(self.dir / "artifact.json"),
-                "the next stage will not read it; see the details in artifact.json",
-            )
-        return result
-
-    def _check_bad_share(self, kept: int) -> None:
-        share = len(self._dropped) / max(len(self._dropped) + kept, 1)
-        self.plan.dataset.info["quarantined"] = len(self._dropped)
-        if not self._dropped:
-            return
-        self.warn(
-            f"{len(self._dropped)} of {len(self._dropped) + kept} rows are in quarantine ({self.dir}/quarantine.jsonl)"
-        )
-        if share > self.cfg.data.max_bad_frac:
-            first = self._dropped[0]
-            raise TrainingError(
-                f"{share:.0%} of the rows cannot be used, more than data.max_bad_frac={self.cfg.data.max_bad_frac}; "
-                f"the first: {first}",
-                str(self.dir / "quarantine.jsonl"),
-                "mend the rows, or raise data.max_bad_frac",
-            )
-
-    def _add_chain(self, result: dict[str, Any]) -> None:
-        """What the stages of the chain did, the start of the whole chain first."""
-        rows = []
-        for stage in self.whole.stages:
-            row = result if stage is self.plan else read_result(stage)
-            if row is not None:
-                rows.append(
-                    {
-                        **{key: row.get(key) for key in ("stage", "metric", "before", "after", "seconds", "tokens")},
-                        "reused": stage.state == "reuse",
-                        "run_dir": str(stage.run_dir),
-                    }
-                )
-            if stage is self.plan:
-                break
-        same = [row for row in rows if row["metric"] == result["metric"]]
-        result["start"] = same[0]["before"] if same else None
-        result["pipeline"] = rows
-
-    def _close_engines(self) -> None:
+    def close_engines(self) -> None:
+        """Give the rollout engines' memory back."""
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
@@ -449,14 +349,15 @@ class StageRun:
 
     def close(self) -> None:
         """Give engines, workers and models back."""
-        self._close_engines()
+        self.close_engines()
         for scorer in self._scorers.values():
             scorer.close()
         self._scorers.clear()
         self.records.close()
         self.console.end()
         self.models = None
-        release_memory()
+        if "accelerator" in vars(self):
+            self.accelerator.free_memory()
 
 
 def _is_number(text: str | None) -> bool:
@@ -471,45 +372,3 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _artifact_folder(folder: Path) -> Path:
-    inner = folder / "artifact"
-    return inner if inner.is_dir() else folder
-
-
-def read_result(stage: StagePlan) -> dict[str, Any] | None:
-    path = stage.run_dir / "result.json" if stage.run_dir else None
-    return json.loads(path.read_text()) if path and path.is_file() else None
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    """A finished, verified run needs no way back; its checkpoints are the largest files it has."""
-    import shutil
-
-    for path in folder.glob("step-*") if folder.is_dir() else ():
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_yaml(path: Path, value: dict[str, Any]) -> None:
-    import yaml
-
-    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, so that the next stage does not pay for the last one's peak."""
-    import ctypes
-    import gc
-
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # not glibc
-        return
-
-
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far, in GB (10^9 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

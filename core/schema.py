@@ -249,7 +249,7 @@ class EvalConfig:
     """Reward model that gives the true score; auto takes `answer` where records carry one, else the run's reward."""
     max_items: int = 100
     """Held-out prompts that are generated for; 0 switches generation off."""
-    max_new_tokens: int = 64
+    max_new_tokens: int = 48
     """Longest completion in tokens."""
     samples: int = 8
     """Completions kept in samples.jsonl, before and after."""

@@ -1,7 +1,7 @@
-"""A scoring process: `python -m core.scoring_worker`, started and killed by core.scoring.WorkerPool.
+"""A scoring process: `python -m core.scoring_worker`, started and killed by core.scoring_pool.WorkerPool.
 
-Speaks JSON lines. In: first {"impl", "config", "values"}, then one request a line (core.scoring.encode_request). Out:
-first {"error": null or text}, then [index, value, error, parts] for each request, in order. Ends with its input.
+Speaks JSON lines. In: first {"impl", "config", "values"}, then one request a line (see core.scoring_pool).
+Out: first {"error": null or text}, then [index, value, error, parts] for each request, in order. Ends with its input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.scoring import ScorerContext, decode_request, describe, guarded_call, resolve, typed_config
+from core.scoring import ScorerContext, describe, guarded_call, resolve, typed_config
+from core.scoring_pool import decode_request
 from core.types import Score
 
 GRACE_S = 5.0

@@ -15,11 +15,15 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from core.errors import ModelError
+from core.errors import ConfigError, ModelError
 from core.files import atomic_folder, sha256_file
+from core.ledger import artifact_fault
 from core.schema import ModelConfig
 
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+_CONFIGS = ("config.json", "adapter_config.json")
+"""One of them stands in every folder that can be loaded."""
 
 
 def cache_dir() -> Path:
@@ -51,16 +55,15 @@ def find_source(cfg: ModelConfig) -> Path | None:
     if cfg.source.startswith("package:"):
         folder = _converted(package_file(cfg.source), cfg)
         return folder if (folder / "config.json").is_file() else None
-    folder = Path(cfg.source).expanduser()
-    if (folder / "artifact" / "config.json").is_file():
-        folder = folder / "artifact"
+    folder = artifact_folder(Path(cfg.source).expanduser())
     return folder if folder.is_dir() else None
 
 
 def resolve_source(cfg: ModelConfig) -> Path:
     """The local folder of the source; downloads or converts where that is needed.
 
-    Raises ModelError with a mend when the source is nowhere to be found.
+    Raises ConfigError for a name that can be neither folder nor hub id; ModelError with a mend when the source cannot
+    be had, holds no weights, or is an artifact that was not verified.
     """
     if cfg.source.startswith("package:"):
         return _convert_gguf(package_file(cfg.source), cfg)
@@ -69,7 +72,7 @@ def resolve_source(cfg: ModelConfig) -> Path:
         _check_folder(folder, cfg)
         return folder
     if cfg.source.count("/") != 1 or cfg.source.startswith((".", "/", "~")):
-        raise ModelError(
+        raise ConfigError(
             f"there is no folder '{cfg.source}', and it does not look like a hub id (owner/name)",
             where="model.source",
             mend="name a folder with config.json and safetensors weights, a hub id, or model=embedded",
@@ -95,22 +98,46 @@ def source_fingerprint(cfg: ModelConfig) -> str:
     folder = find_source(cfg)
     if folder is None:
         return f"{cfg.source}@{cfg.trust_remote_code or cfg.revision or 'main'}"
+    return folder_fingerprint(folder)
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """SHA-256 in hex over the names and contents of a model folder's files."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*")):
-        if path.suffix in (".json", ".safetensors", ".model", ".jinja"):
+        if path.suffix in (".json", ".safetensors", ".model", ".jinja") and path.is_file():
             digest.update(f"{path.name} {sha256_file(path)}\n".encode())
     return digest.hexdigest()
 
 
+def artifact_folder(folder: Path) -> Path:
+    """The folder of the weights: `artifact` inside the folder of a run, else the folder itself."""
+    inner = folder / "artifact"
+    return inner if inner.is_dir() else folder
+
+
 def _check_folder(folder: Path, cfg: ModelConfig) -> None:
     where = f"model.source={cfg.source}"
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in _CONFIGS):
         raise ModelError(f"the folder '{folder}' has no config.json", where, "name a folder in transformers' format")
     if not list(folder.glob("*.safetensors")):
         raise ModelError(
             f"the folder '{folder}' has no safetensors weights",
             where,
             "save the model with safetensors; pickled weights are not loaded",
+        )
+    check_verified(folder, where)
+
+
+def check_verified(folder: Path, where: str) -> None:
+    """Raise ModelError when `folder` is the artifact of a run and was not verified, or was altered since."""
+    run_dir = folder.parent
+    if folder.name != "artifact" or not (run_dir / "plan.json").is_file():
+        return
+    fault = artifact_fault(run_dir)
+    if fault is not None:
+        raise ModelError(
+            f"the artifact in {run_dir} may not be read: {fault}", where, "run that stage again, or name another folder"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core.errors import ModelError
+from core.errors import DataError, ModelError
 from core.records import Message
 from core.schema import ModelConfig
 
@@ -35,13 +35,23 @@ class ChatCodec:
         """Token ids of dialogues that end before the assistant's turn, its opening included."""
         if not dialogues:
             return []
-        texts = [
-            self.tokenizer.apply_chat_template(
+        texts = [self._render(dialogue) for dialogue in dialogues]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _render(self, dialogue: Sequence[Message]) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(
                 [message.as_dict() for message in dialogue], add_generation_prompt=True, tokenize=False
             )
-            for dialogue in dialogues
-        ]
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        except TemplateError as error:
+            roles = ", ".join(message.role for message in dialogue)
+            raise DataError(
+                f"the chat template refuses a prompt: {error}",
+                f"a dialogue with the roles {roles}, beginning {dialogue[0].content[:60]!r}",
+                "correct the row, or set model.chat_template=FILE with a template that takes such turns",
+            ) from error
 
     def completions(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of completions, each closed by the end-of-turn token."""
@@ -60,15 +70,18 @@ def load_codec(folder: Path, cfg: ModelConfig, gguf_file: str | None = None) -> 
     Raises ModelError when there is no chat template, when the template does not end a turn with the tokenizer's EOS,
     or when the template is not prefix-preserving: each would train the wrong tokens.
     """
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     where = f"model.source={cfg.source}"
     try:
         kwargs = {"gguf_file": gguf_file} if gguf_file else {}
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=bool(cfg.trust_remote_code), **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises bare Exceptions for a damaged file
         raise ModelError(
-            f"the tokenizer could not be loaded: {error}".splitlines()[0], where, "save a tokenizer beside the weights"
+            f"the tokenizer could not be loaded: {type(error).__name__}: {error}".splitlines()[0],
+            where,
+            "save a whole tokenizer beside the weights",
         ) from error
     if cfg.chat_template:
         template = Path(cfg.chat_template).expanduser()
@@ -81,7 +94,12 @@ def load_codec(folder: Path, cfg: ModelConfig, gguf_file: str | None = None) -> 
     if cfg.pad_token:
         _known(tokenizer, cfg.pad_token, "model.pad_token")
         tokenizer.pad_token = cfg.pad_token
-    _check(tokenizer, where)
+    try:
+        _check(tokenizer, where)
+    except TemplateError as error:
+        raise ModelError(
+            f"the chat template cannot be rendered: {error}", where, "set model.chat_template=FILE with a working one"
+        ) from error
     return ChatCodec(tokenizer, cfg.max_length)
 
 

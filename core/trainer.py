@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
+from core.adapters import (
+    adapter_dropout,
+    adapter_state,
+    is_rank_scheduled,
+    load_adapter_state,
+    orthogonality,
+    spread_rank,
+)
 from core.checkpoint import load_checkpoint, save_checkpoint
-from core.errors import TrainingError
+from core.combinations import has_dropout
+from core.errors import ArtifactError, TrainingError
 from core.models import Models
 from core.optim import MasterAdamW, decay_groups, lr_factor
 from core.run import StageRun
@@ -42,6 +53,7 @@ class StepLoop:
             groups += decay_groups(named, lr, self.cfg.weight_decay)
             models.wrapped[role] = run.accelerator.prepare_model(model)
         self.optimizer = MasterAdamW(groups, self.cfg)
+        self.scheduled = [model.module for model in trained.values() if is_rank_scheduled(model.module)]
         self.step = 0
         self.tokens = 0
         self.seconds_before = 0.0
@@ -54,17 +66,17 @@ class StepLoop:
         self.began = time.perf_counter()
         if self.step == 0:
             self._evaluate()
-        while self.step < self.total:
+        while self.step < self.total and not run.stop_reason:
             self.one_step()
             every = self.cfg.eval_every_steps
             if every and self.step % every == 0 and self.step < self.total:
                 self._evaluate()
             every = self.cfg.save_every_steps
-            if every and self.step % every == 0 and self.step < self.total:
+            if every and self.step % every == 0:
                 self._save()
-            if run.stop_reason:
-                run.warn(f"stopped at step {self.step} of {self.total}: {run.stop_reason}")
-                break
+        if run.stop_reason:
+            run.warn(f"stopped at step {self.step} of {self.total}: {run.stop_reason}")
+            run.total_steps = self.step  # the evaluation that follows is the one after training
         run.step = self.step
         self._evaluate()
         return {"steps": self.step, "tokens": self.tokens, "seconds": self.elapsed()}
@@ -99,11 +111,12 @@ class StepLoop:
         factor = lr_factor(self.cfg.schedule, self.step, self.total, self.cfg.warmup_frac)
         self.optimizer.set_lr_factor(factor)
         done = 0
-        for micro_batches in updates:
-            self.optimizer.accumulating = len(micro_batches) > 1
+        for number, micro_batches in enumerate(updates, 1):
+            self.optimizer.accumulating = len(micro_batches) > 1 or bool(self.scheduled)
             sums: dict[str, float] = defaultdict(float)
             for micro_batch in micro_batches:
-                output = self.run.hook.compute_loss(run=self.run, models=self.models, micro_batch=micro_batch)
+                with self._dropout():
+                    output = self.run.hook.compute_loss(run=self.run, models=self.models, micro_batch=micro_batch)
                 if not torch.isfinite(output.loss):
                     self._not_finite("loss", output.loss.item(), output.metrics)
                 if output.loss.requires_grad:
@@ -111,11 +124,12 @@ class StepLoop:
                 sums["loss"] += output.loss.item()
                 for name, value in output.metrics.items():
                     sums[name] += value
+            self._penalize(sums)
             norm = self.optimizer.clip(self.cfg.max_grad_norm).item()
             if not math.isfinite(norm):
                 self._not_finite("gradient norm", norm, sums)
             sums["grad_norm"] = norm
-            self.optimizer.step()
+            self._step_optimizer(spread=number == len(updates))
             for name, value in sums.items():
                 totals[name] += value
                 seen[name] += 1
@@ -127,6 +141,36 @@ class StepLoop:
         metrics["lr"] = self.cfg.lr * factor
         metrics["updates"] = done
         return metrics
+
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """The adapters' own dropout, where the config sets one and no rollouts forbid it."""
+        with ExitStack() as stack:
+            if has_dropout(self.run.cfg.peft):
+                for model in self.models.trained().values():
+                    stack.enter_context(adapter_dropout(model.module))
+            yield
+
+    def _penalize(self, sums: dict[str, float]) -> None:
+        """Add what an adapter asks for beside the stage's loss, once an update."""
+        for module in self.scheduled:
+            penalty = orthogonality(module)
+            if penalty is not None:
+                self.run.accelerator.backward(penalty)
+                sums["adapter_penalty"] += penalty.item()
+
+    def _step_optimizer(self, spread: bool) -> None:
+        """One optimizer step; `spread`: the step's last one, after which adapters with a rank schedule follow it."""
+        gradients = self.optimizer.gradient_copies() if self.scheduled and spread else []
+        self.optimizer.step()
+        if not gradients:
+            return
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module in self.scheduled:
+            spread_rank(module, self.step + 1)
+        self.optimizer.drop_gradients()
+        self.optimizer.adopt()
 
     def _not_finite(self, what: str, value: float, metrics: dict[str, float]) -> None:
         """Raise TrainingError; the last checkpoint, made before the trouble, stays."""
@@ -153,32 +197,53 @@ class StepLoop:
         with run.timed("checkpoint"):
             tensors = self.optimizer.state_tensors()
             tensors["rng/torch"] = torch.get_rng_state()
+            if run.device.type == "cuda":
+                tensors["rng/cuda"] = torch.cuda.get_rng_state(run.device)
+            for number, module in enumerate(self.scheduled):
+                tensors |= {f"adapter/{number}/{name}": item for name, item in adapter_state(module).items()}
             state = {
                 "tokens": self.tokens,
                 "seconds": self.elapsed(),
                 "stage_state": run.hook.save_state(run=run),
                 "first_eval": run.first_eval,
+                "stop_reason": run.stop_reason,
+                "rows": run.records.counts(),
+                "resumed_at": run.resumed_at,
             }
             path = save_checkpoint(run.dir / "checkpoints", self.step, tensors, state, self.cfg.keep_checkpoints)
         run.observers.on_checkpoint(run, self.step, path)
 
     def _resume(self) -> None:
         run = self.run
-        found = load_checkpoint(run.dir / "checkpoints") if run.plan.state == "resume" else None
-        if found is None:
-            if run.plan.state == "resume":
-                run.warn("no whole checkpoint was found; the run starts from its first step")
-                run.truncate_records(0)
+        if run.plan.state != "resume":
             return
-        path, tensors, state, notes = found
+        found, notes = load_checkpoint(run.dir / "checkpoints")
         for note in notes:
             run.warn(note)
+        if found is None:
+            run.warn("no whole checkpoint is left; the run starts from its first step")
+            run.truncate_records(-1)
+            return
+        path, tensors, state = found
         torch.set_rng_state(tensors.pop("rng/torch"))
-        self.optimizer.load_state_tensors(tensors)
-        self.step = run.step = int(state["step"])
+        if "rng/cuda" in tensors:
+            torch.cuda.set_rng_state(tensors.pop("rng/cuda"), run.device)
+        for number, module in enumerate(self.scheduled):
+            prefix = f"adapter/{number}/"
+            own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
+            load_adapter_state(module, own)
+        try:
+            self.optimizer.load_state_tensors(tensors)
+        except (KeyError, RuntimeError) as error:
+            raise ArtifactError(
+                f"the checkpoint does not fit the model: {error}", str(path), "start anew with reuse=false"
+            ) from error
+        self.step = run.step = run.policy_version = int(state["step"])
         self.tokens = int(state["tokens"])
         self.seconds_before = float(state["seconds"])
         run.first_eval = state["first_eval"]
+        run.stop_reason = state["stop_reason"]
+        run.resumed_at = [*state["resumed_at"], self.step]
         run.hook.load_state(run=run, state=state["stage_state"])
-        run.truncate_records(self.step)
+        run.truncate_records(self.step, state["rows"])
         run.say(f"resumed from {path.name}: {self.step} of {self.total} steps were done")

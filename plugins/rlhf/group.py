@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.api import Batch, LossOutput, hookimpl
 from core.torch_api import Models, StageData, StageRun, prompts, score_heldout, sum_by_completion
-from plugins.rlhf.rollouts import RolloutRow, collect_rollouts, kl_on_heldout, updates_of
+from plugins.rlhf.rollouts import Drift, RolloutRow, collect_rollouts, kl_on_heldout, updates_of
 from plugins.shared.estimators import (
     KlEstimator,
     clipped_policy_loss,
@@ -27,11 +27,12 @@ from plugins.shared.estimators import (
 
 @dataclass
 class GroupWork:
-    """A row, and the tokens and completions of its whole minibatch."""
+    """A row, the tokens and completions of its whole minibatch, and how far the policy has moved by then."""
 
     row: RolloutRow
     tokens: int
     completions: int
+    drift: Drift
 
 
 class _Group:
@@ -56,7 +57,8 @@ class _Group:
         for minibatch in updates_of(rows, cfg.inner_epochs, run.seed_for("minibatches", step)):
             tokens = sum(len(row.old_logprob_M) for row in minibatch)
             completions = sum(row.packed.completions for row in minibatch)
-            batch.updates.append([GroupWork(row, tokens, completions) for row in minibatch])
+            drift = Drift(tokens)
+            batch.updates.append([GroupWork(row, tokens, completions, drift) for row in minibatch])
         return batch
 
     def shaped(self, cfg: Any, row: RolloutRow) -> Tensor:
@@ -99,6 +101,7 @@ class Grpo(_Group):
         return LossOutput(
             (share * per_token).sum(),
             {
+                "approx_kl": micro_batch.drift.add(run, row, logprob),
                 "clip_frac": clipped.float().sum().item() / micro_batch.tokens,
                 "ratio_gap": (ratio - 1).abs().sum().item() / micro_batch.tokens,
             },
@@ -136,6 +139,7 @@ class Rloo(_Group):
         return LossOutput(
             (weight_C * per_sequence).sum() * share,
             {
+                "approx_kl": micro_batch.drift.add(run, row, logprob),
                 "clip_frac": clipped.float().sum().item() * share,
                 "ratio_gap": (ratio - 1).abs().sum().item() * share,
             },

@@ -5,7 +5,7 @@ One iteration:
 2. per-token reward r_t = -kl_coef * KL_t(policy || reference), plus the score at the completion's last token;
 3. values V_t of the state before each token from a separate value network, initialised from the reward model;
 4. generalised advantages, whitened; returns = advantages + values;
-5. inner epochs over minibatches: an update by the clipped policy loss and one by the clipped value loss, each a mean
+5. inner epochs over minibatches: an update by the clipped value loss and one by the clipped policy loss, each a mean
    over the minibatch's tokens.
 
 Departures: the score is given at the last token itself, not one after it (there is no padding to put it on); old
@@ -35,7 +35,7 @@ from core.torch_api import (
     split_by_tokens,
     step_items,
 )
-from plugins.rlhf.rollouts import RolloutRow, collect_rollouts, kl_on_heldout, updates_of
+from plugins.rlhf.rollouts import Drift, RolloutRow, collect_rollouts, kl_on_heldout, updates_of
 from plugins.shared.estimators import (
     KlEstimator,
     adaptive_coefficient,
@@ -49,12 +49,14 @@ from plugins.shared.estimators import (
 
 @dataclass
 class Work:
-    """One micro-batch: what to compute on a row, and the number of tokens in its whole minibatch."""
+    """One micro-batch: what to compute on a row, the number of tokens in its whole minibatch, and how far the policy
+    has moved by then (None for ptx)."""
 
     kind: str
     """policy, value or ptx."""
     row: Any
     tokens: int
+    drift: Drift | None = None
 
 
 def token_rewards(score_C: Tensor, kl_M: Tensor, completion_M: Tensor, kl_coef: float) -> Tensor:
@@ -120,9 +122,10 @@ class Ppo:
             tokens = sum(len(row.old_logprob_M) for row in minibatch)
             # The two networks share nothing, so each has its own update: gradients and clipping stay apart, and only
             # one network's gradients stand in memory.
-            policy = [Work("policy", row, tokens) for row in minibatch]
-            batch.updates.append(policy + self._ptx(run, step, number))
+            drift = Drift(tokens)
+            policy = [Work("policy", row, tokens, drift) for row in minibatch]
             batch.updates.append([Work("value", row, tokens) for row in minibatch])
+            batch.updates.append(policy + self._ptx(run, step, number))
         return batch
 
     @staticmethod
@@ -182,16 +185,14 @@ class Ppo:
             logprob, row.old_logprob_M, row.extra["advantage"], cfg.clip_range, cfg.clip_range
         )
         loss = (row.weight_M * per_token).sum() * share
+        assert micro_batch.drift is not None
         with torch.no_grad():
-            approximate_kl = kl_estimate(row.old_logprob_M, logprob, KlEstimator.k3).sum().item() * share
             metrics = {
                 "policy_loss": loss.item(),
-                "approx_kl": approximate_kl,
+                "approx_kl": micro_batch.drift.add(run, row, logprob),
                 "clip_frac": clipped.float().sum().item() * share,
                 "ratio_gap": (ratio - 1).abs().sum().item() * share,
             }
-        if cfg.stop_kl and approximate_kl > cfg.stop_kl:
-            run.skip_updates = True
         return LossOutput(loss, metrics)
 
     @hookimpl

@@ -44,6 +44,23 @@ class RolloutRow:
         return torch.bincount(self.packed.completion_M, minlength=self.packed.completions)
 
 
+@dataclass
+class Drift:
+    """How far the policy has moved within an iteration: k3 estimate of the KL from the policy that sampled to the
+    policy now, in nats a token, added up over the rows of one update, which hold `tokens` completion tokens."""
+
+    tokens: int
+    kl: float = 0.0
+
+    def add(self, run: StageRun, row: RolloutRow, logprob_M: Tensor) -> float:
+        """The row's share of the KL. Skips the iteration's remaining updates when the sum exceeds stage.stop_kl."""
+        nats = kl_estimate(row.old_logprob_M, logprob_M.detach(), KlEstimator.k3).sum().item()
+        self.kl += nats / self.tokens
+        if run.cfg.stage.stop_kl and self.kl > run.cfg.stage.stop_kl:
+            run.skip_updates = True
+        return nats / self.tokens
+
+
 def _score(run: StageRun, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[Any], dict[str, float]]:
     """Scores of the run's reward, and metrics; the true score beside it where there is one."""
     requests = [
@@ -152,6 +169,7 @@ def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tup
         "finished": sum(rollouts[i].finished for i in kept) / len(kept),
         "engine_gap": totals["engine_gap"] / token_count,
         "engine_gap_max": longest_gap,
+        "sync_difference": run.sync_difference,
     }
     if cfg.max_kl and metrics["kl"] > cfg.max_kl:
         run.stop_reason = f"the KL to the reference is {metrics['kl']:.2f} nats, over stage.max_kl={cfg.max_kl}"

@@ -40,13 +40,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(values: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
-    """(values - mean) / sqrt(var + 1e-8) over the masked entries, unbiased variance; zero elsewhere.
+    """(values - mean) / sqrt(var + 1e-8) over the masked entries, zero elsewhere; the variance is that of the entries
+    themselves (divided by their count), as in the code of Ziegler et al. 2019.
 
-    keep_mean adds the mean back, as is done for rewards (Ziegler et al. 2019).
+    keep_mean adds the mean back, as is done for rewards.
     """
-    count = mask.sum()
     mean = masked_mean(values, mask)
-    variance = (((values - mean) ** 2) * mask).sum() / (count - 1).clamp(min=1)
+    variance = masked_mean((values - mean) ** 2, mask)
     out = (values - mean) * torch.rsqrt(variance + 1e-8)
     if keep_mean:
         out = out + mean

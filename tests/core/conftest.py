@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_kit import Lab, make_lab, run_apart, verify_here
 
 from core.__main__ import main
 from core.registry import DISABLE_VARIABLE, MODULES_VARIABLE
@@ -115,6 +116,39 @@ def cli(capfd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: Execut
         capfd.readouterr()
         code = main(list(arguments))
         captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A tiny model and rows for it."""
+    return make_lab(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="session")
+def finished(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the runs of a finished chain up to PPO; copy it to change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    code = run_apart(lab.rlhf(folder / "runs", "ppo"), folder / "out.txt")
+    assert code == 0, (folder / "out.txt").read_text()
+    return folder / "runs"
+
+
+@pytest.fixture
+def tiny_cli(capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Runs a command line with real stages in this process; artifacts are verified in this process too."""
+    import core.artifact
+
+    monkeypatch.setattr(core.artifact, "verify_in_fresh_process", verify_here)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(arguments: list[str]) -> Outcome:
+        capfd.readouterr()
+        code = main(arguments)
+        captured = capfd.readouterr()
+        assert "Traceback" not in captured.err + captured.out, captured.err
         return Outcome(code, captured.out, captured.err)
 
     return run

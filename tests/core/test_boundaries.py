@@ -16,8 +16,9 @@ HEAVY = {
     "gguf", "tensorboard",
 }  # fmt: skip
 TORCH_SIDE = (
-    "models packed logprobs optim trainer checkpoint artifact verify defaults run adapters tokens evaluate".split()  # noqa: SIM905
-)
+    "adapters artifact attention checkpoint defaults evaluate examples lifecycle loading logprobs models optim packed "
+    "run sync torch_api trainer verify"
+).split()
 MAY_IMPORT_TORCH = {f"core/{name}.py" for name in TORCH_SIDE}
 WORDS = ("beta", "advantage", "advantages", "clip_range", "kl_coef", "wandb", "vllm", "ppo", "dpo", "grpo")
 MAY_KNOW_WORDS = {"core/combinations.py"}

@@ -1,0 +1,185 @@
+"""Whole runs of a tiny random model, in this process or in one that is killed, and what two runs must share."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FAKES = Path(__file__).parent / "fakes"
+ENDS_IN_S = 240
+VARYING = ("time_s", "tokens_per_s")
+"""Endings of the names of metrics that differ between equal runs."""
+
+
+@dataclass
+class Lab:
+    """A tiny model, and a folder with 16 pairs to train on and 4 held out: one epoch is 4 steps of 4."""
+
+    model: Path
+    data: Path
+
+    def common(self, runs: Path | str) -> list[str]:
+        """Settings that every run shares."""
+        return [
+            "model=custom", f"model.source={self.model}", "model.max_length=128", f"data.path={self.data}",
+            "tracker=none", f"runs_dir={runs}", "rollout=transformers", "eval.max_new_tokens=6", "eval.max_items=4",
+            "runtime.dtype=fp32", "runtime.threads=1", "stage.batch_size=4",
+        ]  # fmt: skip
+
+    def sft(self, runs: Path | str, *more: str) -> list[str]:
+        """Five steps of demonstrations, a checkpoint every second one."""
+        return ["stage=sft", *self.common(runs), "stage.max_steps=5", "stage.save_every_steps=2", *more]
+
+    def rlhf(self, runs: Path | str, algorithm: str, *more: str) -> list[str]:
+        """Six steps of an algorithm, a checkpoint after each, with short stages before it."""
+        return [
+            "stage=rlhf", f"algorithm={algorithm}", *self.common(runs), "stage.max_steps=6", "stage.save_every_steps=1",
+            *(f"upstream.{name}.{item}" for name in ("sft", "reward")
+              for item in ("max_steps=3", "batch_size=4", "save_every_steps=1")),
+            *([] if algorithm in ("dpo", "ipo") else ["stage.max_new_tokens=6", "stage.group_size=2"]), *more,
+        ]  # fmt: skip
+
+
+def make_lab(folder: Path) -> Lab:
+    """Write the model and the data."""
+    from core.testing.tiny import tiny_model, tiny_pairs
+
+    data = folder / "data"
+    data.mkdir()
+    rows = tiny_pairs(folder / "pairs.jsonl", count=20).read_text().splitlines(keepends=True)
+    (data / "preference.jsonl").write_text("".join(rows[:16]))
+    (data / "heldout.jsonl").write_text("".join(rows[16:]))
+    return Lab(tiny_model(folder / "model"), data)
+
+
+def verify_here(job: dict[str, Any]) -> dict[str, Any]:
+    """The verification without a process of its own, which would cost more than all the rest of a tiny run."""
+    from core.verify import check_artifact
+
+    checks = check_artifact(job)
+    return {"ok": all(check["ok"] for check in checks), "checks": checks}
+
+
+# ---- processes that are killed --------------------------------------------------------------------------------------
+
+
+def _child(arguments: list[str], environment: dict[str, str], output: Path, prepare: Callable[[], None] | None) -> None:
+    os.environ.update(environment)
+    with output.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.path.insert(0, str(FAKES))
+    import core.artifact
+    from core.__main__ import main
+
+    core.artifact.verify_in_fresh_process = verify_here  # type: ignore[assignment]
+    if prepare is not None:
+        prepare()
+    sys.exit(main(arguments))
+
+
+def start(
+    arguments: list[str],
+    output: Path,
+    environment: dict[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> Any:
+    """The command line in a process of its own, forked from a server that has imported what is slow to import.
+
+    prepare: a function of a module, called in the process before the command.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["run_kit", "core.run", "core.defaults", "transformers.models.llama.modeling_llama"])
+    process = context.Process(target=_child, args=(arguments, environment or {}, output, prepare))
+    process.start()
+    return process
+
+
+def finish(process: Any) -> int:
+    """Exit code of a process that ends by itself."""
+    process.join(ENDS_IN_S)
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError("the process did not end")
+    return process.exitcode
+
+
+def run_apart(arguments: list[str], output: Path, **more: Any) -> int:
+    """`start` and `finish`."""
+    return finish(start(arguments, output, **more))
+
+
+def kill_at(arguments: list[str], place: str, folder: Path) -> str:
+    """Run the command in a process and kill it with SIGKILL at STAGE:HOOK:STEP (see fakes/stall.py); what it printed.
+
+    Fails when the run ends before it comes to that place.
+    """
+    mark, output = folder / f"at-{place.replace(':', '-')}", folder / "killed.txt"
+    output.unlink(missing_ok=True)
+    stall = {"PREFTUNE_PLUGINS": "stall", "PREFTUNE_TEST_STALL": f"{place}:{mark}"}
+    process = start(arguments, output, stall)
+    until = time.monotonic() + ENDS_IN_S
+    while not mark.exists():
+        assert process.exitcode is None and time.monotonic() < until, output.read_text()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    return output.read_text()
+
+
+# ---- what a run left ------------------------------------------------------------------------------------------------
+
+
+def run_folders(runs: Path, stage: str) -> list[Path]:
+    """Run folders of a stage, oldest first."""
+    return sorted(runs.glob(f"*/*-{stage}*"), key=lambda path: path.stat().st_ctime if path.is_dir() else 0)
+
+
+def only_folder(runs: Path, stage: str) -> Path:
+    """The one run folder of a stage."""
+    (folder,) = run_folders(runs, stage)
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(value, dict)
+    return value
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON Lines file; every line must be whole."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the training rows of metrics.jsonl, in their order."""
+    stage = read_json(folder / "plan.json")["stage"]
+    return [row["step"] for row in rows(folder / "metrics.jsonl") if f"{stage}/loss" in row]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """The two run folders hold bit-identical weights and, times apart, the same records."""
+    names = sorted(path.name for path in (one / "artifact").glob("*.safetensors"))
+    assert names
+    for name in names:
+        assert (one / "artifact" / name).read_bytes() == (other / "artifact" / name).read_bytes(), name
+    strip = [
+        [{k: v for k, v in row.items() if not k.endswith(VARYING)} for row in rows(folder / "metrics.jsonl")]
+        for folder in (one, other)
+    ]
+    assert strip[0] == strip[1]
+    assert rows(one / "samples.jsonl") == rows(other / "samples.jsonl")
+    kept = ("steps", "tokens", "metric", "before", "after", "interval", "delta_interval", "verified")
+    results = [read_json(folder / "result.json") for folder in (one, other)]
+    assert {k: results[0][k] for k in kept} == {k: results[1][k] for k in kept}
