@@ -22,13 +22,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rounds", type=int, default=6, help="turns of each contender, warm-up apart (6)")
     parser.add_argument("--steps", type=int, default=1, help="steps in one turn (1)")
     parser.add_argument("--only", action="append", default=[], help="contenders whose name holds this; repeatable")
+    parser.add_argument("--together", type=int, default=3, help="contenders alive at once, 2 or more (3)")
     parser.add_argument("--model", help="folder or package:…, the embedded model when unset; `tiny` is a random one")
     parser.add_argument("--data", help="file of rows, or folder of them; $PREFTUNE_BENCH_DATA, else generated rows")
     parser.add_argument("--json", type=Path, help="write everything measured here")
     parser.add_argument("--keep", action="store_true", help="keep the working folder with the contenders' logs")
     asked = parser.parse_args(arguments)
-    if min(asked.rounds, asked.steps) < 1:
-        parser.error("--rounds and --steps must be at least 1")
+    if min(asked.rounds, asked.steps) < 1 or asked.together < 2:
+        parser.error("--rounds and --steps must be at least 1, --together at least 2")
     folder = Path(tempfile.mkdtemp(prefix="preftune-bench-"))
     model = _tiny(folder / "tiny") if asked.model == "tiny" else asked.model
     names = [*TASKS, "help"] if asked.benchmark == "all" else [asked.benchmark]
@@ -43,8 +44,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             continue
         task = TASKS[name]
         results, facts = run_task(
-            task, asked.only, model=model, data=asked.data, rounds=asked.rounds, steps=asked.steps, folder=folder / name
-        )
+            task, asked.only, model=model, data=asked.data, rounds=asked.rounds, steps=asked.steps,
+            folder=folder / name, together=asked.together,
+        )  # fmt: skip
         summary = summarise(results)
         failed = failed or any(result.error for result in results)
         measured["benchmarks"][name] = {**facts, "about": task.about, "contenders": summary}
@@ -67,7 +69,7 @@ def _tiny(folder: Path) -> str:
     """A random model, to try the harness; its speeds mean nothing."""
     from core.testing.tiny import tiny_model
 
-    return str(tiny_model(folder))
+    return str(tiny_model(folder, hidden=128))  # vLLM serves heads of 32 and wider
 
 
 if __name__ == "__main__":

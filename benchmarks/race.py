@@ -33,7 +33,7 @@ class WorkerError(Exception):
 class Worker:
     """A process at the other end of a `Gate`."""
 
-    def __init__(self, job: dict[str, Any], log: Path, timeout_s: float) -> None:
+    def __init__(self, log: Path, timeout_s: float) -> None:
         self.log, self.timeout_s = log, timeout_s
         environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": str(ROOT)}
         with log.open("w") as errors:
@@ -41,9 +41,9 @@ class Worker:
                 [sys.executable, "-m", "benchmarks.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=errors, cwd=ROOT, env=environment, text=True, bufsize=1,
             )  # fmt: skip
-        self._send(json.dumps(job))
 
-    def _send(self, line: str) -> None:
+    def send(self, line: str) -> None:
+        """A line on its standard input. Raises WorkerError when the process is gone."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(line + "\n")
@@ -65,13 +65,14 @@ class Worker:
 
     def step(self) -> dict[str, Any]:
         """One step."""
-        self._send("step")
+        self.send("step")
         return self.answer()
 
     def _last_words(self) -> str:
         self.process.wait(timeout=30)
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"exit code {self.process.returncode}: {lines[-1] if lines else 'nothing in its log'}"
+        named = [line for line in lines if "Error" in line] or lines or ["nothing in its log"]
+        return f"exit code {self.process.returncode}: {named[-1].strip()}"
 
     def close(self) -> None:
         """End the process."""
@@ -81,13 +82,23 @@ class Worker:
 
 @dataclass
 class Result:
-    """What a contender did. `steps`: one list of answers a round."""
+    """What a contender did in one heat. `steps`: one list of answers a round."""
 
     contender: Contender
+    heat: int = 0
     start: dict[str, Any] = field(default_factory=dict)
     warm_up: dict[str, Any] = field(default_factory=dict)
     steps: list[list[dict[str, Any]]] = field(default_factory=list)
     error: str = ""
+
+
+def heats(contenders: list[Contender], together: int) -> list[list[Contender]]:
+    """Contenders in fields of at most `together`; the first of ours, the reference, runs in each."""
+    reference = next((item for item in contenders if item.side == "ours"), None)
+    others = [item for item in contenders if item is not reference]
+    first = [] if reference is None else [reference]
+    size = max(1, together - len(first))
+    return [[*first, *others[start : start + size]] for start in range(0, len(others), size)] or [first]
 
 
 def run_task(
@@ -99,6 +110,7 @@ def run_task(
     rounds: int,
     steps: int,
     folder: Path,
+    together: int = 3,
     timeout_s: float = 1800.0,
 ) -> tuple[list[Result], dict[str, Any]]:
     """Race the task's contenders (those whose name holds a word of `only`). Returns results, and facts of the race."""
@@ -114,44 +126,57 @@ def run_task(
     }  # fmt: skip
     prepared = _prepare(job, folder, timeout_s)
     facts = {"rows": origin, "examples": prepared["examples"], "model": Path(prepared["folder"]).name}
-    workers: dict[str, Worker] = {}
-    results = [Result(contender) for contender in contenders]
+    results: list[Result] = []
+    for heat, field_ in enumerate(heats(contenders, together)):
+        part = [Result(contender, heat) for contender in field_]
+        _run_heat(part, {**job, "trl_model": prepared["folder"]}, folder / str(heat), rounds, steps, timeout_s)
+        results += part
+    return results, facts
+
+
+def _run_heat(
+    results: list[Result], job: dict[str, Any], folder: Path, rounds: int, steps: int, timeout_s: float
+) -> None:
+    """Start the contenders, let each warm up, then give them turns. Fills the results."""
+    folder.mkdir()
+    workers: list[Worker] = []
     try:
         for number, result in enumerate(results):
             contender = result.contender
-            _say(f"{task.name}: starting {contender.name}")
-            part = {"side": contender.side, "options": contender.options, "folder": str(folder / str(number))}
+            _say(f"{job['task']}: starting {contender.name}")
+            own = {"side": contender.side, "options": contender.options, "folder": str(folder / str(number))}
             if contender.side == "trl":
-                part["model"] = prepared["folder"]
+                own["model"] = job["trl_model"]
             began = time.perf_counter()
+            worker = Worker(folder / f"{number}.log", timeout_s)
+            workers.append(worker)
             try:
-                worker = workers[contender.name] = Worker({**job, **part}, folder / f"{number}.log", timeout_s)
+                worker.send(json.dumps({**job, **own}))
                 result.start = {**worker.answer(), "seconds": time.perf_counter() - began}
                 result.warm_up = worker.step()
             except WorkerError as error:
                 _fail(result, error)
         for number in range(rounds):
-            for result in results:
+            for result, worker in zip(results, workers, strict=True):
                 if result.error:
                     continue
                 try:
-                    worker = workers[result.contender.name]
                     result.steps.append([worker.step() for _ in range(steps)])
                 except WorkerError as error:
                     _fail(result, error)
                     continue
                 seconds = sum(step["seconds"] for step in result.steps[-1])
-                _say(f"{task.name}: round {number + 1} of {rounds}, {result.contender.name}: {seconds:.2f} s")
+                _say(f"{job['task']}: round {number + 1} of {rounds}, {result.contender.name}: {seconds:.2f} s")
     finally:
-        for worker in workers.values():
+        for worker in workers:
             worker.close()
-    return results, facts
 
 
 def _prepare(job: dict[str, Any], folder: Path, timeout_s: float) -> dict[str, Any]:
     """Have the rows of each step written down; where the model's folder is, and how many examples there are."""
-    worker = Worker({**job, "side": "rows", "folder": str(folder / "rows")}, folder / "rows.log", timeout_s)
+    worker = Worker(folder / "rows.log", timeout_s)
     try:
+        worker.send(json.dumps({**job, "side": "rows", "folder": str(folder / "rows")}))
         return worker.answer()
     except WorkerError as error:
         raise SystemExit(f"error: the rows could not be prepared: {error} (see {folder / 'rows.log'})") from error

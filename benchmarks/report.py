@@ -42,15 +42,20 @@ def _processor() -> str:
 
 
 def summarise(results: list[Result]) -> list[dict[str, Any]]:
-    """One entry a contender. The first of our contenders that finished is what the others are measured against.
+    """One entry a contender and heat. The first of ours in each heat is what the heat's others are measured against.
 
     times_ours: tokens a second of ours over the contender's, the median, least and most of the rounds.
     """
-    ours = next((item for item in results if item.contender.side == "ours" and item.steps and not item.error), None)
+    references: dict[int, Result] = {}
+    for result in results:
+        if result.contender.side == "ours" and result.steps and not result.error:
+            references.setdefault(result.heat, result)
     summary = []
     for result in results:
+        ours = references.get(result.heat)
         entry: dict[str, Any] = {
             "name": result.contender.name,
+            "heat": result.heat + 1,
             "about": result.contender.about,
             "options": result.contender.options,
             "error": result.error,
@@ -67,6 +72,7 @@ def summarise(results: list[Result]) -> list[dict[str, Any]]:
                 "imports_gb": result.start.get("baseline_gb"),
                 "start_seconds": result.start["seconds"],
                 "threads": result.start.get("threads"),
+                "completion_tokens": [step.get("completion_tokens", 0) for step in steps],
                 "losses": [result.warm_up["loss"], *(step["loss"] for step in steps)],
                 "rounds": result.steps,
             }
@@ -84,8 +90,8 @@ def _speed(steps: list[dict[str, Any]]) -> float:
 
 
 _HEAD = (
-    "| contender | s a step | tokens/s | tokens/s, all steps | ours is … times as fast | over all | peak GB | GB after "
-    "imports | first loss |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    "| contender | heat | s a step | tokens/s | tokens/s, all steps | ours is … times as fast | over all | peak GB "
+    "| GB after imports | first loss |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -94,11 +100,11 @@ def table(summary: list[dict[str, Any]]) -> str:
     lines = [_HEAD]
     for entry in summary:
         if "step_seconds" not in entry:
-            lines.append(f"| {entry['name']} | failed: {entry['error']} | | | | | | | |")
+            lines.append(f"| {entry['name']} | {entry['heat']} | failed: {entry['error']} | | | | | | | |")
             continue
         middle, low, high = entry.get("times_ours", (float("nan"),) * 3)
         lines.append(
-            f"| {entry['name']} | {entry['step_seconds']:.2f} | {entry['tokens_per_s']:.0f} "
+            f"| {entry['name']} | {entry['heat']} | {entry['step_seconds']:.2f} | {entry['tokens_per_s']:.0f} "
             f"| {entry['tokens_per_s_overall']:.0f} | {middle:.2f} ({low:.2f}–{high:.2f}) "
             f"| {entry.get('times_ours_overall', float('nan')):.2f} | {entry['peak_gb']:.2f} "
             f"| {entry['imports_gb']:.2f} | {entry['losses'][0]:.4f} |"

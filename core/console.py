@@ -30,7 +30,7 @@ class Console:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._title = ""
-        self._began = 0.0
+        self._first: tuple[int, float] | None = None
         self._last_line = 0.0
 
     def line(self, text: str) -> None:
@@ -78,7 +78,7 @@ class Console:
 
     def begin(self, title: str, total: int) -> None:
         """A stage starts its steps."""
-        self._title, self._began, self._last_line = title, time.perf_counter(), 0.0
+        self._title, self._first, self._last_line = title, None, 0.0
         if not self.live:
             return
         from rich.progress import (
@@ -105,10 +105,14 @@ class Console:
             self._progress.update(self._task, completed=step, metrics=text)
             return
         now = time.perf_counter()
+        if self._first is None:
+            self._first = (step, now)
         if now - self._last_line >= _PLAIN_EVERY_S or step == total:
             self._last_line = now
-            left = (now - self._began) / max(step, 1) * (total - step)
-            self.line(f"{self._title}: step {step}/{total}  {text}  eta {_duration(left)}")
+            since, began = self._first
+            # Between steps alone: what came before the first, evaluation and all, tells nothing of their pace.
+            left = f"  eta {_duration((now - began) / (step - since) * (total - step))}" if step > since else ""
+            self.line(f"{self._title}: step {step}/{total}  {text}{left}")
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """A held-out evaluation is done."""

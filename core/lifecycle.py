@@ -26,7 +26,6 @@ RESULT_VERSION = 1
 
 def carry_out(run: StageRun) -> dict[str, Any]:
     """Build, train, export, verify, report. Returns result.json."""
-
     began = time.perf_counter()
     reset_peak()
     phase = "build"

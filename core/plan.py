@@ -340,20 +340,17 @@ def _file_hash(name: str | None) -> str | None:
     return sha256_file(path) if path and path.is_file() else None
 
 
-def _reward_folders(cfg: RunConfig) -> list[Path]:
-    """Folders of learned reward models that the reward, or a member of it, names.
+def _reward_fingerprint(cfg: RunConfig) -> str | None:
+    """What identifies the weights that `reward.source` names; None where it names none.
 
-    Raises ConfigError for a folder that does not exist, ModelError for an artifact that was not verified.
+    Raises ModelError for an artifact that was not verified or was altered since.
     """
-    named = [getattr(cfg.reward, "source", None), *(params.get("source") for _, params in cfg.reward.uses())]
-    folders = []
-    for source in filter(None, named):
-        folder = artifact_folder(Path(source).expanduser())
-        if not folder.is_dir():
-            raise ConfigError(f"there is no folder '{source}'", "reward.source", "name the folder of a reward model")
-        check_verified(folder, f"reward.source={source}")
-        folders.append(folder)
-    return folders
+    source = getattr(cfg.reward, "source", None)
+    if not source:
+        return None
+    folder = artifact_folder(Path(source).expanduser())
+    check_verified(folder, f"reward.source={source}")
+    return folder_fingerprint(folder)
 
 
 def _key(plan: StagePlan, fingerprint: str) -> str:
@@ -373,7 +370,7 @@ def _key(plan: StagePlan, fingerprint: str) -> str:
     if plan.engine:
         parts["rollout"] = {**plain(cfg.rollout), "name": plan.engine.name}
     if plan.reward:
-        parts["reward"] = {**plain(cfg.reward), "sources": [folder_fingerprint(path) for path in _reward_folders(cfg)]}
+        parts["reward"] = {**plain(cfg.reward), "source": _reward_fingerprint(cfg)}
     for part, names in _NOT_IN_KEY.items():
         for name in names:
             parts.get(part, {}).pop(name, None)

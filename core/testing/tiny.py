@@ -12,7 +12,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-_NUMBERS = "one two three four five six seven eight nine ten".split()  # noqa: SIM905 (read as a sentence)
+_NUMBERS = "one two three four five six seven eight nine ten".split()
 _WORDS = [*_NUMBERS, "red", "blue", "green", "name", "the", "color", "number", "after", "is"]
 
 

@@ -97,7 +97,9 @@ def start(
     prepare: a function of a module, called in the process before the command.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["run_kit", "core.run", "core.defaults", "transformers.models.llama.modeling_llama"])
+    context.set_forkserver_preload(
+        ["run_kit", "core.lifecycle", "core.defaults", "transformers.models.llama.modeling_llama"]
+    )
     process = context.Process(target=_child, args=(arguments, environment or {}, output, prepare))
     process.start()
     return process

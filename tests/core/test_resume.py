@@ -117,6 +117,18 @@ def test_killed_behind_the_result(lab: Lab, tmp_path: Path) -> None:
     assert (folder / "report.html").exists() and not list((folder / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_adapters_killed(lab: Lab, tmp_path: Path, method: str) -> None:
+    """AdaLoRA takes rank away while it trains; what it has taken is part of the state."""
+    more = [f"peft={method}", "stage.max_steps=12", "stage.lr=1e-2"]
+    kill_at(lab.sft(tmp_path / "runs", *more), "sft:step:9", tmp_path)
+    assert run_apart(lab.sft(tmp_path / "runs", *more), tmp_path / "out.txt") == 0, (tmp_path / "out.txt").read_text()
+    assert "resumed from step-00000008" in (tmp_path / "out.txt").read_text()
+    assert run_apart(lab.sft(tmp_path / "straight", *more), tmp_path / "out.txt") == 0
+    assert_same(only_folder(tmp_path / "runs", "sft"), only_folder(tmp_path / "straight", "sft"))
+
+
 def _die_in_the_second_checkpoint() -> None:
     save_file, calls = core.checkpoint.save_file, []
 

@@ -21,7 +21,7 @@ from plugins.reward.stage import Reward, pair_rows
 from plugins.rlhf import GrpoConfig, IpoConfig, PairwiseConfig, RlooConfig, SmoothedConfig
 from plugins.rlhf.group import GroupWork, Grpo, Rloo
 from plugins.rlhf.pairwise import Pairwise, _rows
-from plugins.rlhf.rollouts import RolloutRow
+from plugins.rlhf.rollouts import Drift, RolloutRow
 from plugins.sft.stage import weighted_micro_batches, weighted_nll
 
 TOLERANCE = 1e-5
@@ -368,7 +368,8 @@ def our_group_loss(stage: Any, cfg: Any, rollouts: dict[str, Any]) -> tuple[floa
     packed, zeros = rollouts["packed"], torch.zeros(4)
     row = RolloutRow(packed, zeros, rollouts["old"], rollouts["reference"], torch.ones(len(packed.targets_M)))
     row.extra["advantage_C"] = torch.tensor(ADVANTAGES)
-    work = GroupWork(row, len(packed.targets_M), packed.completions)
+    tokens = len(packed.targets_M)
+    work = GroupWork(row, tokens, packed.completions, Drift(tokens))
     out = stage.compute_loss(run=stage_run(cfg), models=models, micro_batch=work)
     out.loss.backward()
     return out.loss.item(), models.policy.module, out.metrics
