@@ -228,7 +228,14 @@ def test_prompt_methods_run_one_stage_alone(bench: Bench, capsys):
 
 @pytest.mark.slow
 def test_a_prompt_method_with_rollouts(bench: Bench):
-    words = ("stage=rlhf", "algorithm=grpo", "pipeline.stages=[rlhf]", "peft=p_tuning", "reward=length")
+    words = (
+        "stage=rlhf",
+        "algorithm=grpo",
+        "pipeline.stages=[rlhf]",
+        "peft=p_tuning",
+        "reward=length",
+        "reward.target_tokens=5",
+    )
     assert bench.run("ptuning", *words, "stage.max_new_tokens=6", "runtime.dtype=fp32") == 0
     assert artifact(bench.stages("ptuning")["rlhf"])["verification"]["ok"]
 
