@@ -554,3 +554,13 @@ def test_findings_of_proven_methods_are_readable(configure):
     spec = type("Spec", (), {"rollouts": False, "makes": "policy", "roles": ("policy", "reference")})()
     [finding] = check_combinations(cfg, spec)
     assert finding.level == "warning" and "second copy" in finding.message
+
+
+def test_the_documentation_lists_every_method():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "peft.md").read_text(encoding="utf-8")
+    for method in PROVEN - {"none"}:
+        merges, nf4, int8 = method not in UNMERGEABLE, method in QUANTISED["nf4"], method in QUANTISED["int8"]
+        row = " | ".join("yes" if flag else "no" for flag in (merges, nf4, int8))
+        assert f"| `{method}` | {row} |" in text
+    for method, reason in FAILING.items():
+        assert f"| `{method}` | {reason} |" in text

@@ -5,12 +5,24 @@ from __future__ import annotations
 import pytest
 
 from core import combinations
-from core.combinations import FAILING, PROMPT_LEARNING, PROVEN, RULES, check_combinations
+from core.combinations import (
+    FAILING,
+    NEEDED_OPTIONS,
+    PROVEN,
+    QUANTISED,
+    RULES,
+    UNMERGEABLE,
+    check_chain,
+    check_combinations,
+)
 from core.schema import ModelConfig, PeftConfig, Quant, RolloutConfig, RunConfig, StageConfig
 from core.specs import StageSpec
 
 OFFLINE = StageSpec("sft", StageConfig, "a:b", "sft")
 ONLINE = StageSpec("rlhf", StageConfig, "a:b", "prompts", rollouts=True)
+
+REFERENCE = StageSpec("dpo", StageConfig, "a:b", "preference", roles=("policy", "reference"))
+SCORING = StageSpec("reward", StageConfig, "a:b", "preference", roles=("reward_model",), makes="reward_model")
 
 
 @pytest.fixture
@@ -35,9 +47,10 @@ def found(cfg: RunConfig, spec: StageSpec = OFFLINE) -> dict[str, str]:
 @pytest.mark.parametrize("method", sorted(PROVEN))
 @pytest.mark.parametrize("engine", ["auto", "transformers", "vllm"])
 def test_proven_methods_without_quantisation(installed, method, engine):
-    assert found(config(method, engine=engine), OFFLINE) == {}
-    expected = {"virtual-tokens-cannot-reach-vllm": "error"} if engine == "vllm" and method in PROMPT_LEARNING else {}
-    assert found(config(method, engine=engine), ONLINE) == expected
+    needed = {NEEDED_OPTIONS[method]: [5]} if method in NEEDED_OPTIONS else {}
+    assert found(config(method, engine=engine, options=needed), OFFLINE) == {}
+    expected = {"adapter-cannot-reach-engine": "error"} if engine == "vllm" and method in UNMERGEABLE else {}
+    assert found(config(method, engine=engine, options=needed), ONLINE) == expected
 
 
 @pytest.mark.parametrize("quant", ["nf4", "int8"])
@@ -55,8 +68,45 @@ def test_quantised_weights_and_engines(installed):
 
 def test_merging(installed):
     assert found(config("lora", merge=True)) == {}
-    assert found(config("prefix_tuning", merge=True)) == {"virtual-tokens-cannot-merge": "error"}
+    assert found(config("prefix_tuning", merge=True)) == {"adapter-cannot-merge": "error"}
     assert found(config(merge=True)) == {"merge-without-adapter": "warning"}
+
+
+@pytest.mark.parametrize("quant", ["nf4", "int8"])
+@pytest.mark.parametrize("method", sorted(PROVEN - {"none"}))
+def test_methods_on_quantised_weights(installed, method, quant):
+    options = {NEEDED_OPTIONS[method]: [5]} if method in NEEDED_OPTIONS else {}
+    expected = {} if method in QUANTISED[quant] else {"quantised-base-unfit": "error"}
+    assert found(config(method, quant, options=options)) == expected
+
+
+def test_special_kinds_of_lora(installed):
+    assert found(config("lora", "nf4", options={"use_dora": True})) == {}
+    assert found(config("lora", "int8", options={"use_dora": True})) == {"quantised-base-unfit": "error"}
+    assert found(config("lora", options={"init_lora_weights": "pissa"})) == {}
+    assert found(config("lora", "nf4", options={"init_lora_weights": "pissa"})) == {"quantised-base-unfit": "error"}
+    assert found(config("lora", options={"init_lora_weights": "corda"})) == {"start-cannot-be-had": "error"}
+    assert found(config("lora", options={"init_lora_weights": False})) == {"start-is-random": "warning"}
+    reference = {"reference-is-a-second-copy": "warning"}
+    assert found(config("lora", options={"init_lora_weights": "olora"}), REFERENCE) == reference
+    assert found(config("lora", options={"bias": "all"}), REFERENCE) == reference
+
+
+def test_scoring_models_dropout_and_options(installed):
+    assert found(config("prefix_tuning"), SCORING) == {"scoring-model-without-head": "error"}
+    assert found(config("lora"), SCORING) == {}
+    assert found(config("lora", dropout=0.1), ONLINE) == {"dropout-with-rollouts": "error"}
+    assert found(config("lora", options={"lora_dropout": 0.1}), ONLINE) == {"dropout-with-rollouts": "error"}
+    assert found(config("lora", dropout=0.1)) == {}
+    assert found(config("trainable_tokens")) == {"method-needs-option": "error"}
+    assert found(config("hra", r=5)) == {"householder-rank-is-odd": "error"}
+    assert found(config("hra", r=6)) == {}
+
+
+def test_stages_after_an_adapter_that_cannot_merge(installed):
+    assert check_chain(config("lora"), "sft") is None and check_chain(config(), "sft") is None
+    finding = check_chain(config("lily"), "sft")
+    assert finding is not None and "'sft'" in finding.message and UNMERGEABLE["lily"] in finding.message
 
 
 @pytest.mark.parametrize("method", sorted(FAILING))
@@ -66,7 +116,9 @@ def test_methods_that_do_not_train_are_refused_with_the_reason(installed, method
 
 
 def test_methods_that_were_never_tried_cost_a_warning(installed):
-    assert found(config("waveft")) == {"method-not-proven": "warning"}
+    assert found(config("adamss")) == {"method-not-proven": "warning", "method-needs-package": "error"}
+    installed.add("sklearn")
+    assert found(config("adamss")) == {"method-not-proven": "warning"}
 
 
 @pytest.mark.parametrize(
@@ -94,4 +146,7 @@ def test_every_finding_can_be_read(installed):
     for rule in RULES:
         assert rule.level in ("error", "warning")
         assert rule.mend or rule.level == "warning"
-        assert "{" not in rule.message.format(method="m", quant="q", engine="e", reason="r")
+        assert "{" not in rule.message.format(
+            method="m", quant="q", engine="e", reason="r", option="o", package="p", start="s", bad_init="b",
+            unmergeable="u",
+        )  # fmt: skip
