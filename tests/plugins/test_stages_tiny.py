@@ -72,8 +72,10 @@ def test_the_first_minibatch_of_ppo_has_ratio_one_exactly(make_stage, temperatur
             assert out.metrics["approx_kl"] == 0.0
             assert out.metrics["clip_frac"] == 0.0
         else:
-            # The values are those of the rollout: nothing is clipped yet.
+            # The values are those of the rollout, of the states before the tokens: nothing is clipped yet.
             row = micro_batch.row
+            with torch.no_grad():
+                assert torch.equal(row.extra["value"], stage.models.value_model(row.packed, row.packed.predict_M))
             squares = 0.5 * (row.extra["value"] - row.extra["return"]) ** 2
             assert out.metrics["value_loss"] == pytest.approx(squares.sum().item() / micro_batch.tokens, rel=1e-6)
     loop = stage.loop()
