@@ -1,4 +1,4 @@
-"""One stage at work, from its plan to its verified artifact."""
+"""What the hooks of one stage work with: config, plan, folder, models, engine, scorers, and ways to tell."""
 
 from __future__ import annotations
 
