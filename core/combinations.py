@@ -1,6 +1,6 @@
 """What may combine with what: adapter method × quantization × stage × rollout engine × runtime, in one table.
 
-Torch-free. The plan shows its warnings, the launcher refuses its errors, `doctor` prints it.
+Torch-free. The plan shows its warnings, the launcher refuses its errors.
 """
 
 from __future__ import annotations

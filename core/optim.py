@@ -36,6 +36,7 @@ class MasterAdamW:
         self.accumulating = False
         """Set before the first backward pass of an update that has several micro-batches."""
         self._scale = 1.0
+        self._hooks: list[Any] = []
         adam_groups = []
         for group in groups:
             masters = []
@@ -48,7 +49,7 @@ class MasterAdamW:
                 masters.append(master)
                 if not same:
                     # Freed one by one during backward: the model's own gradients never stand all at once.
-                    parameter.register_post_accumulate_grad_hook(self._absorb_hook(master))
+                    self._hooks.append(parameter.register_post_accumulate_grad_hook(self._absorb_hook(master)))
             adam_groups.append(
                 {"params": masters, "lr": group["lr"], "peak_lr": group["lr"], "weight_decay": group["weight_decay"]}
             )
@@ -144,6 +145,13 @@ class MasterAdamW:
             for parameter, master in zip(self.params, self.masters, strict=True):
                 if parameter is not master:
                     master.copy_(torch.where(parameter == master.to(parameter.dtype), master, parameter.float()))
+
+    def release(self) -> None:
+        """Let go of the parameters. Their hooks live outside Python's memory, where no collector would find them."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self.adam.state.clear()
 
     def drop_gradients(self) -> None:
         """Forget the gradients gathered so far."""

@@ -1,4 +1,4 @@
-"""One stage at work, from its plan to its verified artifact."""
+"""What the hooks of one stage work with: config, plan, folder, models, engine, scorers, and ways to tell."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ class StageRun:
         """Steps that were done when the run was resumed, one number for each time."""
         self.seconds: dict[str, float] = defaultdict(float)
         """Wall-clock seconds by part of the run."""
+        self._inner: list[float] = []
         self.first_eval: dict[str, Any] | None = None
         self.last_eval: dict[str, Any] | None = None
         self.eval_items: list[float | None] = []
@@ -194,12 +195,16 @@ class StageRun:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the block's wall-clock time to `seconds[part]`."""
+        """Add the block's wall-clock time to `seconds[part]`, less what parts inside it take for themselves."""
         began = time.perf_counter()
+        self._inner.append(0.0)
         try:
             yield
         finally:
-            self.seconds[part] += time.perf_counter() - began
+            whole = time.perf_counter() - began
+            self.seconds[part] += whole - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += whole
 
     # -- data --------------------------------------------------------------------------------------------------------
 

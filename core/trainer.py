@@ -61,6 +61,12 @@ class StepLoop:
 
     def fit(self) -> dict[str, float]:
         """Run all remaining steps. Returns steps, tokens and seconds, resumed ones included."""
+        try:
+            return self._fit()
+        finally:
+            self.optimizer.release()
+
+    def _fit(self) -> dict[str, float]:
         run = self.run
         self._resume()
         self.began = time.perf_counter()

@@ -194,7 +194,7 @@ def cards_of(
     before, after = result.get("reward_before"), result.get("reward_after")
     if number(after) is not None:
         card("Reward", decimal(after), "" if number(before) is None else f"from {decimal(before)}")
-    card("KL to reference", decimal(result.get("kl_to_reference")), "nats a token")
+    card("KL to reference", decimal(result.get("kl_to_reference")), "nats a completion")
     return cards
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -12,8 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+import core.attention
 import core.logprobs
-import core.models
 import core.packed
 from core.errors import ModelError
 from core.examples import demonstrations, pairs
@@ -25,8 +24,6 @@ from core.testing.tiny import tiny_tokenizer
 from core.tokens import ChatCodec
 
 VOCABULARY = 61
-ATTENTION = sys.modules[core.models.register_attention.__module__]
-"""The module whose attention transformers is told of."""
 
 
 def config(**changes) -> LlamaConfig:
@@ -398,7 +395,7 @@ def test_a_saved_offset_is_read():
 def attention() -> Iterator[None]:
     """The registered attention is put back afterwards."""
     yield
-    ATTENTION.register_attention()
+    core.attention.register_attention()
 
 
 def test_a_whole_model_passes(model):
@@ -408,7 +405,7 @@ def test_a_whole_model_passes(model):
 
 
 def test_attention_that_sees_neighbours_is_refused(attention, monkeypatch, plain):
-    whole = ATTENTION.packed_attention
+    whole = core.attention.packed_attention
 
     def leaking(module, query, key, value, attention_mask, packed=None, **more):
         if packed is not None:
@@ -418,7 +415,7 @@ def test_attention_that_sees_neighbours_is_refused(attention, monkeypatch, plain
             return out.transpose(1, 2), None
         return whole(module, query, key, value, attention_mask, **more)
 
-    monkeypatch.setattr(ATTENTION, "packed_attention", leaking)
+    monkeypatch.setattr(core.attention, "packed_attention", leaking)
     model = TokenModel(plain)
     with pytest.raises(ModelError, match="packed rows give other log-probabilities"):
         check_packed(model)
@@ -455,11 +452,11 @@ def test_not_a_number_is_refused(model):
 def test_a_sequence_beyond_the_sliding_window_is_refused():
     packed = pack(groups([(6, [6])]))
     query = torch.randn(1, 2, 12, 4)
-    ATTENTION.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=12)
+    core.attention.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=12)
     with pytest.raises(ValueError, match="sliding window of 11"):
-        ATTENTION.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=11)
+        core.attention.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=11)
     with pytest.raises(ValueError, match="soft-capping"):
-        ATTENTION.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, softcap=30.0)
+        core.attention.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, softcap=30.0)
 
 
 # ---- what is trained, decoded ------------------------------------------------------------------------------------

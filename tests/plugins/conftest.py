@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from core.console import Console
-from core.execute import _register
+from core.execute import open_stage
 from core.launch import typed_config
+from core.ledger import Ledger
 from core.plan import make_plan
 from core.registry import MODULES_VARIABLE, Registry
-from core.run import StageRun
 from core.testing.tiny import tiny_model as write_tiny_model
 from core.testing.tiny import tiny_pairs
 from core.trainer import StepLoop
@@ -32,10 +32,8 @@ class Stage:
         plan = whole.target
         plan.run_dir = folder
         folder.mkdir(parents=True)
-        registry = Registry.load()
-        _register(registry, plan, cfg)
-        self.run = StageRun(plan, whole, registry, Console(), "test", config_json)
-        self.hook = registry.manager.hook
+        self.run = open_stage(whole, plan, Console(), cfg, config_json, "test", Ledger(Path(cfg.runs_dir)))
+        self.hook = self.run.hook
         self.data = self.hook.build_data(run=self.run)
         self.run.total_steps = self.hook.total_steps(run=self.run, data=self.data)
         self.models = self.run.models = self.hook.build_models(run=self.run)

@@ -64,17 +64,24 @@ def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Ten
 def test_the_first_minibatch_of_ppo_has_ratio_one_exactly(make_stage, temperature):
     stage = rlhf(make_stage, "ppo", f"stage.temperature={temperature}", "stage.minibatches=2", "stage.lr=1e-2")
     updates = stage.collect().updates
-    assert [{work.kind for work in update} for update in updates] == [{"policy"}, {"value"}] * 2
+    assert [{work.kind for work in update} for update in updates] == [{"value"}, {"policy"}] * 2
     for micro_batch in [work for update in updates for work in update]:
         out = stage.hook.compute_loss(run=stage.run, models=stage.models, micro_batch=micro_batch)
         if micro_batch.kind == "policy":
             assert out.metrics["ratio_gap"] == 0.0
             assert out.metrics["approx_kl"] == 0.0
             assert out.metrics["clip_frac"] == 0.0
+        else:
+            # The values are those of the rollout, of the states before the tokens: nothing is clipped yet.
+            row = micro_batch.row
+            with torch.no_grad():
+                assert torch.equal(row.extra["value"], stage.models.value_model(row.packed, row.packed.predict_M))
+            squares = 0.5 * (row.extra["value"] - row.extra["return"]) ** 2
+            assert out.metrics["value_loss"] == pytest.approx(squares.sum().item() / micro_batch.tokens, rel=1e-6)
     loop = stage.loop()
-    assert loop._updates(updates[:1])["ratio_gap"] == 0.0
+    assert loop._updates(updates[:2])["ratio_gap"] == 0.0
     # After one step of that size the second minibatch sees another policy.
-    assert loop._updates(updates[2:3])["ratio_gap"] > 0.01
+    assert loop._updates(updates[2:])["ratio_gap"] > 0.01
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
@@ -313,12 +320,12 @@ FOUR = ("stage.inner_epochs=4", "stage.minibatches=1", "stage.max_steps=1", "sta
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
 def test_stop_kl_skips_the_rest_of_the_updates(make_stage, algorithm):
     (free,) = rlhf(make_stage, algorithm, *FOUR).fit()
-    # The value model has updates of its own in between.
+    # The value model has updates of its own, each before the policy's.
     assert free["updates"] == (8 if algorithm == "ppo" else 4)
     stage = rlhf(make_stage, algorithm, *FOUR, "stage.stop_kl=1e-4")
     (stopped,) = stage.fit()
     # The first update is on policy; the second finds the policy moved, and is the last.
-    assert stopped["updates"] == (3 if algorithm == "ppo" else 2)
+    assert stopped["updates"] == (4 if algorithm == "ppo" else 2)
     assert not stage.run.skip_updates
     (loose,) = rlhf(make_stage, algorithm, *FOUR, "stage.stop_kl=1000").fit()
     assert loose["updates"] == free["updates"]
