@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_kit import Lab, make_lab, run_apart, verify_here
+from run_kit import FAKES, Lab, make_lab, run_apart, verify_here
 
 from core.__main__ import main
 from core.registry import DISABLE_VARIABLE, MODULES_VARIABLE
 
-FAKES = Path(__file__).parent / "fakes"
-ROOT = Path(__file__).resolve().parents[2]
 _numbers = itertools.count()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FAKES = Path(__file__).parent / "fakes"
+ROOT = Path(__file__).resolve().parents[2]
 ENDS_IN_S = 240
 VARYING = ("time_s", "tokens_per_s")
 """Endings of the names of metrics that differ between equal runs."""

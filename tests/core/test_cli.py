@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import FAKES, ROOT
+from run_kit import FAKES, ROOT
 
 from core.__main__ import check_installation
 from core.errors import ConfigError, TrainingError
