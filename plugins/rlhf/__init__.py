@@ -47,7 +47,7 @@ class OnlineConfig(StageConfig):
     """Optimizer updates that one pass over an iteration's rollouts is cut into."""
     inner_epochs: int = 1
     """Passes over an iteration's rollouts."""
-    micro_batch_tokens: int = 1024
+    micro_batch_tokens: int = 512
     """Most tokens in one forward pass; the rest of an update is accumulated."""
     clip_range: float = 0.2
     """The ratio is clipped to 1 - clip_range … 1 + clip_range."""

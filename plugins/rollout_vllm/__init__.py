@@ -11,7 +11,7 @@ from core.api import EngineSpec, RolloutConfig, hookimpl, require
 class VllmRolloutConfig(RolloutConfig):
     """Options of `rollout=vllm`."""
 
-    kv_cache_gb: float = 0.5
+    kv_cache_gb: float = 0.25
     """Key-value cache on CPU, in GiB; memory is used as it fills."""
     gpu_memory_utilization: float = 0.3
     """Share of the GPU's memory that vLLM may take, weights included; the rest is the trainer's."""

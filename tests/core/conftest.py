@@ -86,7 +86,7 @@ class Outcome:
 
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> Executed:
-    """Stands in for core.run, and remembers what it was called with."""
+    """Stands in for core.execute, and remembers what it was called with."""
     seen = Executed()
 
     def execute(cfg: Any, registry: Any, config: dict[str, Any]) -> int:
@@ -97,9 +97,9 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> Executed:
         seen.plain.append(config)
         return seen.code
 
-    module = types.ModuleType("core.run")
+    module = types.ModuleType("core.execute")
     module.execute = execute  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "core.run", module)
+    monkeypatch.setitem(sys.modules, "core.execute", module)
     return seen
 
 
