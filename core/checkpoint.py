@@ -11,7 +11,7 @@ import xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core.files import disk_error, disk_refusal, sync_files
+from core.files import atomic_folder
 
 CHECKPOINT_VERSION = 1
 _FILES = ("state.json", "state.safetensors")
@@ -34,25 +34,13 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     Raises ArtifactError when the disk refuses; the checkpoints before stay whole.
     """
     path = folder / f"step-{step:08d}"
-    part = folder / f".{path.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
+    with atomic_folder(path) as part:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part / "state.safetensors"
         )
         (part / "state.json").write_text(json.dumps({"version": CHECKPOINT_VERSION, "step": step, **state}), "utf-8")
         manifest = {name: _digest(part / name) for name in _FILES}
         (part / "manifest.json").write_text(json.dumps(manifest))
-        sync_files(part)
-        shutil.rmtree(path, ignore_errors=True)
-        part.rename(path)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        refused = disk_refusal(error)
-        if refused is not None:
-            raise disk_error(refused, path) from error
-        raise
     found = sorted(folder.glob("step-*"))
     kept = [other for other in found if other.name <= path.name][-keep:]
     for other in (*found, *folder.glob(".step-*.part")):
