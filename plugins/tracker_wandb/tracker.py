@@ -134,6 +134,8 @@ class WandbTracker:
     def _open(self, run: StageRun) -> wandb.Run:
         import wandb
 
+        # W&B would advertise its tracing product on the console wherever a package like openai is loaded, as vLLM does.
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         plan = run.plan_json
         about = {"stage": run.stage_name, "algorithm": run.plan.algorithm, "key": run.plan.key}
         lineage = {"parents": run.parents, "owner": plan.get("owner"), "run_dir": str(run.dir)}

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pluggy
@@ -117,8 +117,10 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("files", [False, True])
 def test_wandb_offline_run_is_written_and_read_back(
-    tmp_path: Path, no_account: None, capfd: pytest.CaptureFixture[str], files: bool
+    tmp_path: Path, no_account: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, files: bool
 ) -> None:
+    monkeypatch.setitem(sys.modules, "openai", ModuleType("openai"))  # as in a run whose rollout engine is vLLM
+    monkeypatch.delenv("WANDB_DISABLE_WEAVE", raising=False)
     run = make_run(tmp_path / "12-00-00-rlhf")
     drive(WandbTracker(WandbConfig(tags=["small"], log_artifacts=files)), run)
     out = capfd.readouterr()
