@@ -49,7 +49,7 @@ def to_prompt(values: Mapping[str, Any], field: str = "prompt") -> tuple[Message
         prompt = to_messages(value, field)
     elif is_transcript(value):
         prompt = from_transcript(value, field)
-        if prompt[-1] == ("assistant", ""):
+        if prompt[-1].role == "assistant" and not prompt[-1].content:
             prompt = prompt[:-1]
     else:
         more = values.get("input")

@@ -17,15 +17,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt and the completion to learn; the completion ends with the end-of-turn token."""
+    """Token ids and the weight of each in the loss.
 
-    prompt: list[int]
-    completion: list[int]
+    A token of weight 0 is context only. The first token has weight 0: nothing predicts it.
+    """
+
+    ids: Sequence[int]
+    weights: Sequence[float]
+
+    @classmethod
+    def of(cls, prompt: Sequence[int], completion: Sequence[int]) -> Demonstration:
+        """A prompt as context, and a completion whose every token has weight 1."""
+        return cls([*prompt, *completion], [0.0] * len(prompt) + [1.0] * len(completion))
 
     @property
     def tokens(self) -> int:
         """Real tokens in a forward pass."""
-        return len(self.prompt) + len(self.completion)
+        return len(self.ids)
+
+    @property
+    def trained(self) -> int:
+        """Tokens with a weight."""
+        return sum(weight != 0 for weight in self.weights)
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ def demonstrations(run: StageRun, records: Sequence[Record]) -> list[Demonstrati
     completions = run.codec.completions([text for _, text in rows])
     examples = []
     for (record, _), prompt, completion in zip(rows, prompts, completions, strict=True):
-        example = Demonstration(prompt, completion)
+        example = Demonstration.of(prompt, completion)
         if _fits(run, record, example.tokens):
             examples.append(example)
     return examples

@@ -9,7 +9,7 @@ padded batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,13 @@ class Packed:
     def completions(self) -> int:
         """Number of completions in the row."""
         return len(self.leaves)
+
+    def keep(self, keep_M: Tensor) -> Packed:
+        """The same row with logits at the completion tokens that `keep_M` (bool) marks, and at no others."""
+        if bool(keep_M.all()):
+            return self
+        kept = {name: getattr(self, name)[keep_M] for name in ("predict_M", "taken_M", "targets_M", "completion_M")}
+        return replace(self, **kept)
 
     def to(self, device: torch.device) -> Packed:
         """The same row on `device`."""

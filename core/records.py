@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +19,38 @@ class Message(NamedTuple):
 
     role: str
     content: str
+    weight: float | None = None
+    """Weight of the turn's tokens in a supervised loss; None leaves it to the stage."""
+    calls: tuple[str, ...] = ()
+    """Tool calls of an assistant turn, each a JSON object {"name", "arguments"}."""
+    reasoning: str = ""
+    """What an assistant turn thinks before its content."""
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """The form that chat templates take."""
-        return {"role": self.role, "content": self.content}
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.calls:
+            message["tool_calls"] = [{"type": "function", "function": json.loads(call)} for call in self.calls]
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        return message
+
+
+class Span(NamedTuple):
+    """Feedback on a part of a completion: characters start..end (end excluded)."""
+
+    start: int
+    end: int
+    label: str
+    """What is said of it, e.g. a kind of error."""
+    note: str = ""
+
+
+class Step(NamedTuple):
+    """One step of a worked completion and its label, where it has one."""
+
+    text: str
+    label: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,8 +75,28 @@ class Record:
     """Whether `completion` is a good one."""
     score: float | None = None
     """Score of `completion`."""
+    weight: float | None = None
+    """Weight of the completion's tokens in a supervised loss; None leaves it to the stage."""
+    calls: tuple[str, ...] = ()
+    """Tool calls of the final turn, as in Message."""
+    reasoning: str = ""
+    """Thinking of the final turn, as in Message."""
+    tools: tuple[str, ...] = ()
+    """Tools that the assistant may call, each the JSON schema of a function."""
+    rationale: str | None = None
+    """Worked reasoning towards `answer`, kept apart from the completion."""
+    spans: tuple[Span, ...] = ()
+    """Feedback on parts of the completion."""
+    steps: tuple[Step, ...] = ()
+    """The completion's steps, labelled one by one."""
     meta: dict[str, Any] = field(default_factory=dict)
     """`file`, `line` and `source` of the row; `extra` holds the columns that no field stands for."""
+
+    def turns(self) -> tuple[Message, ...]:
+        """The whole dialogue: the prompt, and the completion as the final assistant turn."""
+        if self.completion is None:
+            return self.prompt
+        return (*self.prompt, Message("assistant", self.completion, self.weight, self.calls, self.reasoning))
 
     @property
     def key(self) -> str:
@@ -57,10 +104,14 @@ class Record:
         Raises: UnicodeEncodeError for text with lone surrogates."""
         cache = self.__dict__
         if "_key" not in cache:
-            rest = (self.margin, self.label, self.score, self.meta.get("extra"))
-            texts = (self.completion, self.chosen, self.rejected, self.answer, self.text)
-            numbers = "" if rest == (None, None, None, None) else json.dumps(rest, sort_keys=True, default=str)
-            cache["_key"] = _hash((self.prompt_key, *texts, numbers))
+            texts = (self.completion, self.chosen, self.rejected, self.answer, self.text, self.rationale)
+            weights = [message.weight for message in self.prompt if message.weight is not None]
+            rest = (self.margin, self.label, self.score, self.weight, self.calls, self.reasoning, self.spans,
+                    self.steps, weights, self.meta.get("extra"))  # fmt: skip
+            others = (
+                json.dumps(rest, sort_keys=True, default=str) if any(value not in _ABSENT for value in rest) else ""
+            )
+            cache["_key"] = _hash((self.prompt_key, *texts, others))
         key: str = cache["_key"]
         return key
 
@@ -69,9 +120,13 @@ class Record:
         """SHA-256 in hex of the prompt alone (of the text, for a record without prompt)."""
         cache = self.__dict__
         if "_prompt_key" not in cache:
-            cache["_prompt_key"] = _hash(chain.from_iterable(self.prompt) if self.prompt else (self.text,))
+            said = [part for message in self.prompt for part in (message.role, message.content, *message.calls)]
+            cache["_prompt_key"] = _hash((*said, *self.tools) if self.prompt else (self.text,))
         key: str = cache["_prompt_key"]
         return key
+
+
+_ABSENT: tuple[Any, ...] = (None, (), [], "")
 
 
 def _hash(texts: Iterable[str | None]) -> str:

@@ -9,7 +9,6 @@ the mean over the chosen completions of the training set becomes the model's off
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,17 +17,13 @@ from torch.nn import functional as F
 from core.api import Batch, DataError, LossOutput, hookimpl
 from core.torch_api import (
     Models,
-    Packed,
-    Pair,
-    PromptGroup,
     StageData,
     StageRun,
-    pack,
     pairs,
-    split_by_tokens,
     step_items,
     trainable_scorer,
 )
+from plugins.shared.pairs import PairRow, pair_rows
 
 _OFFSET_PAIRS = 128
 """Training pairs whose chosen completions give the offset."""
@@ -45,27 +40,6 @@ def bradley_terry_loss(
     if margin_B is not None:
         gap = gap - margin_B
     return -F.logsigmoid(gap) + centering * (chosen_B + rejected_B) ** 2
-
-
-@dataclass
-class PairRow:
-    """A packed row of B pairs, chosen and rejected in turn; `total` pairs are in the whole step."""
-
-    packed: Packed
-    margin_B: Tensor
-    total: int
-
-
-def pair_rows(examples: list[Pair], limit: int) -> list[PairRow]:
-    """Pairs as packed rows of at most `limit` tokens."""
-    return [
-        PairRow(
-            pack([PromptGroup(pair.prompt, [pair.chosen, pair.rejected]) for pair in part]),
-            torch.tensor([pair.margin for pair in part]),
-            len(examples),
-        )
-        for part in split_by_tokens(examples, lambda pair: pair.tokens, limit)
-    ]
 
 
 def pair_rewards(models: Models, row: PairRow) -> tuple[Tensor, Tensor]:

@@ -6,14 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from core.api import Schedule, StageConfig, StageSpec, hookimpl, require
-
-
-class Kl(str, Enum):
-    """Estimator of the per-token KL to the reference."""
-
-    k1 = "k1"
-    k2 = "k2"
-    k3 = "k3"
+from plugins.shared import KlEstimator
 
 
 class Aggregation(str, Enum):
@@ -93,7 +86,7 @@ class PpoConfig(OnlineConfig):
     """Completions for each prompt; several cost little, since their prompt is computed once."""
     value_lr: float | None = 5e-5
     """Peak learning rate of the value model; the policy's when unset."""
-    kl: Kl = Kl.k1
+    kl: KlEstimator = KlEstimator.k1
     """Estimator of the KL in the per-token reward; k1 after the N+ study (arXiv:2403.17031), k3 is never negative."""
     kl_target: float = 0.0
     """Adapt kl_coef towards this KL in nats a completion (Ziegler et al. 2019); 0 keeps it fixed."""

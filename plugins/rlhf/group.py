@@ -16,8 +16,8 @@ from torch import Tensor
 from core.api import Batch, LossOutput, hookimpl
 from core.torch_api import Models, StageData, StageRun, prompts, score_heldout, sum_by_completion
 from plugins.rlhf.rollouts import Drift, RolloutRow, collect_rollouts, kl_on_heldout, updates_of
+from plugins.shared import KlEstimator
 from plugins.shared.estimators import (
-    KlEstimator,
     clipped_policy_loss,
     group_advantages,
     kl_estimate,

@@ -6,8 +6,6 @@ reference is the frozen start, or the policy with its adapter off. Dropout is of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -15,33 +13,15 @@ from core.api import Batch, LossOutput, hookimpl
 from core.torch_api import (
     Models,
     Packed,
-    Pair,
-    PromptGroup,
     StageData,
     StageRun,
-    pack,
     pairs,
     score_heldout,
-    split_by_tokens,
     step_items,
     sum_by_completion,
 )
 from plugins.shared.estimators import pairwise_loss
-
-
-@dataclass
-class PairwiseRow:
-    """A packed row of pairs, chosen and rejected in turn; `total` pairs are in the whole step."""
-
-    packed: Packed
-    total: int
-
-
-def _rows(examples: list[Pair], limit: int) -> list[PairwiseRow]:
-    return [
-        PairwiseRow(pack([PromptGroup(pair.prompt, [pair.chosen, pair.rejected]) for pair in part]), len(examples))
-        for part in split_by_tokens(examples, lambda pair: pair.tokens, limit)
-    ]
+from plugins.shared.pairs import PairRow, pair_rows
 
 
 def completion_logprobs(logprob_M: Tensor, packed: Packed, average: bool) -> tuple[Tensor, Tensor]:
@@ -66,17 +46,17 @@ class Pairwise:
         """The next `batch_size` pairs."""
         cfg = run.cfg.stage
         examples = step_items(data.train, step, cfg.batch_size, run.seed_for("order"))
-        return Batch([list(_rows(examples, cfg.micro_batch_tokens))], tokens=sum(pair.tokens for pair in examples))
+        return Batch([list(pair_rows(examples, cfg.micro_batch_tokens))], tokens=sum(pair.tokens for pair in examples))
 
     @hookimpl
-    def compute_loss(self, run: StageRun, models: Models, micro_batch: PairwiseRow) -> LossOutput:
+    def compute_loss(self, run: StageRun, models: Models, micro_batch: PairRow) -> LossOutput:
         """Mean loss over the step's pairs."""
         loss_B, metrics = self._losses(run, models, micro_batch)
         share = 1.0 / micro_batch.total
         return LossOutput(loss_B.sum() * share, {name: value.sum().item() * share for name, value in metrics.items()})
 
     @staticmethod
-    def _losses(run: StageRun, models: Models, row: PairwiseRow) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(run: StageRun, models: Models, row: PairRow) -> tuple[Tensor, dict[str, Tensor]]:
         cfg = run.cfg.stage
         average = getattr(cfg, "average", False)
         reference_M = models.reference_logprobs(row.packed)
@@ -106,7 +86,7 @@ class Pairwise:
         if data.heldout:
             totals: dict[str, float] = {}
             flags: list[float | None] = []
-            for row in _rows(data.heldout, run.cfg.stage.micro_batch_tokens):
+            for row in pair_rows(data.heldout, run.cfg.stage.micro_batch_tokens):
                 loss_B, values = self._losses(run, models, row)
                 totals["heldout_loss"] = totals.get("heldout_loss", 0.0) + loss_B.sum().item() / row.total
                 for name in ("accuracy", "margin"):

@@ -24,20 +24,18 @@ from torch import Tensor, nn
 from core.api import Batch, LossOutput, hookimpl
 from core.torch_api import (
     Models,
-    PromptGroup,
     StageData,
     StageRun,
     demonstrations,
     models_for_roles,
-    pack,
     prompts,
     score_heldout,
-    split_by_tokens,
     step_items,
+    weighted_nll,
+    weighted_rows,
 )
 from plugins.rlhf.rollouts import Drift, RolloutRow, collect_rollouts, kl_on_heldout, updates_of
 from plugins.shared.estimators import (
-    KlEstimator,
     adaptive_coefficient,
     clipped_policy_loss,
     clipped_value_loss,
@@ -49,13 +47,13 @@ from plugins.shared.estimators import (
 
 @dataclass
 class Work:
-    """One micro-batch: what to compute on a row, the number of tokens in its whole minibatch, and how far the policy
-    has moved by then (None for ptx)."""
+    """One micro-batch: what to compute on a row; for policy and value the number of tokens in the whole minibatch, and
+    for the policy how far it has moved by then."""
 
     kind: str
     """policy, value or ptx."""
     row: Any
-    tokens: int
+    tokens: int = 0
     drift: Drift | None = None
 
 
@@ -107,7 +105,7 @@ class Ppo:
         for row in rows:
             with torch.no_grad(), run.timed("values"):
                 value = models.value_model(row.packed, row.packed.predict_M)
-            kl = kl_estimate(row.old_logprob_M, row.reference_logprob_M, KlEstimator(cfg.kl.value))
+            kl = kl_estimate(row.old_logprob_M, row.reference_logprob_M, cfg.kl)
             rewards.append(token_rewards(row.score_C, kl, row.packed.completion_M, self.kl_coef))
             values.append(value)
             lengths.append(row.lengths_C)
@@ -158,23 +156,17 @@ class Ppo:
             return []
         updates = cfg.minibatches * cfg.inner_epochs
         examples = step_items(self.demonstrations, step * updates + number, cfg.ptx_batch_size, run.seed_for("ptx"))
-        rows = [
-            pack([PromptGroup(example.prompt, [example.completion]) for example in part])
-            for part in split_by_tokens(examples, lambda example: example.tokens, cfg.micro_batch_tokens)
-        ]
-        tokens = sum(len(row.targets_M) for row in rows)
-        return [Work("ptx", row, tokens) for row in rows]
+        return [Work("ptx", row) for row in weighted_rows(examples, cfg.micro_batch_tokens)]
 
     @hookimpl
     def compute_loss(self, run: StageRun, models: Models, micro_batch: Work) -> LossOutput:
         """Policy, value or ptx loss of one row, as its share of the minibatch's mean."""
         cfg = run.cfg.stage
-        share = 1.0 / micro_batch.tokens
         row = micro_batch.row
         if micro_batch.kind == "ptx":
-            logprob, _ = models.call("policy", row)
-            loss = -cfg.ptx_coef * logprob.sum() * share
-            return LossOutput(loss, {"ptx_loss": -logprob.sum().item() * share})
+            loss = weighted_nll(models, row)
+            return LossOutput(cfg.ptx_coef * loss, {"ptx_loss": loss.item()})
+        share = 1.0 / micro_batch.tokens
         if micro_batch.kind == "value":
             value = models.call("value_model", row.packed, row.packed.predict_M)
             per_token = clipped_value_loss(value, row.extra["value"], row.extra["return"], cfg.value_clip_range)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from core.api import Batch, Rollout, Sampling, ScoreRequest, TrainingError
 from core.torch_api import Models, Packed, Prompt, PromptGroup, StageRun, pack, split_by_tokens, step_items
-from plugins.shared.estimators import KlEstimator, kl_estimate
+from plugins.shared import KlEstimator
+from plugins.shared.estimators import kl_estimate
 
 _SAMPLE_ROWS = 4
 """Rollouts shown in the sample table of each iteration."""

@@ -5,19 +5,11 @@ Shapes: [C, T] is completions by completion tokens, padded on the right, with a 
 
 from __future__ import annotations
 
-from enum import Enum
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-class KlEstimator(str, Enum):
-    """Estimator of KL(policy || reference) from one sample, with d = logprob - reference_logprob."""
-
-    k1 = "k1"
-    k2 = "k2"
-    k3 = "k3"
+from plugins.shared import KlEstimator
 
 
 def kl_estimate(logprob: Tensor, reference_logprob: Tensor, estimator: KlEstimator) -> Tensor:

@@ -20,6 +20,7 @@ from core.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
 from core.models import ScoreModel, TokenModel, check_packed
 from core.packed import PromptGroup, pack, pack_texts
 from core.records import Message, Record
+from core.supervised import weighted_rows
 from core.testing.tiny import tiny_tokenizer
 from core.tokens import ChatCodec
 
@@ -492,18 +493,20 @@ def records(**fields) -> list[Record]:
 
 def test_targets_decode_to_the_completion_and_its_end(codec):
     examples = demonstrations(fake_run(codec), records(completion=ANSWERS))
-    packed = pack([PromptGroup(example.prompt, [example.completion]) for example in examples])
+    (row,) = weighted_rows(examples, 10_000)
+    packed = row.packed
     for index, answer in enumerate(ANSWERS):
         trained = packed.targets_M[packed.completion_M == index].tolist()
         assert codec.tokenizer.decode(trained) == answer + "<|im_end|>"
         assert trained[-1] == codec.eos
         assert trained.count(codec.eos) == 1
-        prompt = codec.tokenizer.decode(examples[index].prompt)
+        example = examples[index]
+        prompt = codec.tokenizer.decode(example.ids[: example.tokens - example.trained])
         assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
         assert QUESTIONS[index] in prompt
     prompts = torch.ones(packed.tokens, dtype=torch.bool)
     prompts[packed.taken_M] = False
-    assert int(prompts.sum()) == sum(len(example.prompt) for example in examples)
+    assert int(prompts.sum()) == sum(example.tokens - example.trained for example in examples)
     for (start, end), _ in packed.leaves:
         assert prompts[start:end].all()
 

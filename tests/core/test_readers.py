@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from core.dataset import load_records
 from core.errors import ConfigError, DataError
 from core.readers import is_data_file, read_rows
+from core.records import Message
 
 ROWS = [{"prompt": f"p{i}", "completion": "é"} for i in range(3)]
 
@@ -181,7 +182,8 @@ def test_any_json_is_a_record_or_a_bad_row(rows: list, at: int, columns: bool) -
         for name, text in (("a.jsonl", "\n".join(map(json.dumps, rows))), ("a.json", json.dumps(rows))):
             loaded = load_records([put(Path(folder) / name, text)], named, max_bad_frac=1)
             assert len(loaded.records) + len(loaded.quarantined) == len(rows)
-            assert sum(record.prompt[:1] == (("user", "a prompt"),) for record in loaded.records) >= rows.count(GOOD)
+            good = (Message("user", "a prompt"),)
+            assert sum(record.prompt[:1] == good for record in loaded.records) >= rows.count(GOOD)
 
 
 @settings(max_examples=100, deadline=None)

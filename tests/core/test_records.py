@@ -333,7 +333,7 @@ def test_keys_and_fingerprint_follow_content_only(tmp_path: Path) -> None:
     (tmp_path / "deep" / "b.json").write_text(json.dumps(rows, indent=1))
     other = load_records([tmp_path / "deep" / "b.json"])
     assert one.fingerprint == other.fingerprint
-    assert one.fingerprint == "ad82793fa46f2ae957ba9764ee7664f57f8c9ba31c0a1db5409447c355437f43"
+    assert one.fingerprint == "b6930e6d95660e02cd720c5da7be6aa90511b28d8bd26cd24bf7da5638ad02aa"
     assert Record(completion="", text="a").key != Record(text="a").key
     assert Record(prompt=(Message("user", "ab"),)).prompt_key != Record(prompt=(Message("usera", "b"),)).prompt_key
     assert Record(text="a", meta={"extra": {"x": 1}}).key != Record(text="a").key

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from plugins.reward.stage import bradley_terry_loss
 from plugins.rlhf.ppo import to_rectangle, token_rewards
+from plugins.shared import KlEstimator
 from plugins.shared.estimators import (
-    KlEstimator,
     adaptive_coefficient,
     clipped_policy_loss,
     clipped_value_loss,

@@ -16,13 +16,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from core.examples import Demonstration, Pair
 from core.models import Models, ScoreModel, TokenModel
 from core.packed import PromptGroup, pack
+from core.supervised import weighted_nll, weighted_rows
 from core.testing.tiny import tiny_tokenizer
-from plugins.reward.stage import Reward, pair_rows
+from plugins.reward.stage import Reward
 from plugins.rlhf import GrpoConfig, IpoConfig, PairwiseConfig, RlooConfig, SmoothedConfig
 from plugins.rlhf.group import GroupWork, Grpo, Rloo
-from plugins.rlhf.pairwise import Pairwise, _rows
+from plugins.rlhf.pairwise import Pairwise
 from plugins.rlhf.rollouts import Drift, RolloutRow
-from plugins.sft.stage import weighted_micro_batches, weighted_nll
+from plugins.shared.pairs import pair_rows
 
 TOLERANCE = 1e-5
 VOCABULARY = 320
@@ -123,7 +124,7 @@ def our_pairwise(cfg: Any, batch: list[Pair], limit: int) -> tuple[float, torch.
     """Our loss over packed rows of at most `limit` tokens, and the module that holds its gradient."""
     models = Models(policy=TokenModel(causal(1)), reference=TokenModel(causal(2)).requires_grad_(False))
     stage, run, total = Pairwise(), stage_run(cfg), 0.0
-    for row in _rows(batch, limit):
+    for row in pair_rows(batch, limit):
         loss = stage.compute_loss(run=run, models=models, micro_batch=row).loss
         loss.backward()
         total += loss.item()
@@ -162,7 +163,7 @@ def test_metrics_agree_with_trl(tmp_path, tokenizer, batch):
     trl_pairwise(trainer, [batch])
     theirs = {name: values[-1] for name, values in trainer._metrics["eval"].items()}
     models = Models(policy=TokenModel(causal(1)), reference=TokenModel(causal(2)))
-    (row,) = _rows(batch, 1000)
+    (row,) = pair_rows(batch, 1000)
     ours = Pairwise().compute_loss(run=stage_run(cfg), models=models, micro_batch=row).metrics
     for mine, other in {
         "accuracy": "rewards/accuracies",
@@ -200,7 +201,7 @@ def test_loss_of_the_first_step(name, value, batch):
     cfg = copy.copy(CASES[name][0])
     cfg.beta = 0.1
     models = Models(policy=TokenModel(causal(1)), reference=TokenModel(causal(1)))
-    (row,) = _rows(batch, 1000)
+    (row,) = pair_rows(batch, 1000)
     out = Pairwise().compute_loss(run=stage_run(cfg), models=models, micro_batch=row)
     assert out.loss.item() == pytest.approx(value, abs=1e-5)
     assert out.metrics["margin"] == pytest.approx(0.0, abs=1e-6)
@@ -219,7 +220,7 @@ def test_the_adapter_switched_off_is_the_reference(tmp_path, tokenizer, batch):
 
     models = Models(policy=TokenModel(adapted()), reference_is_adapter_off=True)
     cfg = CASES["dpo"][0]
-    (row,) = _rows(batch, 1000)
+    (row,) = pair_rows(batch, 1000)
     loss = Pairwise().compute_loss(run=stage_run(cfg), models=models, micro_batch=row).loss
     loss.backward()
     whole = adapted()
@@ -275,19 +276,19 @@ def test_reward_modelling_agrees_with_trl(tmp_path, tokenizer, batch, margin, ce
 
 @pytest.mark.parametrize("limit", [1000, 25])
 def test_sft_agrees_with_the_labels_loss_of_transformers(batch, limit):
-    examples = [Demonstration(pair.prompt, pair.chosen) for pair in batch]
+    examples = [Demonstration.of(pair.prompt, pair.chosen) for pair in batch]
     theirs = causal(1)
     longest = max(example.tokens for example in examples)
     rows, masks, labels = [], [], []
-    for example in examples:
+    for pair, example in zip(batch, examples, strict=True):
         fill = longest - example.tokens
-        rows.append(example.prompt + example.completion + [PAD] * fill)
+        rows.append(pair.prompt + pair.chosen + [PAD] * fill)
         masks.append([1] * example.tokens + [0] * fill)
-        labels.append([-100] * len(example.prompt) + example.completion + [-100] * fill)
+        labels.append([-100] * len(pair.prompt) + pair.chosen + [-100] * fill)
     loss = theirs(input_ids=torch.tensor(rows), attention_mask=torch.tensor(masks), labels=torch.tensor(labels)).loss
     loss.backward()
     models = Models(policy=TokenModel(causal(1)))
-    micro_batches = weighted_micro_batches(examples, limit)
+    micro_batches = weighted_rows(examples, limit)
     assert (len(micro_batches) > 1) == (limit == 25)
     total = 0.0
     for micro_batch in micro_batches:
