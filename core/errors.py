@@ -50,3 +50,11 @@ class TrainingError(PreftuneError):
 
 class ArtifactError(PreftuneError):
     """A checkpoint or artifact is incomplete, altered, or does not reload to what was saved."""
+
+
+class Reported(Exception):
+    """Work in another process failed, and its message was printed there."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code

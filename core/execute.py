@@ -16,6 +16,7 @@ from core.preview import add_previews
 from core.registry import Registry
 from core.schema import Device, RunConfig
 from core.sources import resolve_source
+from core.stage_process import run_apart
 
 if TYPE_CHECKING:
     from core.run import StageRun
@@ -44,7 +45,7 @@ def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> 
     console.plan(plan)
     if cfg.dry_run:
         return 0
-    _prepare_torch(cfg)
+    _check_machine(cfg)
     if any(stage.state != "reuse" for stage in plan.stages):
         resolve_source(cfg.model)  # a source without weights is told before a run folder is made
     ledger = Ledger(Path(cfg.runs_dir))
@@ -59,9 +60,11 @@ def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> 
 def _stage(
     plan: Plan, number: int, console: Console, ledger: Ledger, cfg: RunConfig, config_json: dict[str, Any], group: str
 ) -> dict[str, Any] | None:
-    """Reuse, resume or run one stage; returns its result.json."""
-    from core.lifecycle import carry_out, complete, read_result
-    from core.memory import release_memory
+    """Reuse, resume or run one stage; returns its result.json.
+
+    Where several stages run, each has a process of its own, so that one does not pay for the memory of another.
+    """
+    from core.lifecycle import complete, read_result
 
     stage = plan.stages[number - 1]
     head = f"stage {number} of {len(plan.stages)}: {stage.title}"
@@ -80,9 +83,24 @@ def _stage(
         assert stage.run_dir is not None
         held.enter_context(lock_folder(stage.run_dir))
         console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
-        result = carry_out(open_stage(plan, stage, console, cfg, config_json, group, ledger))
-    release_memory()
-    return result
+        if sum(one.state != "reuse" for one in plan.stages) > 1:
+            run_apart(run_stage, plan, number, cfg, config_json, group)
+            return read_result(stage)
+        return run_stage(plan, number, cfg, config_json, group)
+
+
+def run_stage(plan: Plan, number: int, cfg: RunConfig, config_json: dict[str, Any], group: str) -> dict[str, Any]:
+    """Run stage `number` (from 1) of the plan in this process; returns its result.json."""
+    from core.lifecycle import carry_out
+    from core.quiet import hush
+
+    hush()
+    import torch
+
+    if cfg.runtime.threads:
+        torch.set_num_threads(cfg.runtime.threads)
+    ledger = Ledger(Path(cfg.runs_dir))
+    return carry_out(open_stage(plan, plan.stages[number - 1], Console(), cfg, config_json, group, ledger))
 
 
 def open_stage(
@@ -121,16 +139,12 @@ def _register(registry: Registry, stage: StagePlan, cfg: RunConfig) -> None:
         registry.activate(registry.trackers[cfg.tracker.name].spec, cfg.tracker)
 
 
-def _prepare_torch(cfg: RunConfig) -> None:
-    """Quiet libraries, threads, and a device that exists."""
-    from core.quiet import hush
+def _check_machine(cfg: RunConfig) -> None:
+    """Raise ConfigError for a device that is not there and for more processes than one."""
+    if cfg.runtime.device is Device.cuda:
+        import torch
 
-    hush()
-    import torch
-
-    if cfg.runtime.threads:
-        torch.set_num_threads(cfg.runtime.threads)
-    if cfg.runtime.device is Device.cuda and not torch.cuda.is_available():
-        raise ConfigError("runtime.device=cuda, but torch sees no GPU", "runtime.device", "set runtime.device=auto")
+        if not torch.cuda.is_available():
+            raise ConfigError("runtime.device=cuda, but torch sees no GPU", "runtime.device", "set runtime.device=auto")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a run on several processes is not supported yet", "WORLD_SIZE", "start one process")

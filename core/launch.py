@@ -14,21 +14,12 @@ from omegaconf import DictConfig
 
 from core import check, compose
 from core.combinations import check_combinations
-from core.errors import ConfigError, PreftuneError
+from core.errors import ConfigError, PreftuneError, Reported
 from core.explain import explain
 from core.overrides import rewrite, split, user_folders
 from core.presets import missing_folders
 from core.registry import Registry
 from core.schema import RunConfig
-
-
-class Reported(Exception):
-    """A job failed in a launcher's worker process and its message was printed there."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(exit_code)
-        self.exit_code = exit_code
-
 
 _exit_codes: list[int] = []
 """Exit codes of the jobs that ran in this process."""
@@ -72,6 +63,8 @@ def job(cfg: DictConfig) -> int:
     except PreftuneError as error:
         print_error(error)
         code = error.exit_code
+    except Reported as reported:
+        code = reported.exit_code
     except Exception:
         traceback.print_exc()
         code = 1

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 512
+CHUNK = 256
 """Tokens whose logits stand in memory at once."""
 
 

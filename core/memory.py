@@ -1,21 +1,10 @@
-"""Memory of this process: its peak, and giving back what is free."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import resource
 import sys
 from pathlib import Path
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, so that the next stage does not pay for the last one's peak."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # not glibc
-        return
 
 
 def reset_peak() -> None:

@@ -29,7 +29,7 @@ CATEGORIES = {
     "harmonica tuba ukulele oboe",
 }
 
-SIZES = {"sft": 112, "preference": 320, "prompts": 160, "heldout": 100}
+SIZES = {"sft": 112, "preference": 400, "prompts": 80, "heldout": 100}
 """Rows of each file; held-out rows serve every stage: answers to check, pairs to rank, replies to predict."""
 
 SYSTEM = 'Choose one word. Begin with "The answer is:"'

@@ -80,9 +80,9 @@ class PpoConfig(OnlineConfig):
     """Sampling temperature, the same in rollout and update (0.7 in the N+ study and lm-human-preferences)."""
     lr: float = 2e-5
     """Peak learning rate of the policy; for models of about 100M parameters (3e-6 in the N+ study, for 1B to 7B)."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Prompts in one iteration."""
-    group_size: int = 4
+    group_size: int = 8
     """Completions for each prompt; several cost little, since their prompt is computed once."""
     value_lr: float | None = 5e-5
     """Peak learning rate of the value model; the policy's when unset."""
