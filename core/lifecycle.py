@@ -34,7 +34,7 @@ def carry_out(run: StageRun) -> dict[str, Any]:
         with run.timed("load"):
             data = run.hook.build_data(run=run)
             with disk_guard(run.dir / "quarantine.jsonl"):
-                write_quarantine(run.dropped, run.dir / "quarantine.jsonl")
+                write_quarantine([*run.dropped, *run.plan.dataset.set_aside], run.dir / "quarantine.jsonl")
             if not data.train:
                 first = f"; the first: {run.dropped[0]}" if run.dropped else ""
                 raise DataError(
