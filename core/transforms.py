@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def bind_transforms(configs: Sequence[TransformConfig], registry: Registry) -> l
     for place, config in enumerate(configs):
         entry = registry.transforms[config.name]
         build = registry.resolve(entry.spec)
-        call = _guarded(lambda build=build, config=config: build(config), entry.spec, entry.owner, place)
+        call = _guarded(partial(build, config), entry.spec, entry.owner, place)
         bound.append(BoundTransform(entry.spec, entry.owner, config, call))
     return bound
 
@@ -190,8 +191,8 @@ def apply_transforms(
         else:
             heldout = [*brought, *built.drawn]
             context = TransformContext(heldout, seed_from(seed, place, bound.spec.name))
-            outcome = _guarded(lambda bound=bound, context=context: bound.call(list(built.train), context),
-                               bound.spec, bound.owner, place)  # fmt: skip
+            work = partial(bound.call, list(built.train), context)
+            outcome = _guarded(work, bound.spec, bound.owner, place)
             _check_contract(built.train, outcome, bound)
             _drop_heldout_prompts(outcome, heldout)
         report = _report(bound, outcome, before) | {"heldout_dropped": heldout_before - len(built.drawn)}
