@@ -175,8 +175,8 @@ def test_folds_over_a_file_and_not_over_a_heldout_part(tmp_path):
 
 
 def test_a_seed_of_the_data_fixes_the_split_while_the_run_varies(files):
-    def heldout(seed: int, **settings) -> list[str]:
-        return [one.key for one in build_dataset(DataConfig(**settings), files["b"], "sft", seed).heldout]
+    def heldout(run_seed: int, **settings) -> list[str]:
+        return [one.key for one in build_dataset(DataConfig(**settings), files["b"], "sft", run_seed).heldout]
 
     assert heldout(1, seed=5) == heldout(2, seed=5) == heldout(5)
     assert heldout(1) != heldout(2)
