@@ -411,3 +411,30 @@ def test_the_key_does_not_know_where_a_mixture_lies(tmp_path, lab, files):
     assert keys[0] == keys[1]
     assert keys[0] != key_of(*common, *(f"data.mixture.{name}.path={path}" for name, path in files.items()),
                              "data.mix_rate_max=20")  # fmt: skip
+
+
+# 6. A whole run.
+
+
+def test_a_run_tells_what_its_set_was_made_of(tmp_path, lab, tiny_cli, make_distribution):
+    stranger(make_distribution, "return Transformed(records[1:], [(records[0], 'seen: in the test')])")
+    words = [word for word in lab.sft(tmp_path / "runs", "stage.max_steps=1") if not word.startswith("data.path")]
+    outcome = tiny_cli(
+        [*words, "stage.save_every_steps=0", f"data.mixture.pairs.path={lab.data / 'preference.jsonl'}",
+         f"data.mixture.few.path={lab.data / 'heldout.jsonl'}", "data.mixture.few.cap=2",
+         "data.transforms=[{name: length, min_chars: 3}, theirs]"]
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    for text in ("few: 2 drawn of 2", "length: ", "theirs: ", "seen 1"):
+        assert text in outcome.out
+    [folder] = [path.parent for path in (tmp_path / "runs").rglob("result.json")]
+    data = json.loads((folder / "result.json").read_text())["data"]
+    assert data["sources"]["few"] == 2 and data["records"] == sum(data["sources"].values())
+    assert [step["name"] for step in data["transforms"]] == ["length", "theirs"]
+    [row] = map(json.loads, (folder / "quarantine.jsonl").read_text().splitlines())
+    assert row["reason"] == "seen: in the test" and row["file"].startswith(("pairs/", "few/"))
+    plan = json.loads((folder / "plan.json").read_text())["data"]
+    assert plan["mixture"]["few"]["weight"] > 0 and plan["transforms"][1]["owner"] == "stranger-sets 0.4"
+    for name in ("report.html", "report.md"):
+        text = (folder / name).read_text()
+        assert "Set building" in text and "seen: in the test" in text
