@@ -12,9 +12,19 @@ from core.errors import (
     TrainingError,
 )
 from core.hookspecs import PROJECT, hookimpl
-from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig, require
+from core.records import Message, Record
+from core.schema import (
+    RewardConfig,
+    RolloutConfig,
+    Schedule,
+    StageConfig,
+    TrackerConfig,
+    TransformConfig,
+    require,
+)
 from core.scoring import GuardedScorer, ScorerContext, summarise
-from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec
+from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec, TransformSpec
+from core.transforms import TextPart, TransformContext, Transformed, text_of, texts_of, words_of
 from core.types import (
     Batch,
     LossOutput,
@@ -29,8 +39,9 @@ from core.types import (
 
 __all__ = [
     "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec", "GuardedScorer",
-    "LossOutput", "ModelError", "PluginError", "PreftuneError", "RewardConfig", "RewardSpec", "Rollout",
-    "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext",
-    "Section", "StageConfig", "StageSpec", "TrackerConfig", "TrackerSpec", "TrainingError", "hookimpl", "require",
-    "summarise",
+    "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record", "RewardConfig", "RewardSpec",
+    "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer",
+    "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TrackerConfig", "TrackerSpec",
+    "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "hookimpl", "require",
+    "summarise", "text_of", "texts_of", "words_of",
 ]  # fmt: skip

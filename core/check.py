@@ -28,6 +28,7 @@ from core.schema import (
     StageConfig,
     TrackerConfig,
 )
+from core.transforms import transform_configs
 
 PARTS: dict[str, type] = {
     "stage": StageConfig,
@@ -111,6 +112,9 @@ def _descend(child: Any, path: str) -> None:
     config = OmegaConf.get_type(child)
     if dataclasses.is_dataclass(config):
         _walk(child, path, config)
+    elif path == "data.mixture":
+        for key in map(str, child):
+            _descend(child[key], f"{path}.{key}")
     elif path == "upstream":
         for key in map(str, child):
             if not dataclasses.is_dataclass(OmegaConf.get_type(child[key])):
@@ -254,4 +258,5 @@ def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise ConfigError(f"'{error.full_key}' cannot be read: {str(error).splitlines()[0]}") from error
     check_peft(typed.peft)
+    typed.data.transforms = transform_configs(typed.data.transforms, registry)
     return typed

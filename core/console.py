@@ -68,6 +68,14 @@ class Console:
         if target.engine is not None:
             self.line(f"  {'rollouts':<13} {target.engine.name}")
             self.line(f"  {'reward':<13} {target.cfg.reward.name}")
+        from core.report.sets import mixture_pairs, transform_pairs
+
+        for label, pairs in (
+            ("source", mixture_pairs(target.dataset.info)),
+            ("transform", transform_pairs(target.dataset.info)),
+        ):
+            for name, text in pairs:
+                self.line(f"  {label:<13} {name}: {text}")
         for stage in plan.stages:
             for row in stage.preview.get("trained_rows", [])[:1]:
                 prompt, trained = _escape(row["prompt"][-60:]), _escape(row["trained"])

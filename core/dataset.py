@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.dialects import ALIASES, Dialect, detect
+from core.draws import in_fold, shuffled
 from core.errors import ConfigError, DataError
 from core.readers import READERS, Row, is_data_file, read_hub, read_rows
 from core.records import BadRow, Message, Record, excerpt, fingerprint
@@ -79,6 +80,12 @@ class Dataset:
     info: dict[str, Any]
     """JSON values for the plan."""
     quarantined: list[BadRow] = field(default_factory=list)
+    """Rows that became no record."""
+    set_aside: list[BadRow] = field(default_factory=list)
+    """Records that a check of `data.transforms` dropped; nothing is wrong with their rows."""
+    warnings: list[str] = field(default_factory=list)
+    brings_heldout: bool = False
+    """Whether the held-out records are those that the data names, and not drawn from its rows."""
 
 
 # 1. Load.
@@ -198,7 +205,7 @@ def as_schema(records: Iterable[Record], schema: str, dialects: Iterable[Dialect
     elif schema == "preference":
         served = [record for record in records if record.chosen is not None and record.rejected is not None]
     elif schema == "prompts":
-        served = _prompts(records)
+        served = prompts_of(records)
     elif schema == "text":
         served = [record for record in records if record.text is not None]
     else:
@@ -213,7 +220,7 @@ def as_schema(records: Iterable[Record], schema: str, dialects: Iterable[Dialect
     )
 
 
-def _prompts(records: Iterable[Record]) -> list[Record]:
+def prompts_of(records: Iterable[Record]) -> list[Record]:
     """Prompts alone, each once, in the order of their first record."""
     found: dict[str, Record] = {}
     for record in records:
@@ -266,9 +273,15 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int) -> D
     train = as_schema(loaded.records, schema, loaded.dialects.values())
     unfit = len(loaded.records) - len(train)
     held = load_records(heldout_files, cfg.columns, cfg.max_bad_frac, root) if heldout_files else None
+    if cfg.shuffle:
+        train = shuffled(train, seed)
     train = train[: cfg.limit]
     heldout: list[Record] = []
     if held is not None:
+        if cfg.folds:
+            what = "data.folds holds out parts of the training rows, but the data brings a held-out part"
+            mend = "leave data.folds out, or point data.path at the training file alone"
+            raise DataError(what, ", ".join(held.files), mend)
         seen = {record.prompt_key for record in held.records}
         kept = [record for record in train if record.prompt_key not in seen]
         if not kept:
@@ -276,11 +289,14 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int) -> D
             raise DataError(what, ", ".join(held.files), "take other held-out records, or remove that file")
         doubled, train = len(train) - len(kept), kept
         heldout = _serving(held.records, schema)
-    if not heldout:
-        train, heldout = split(train, cfg.heldout_frac, cfg.heldout_max, seed)
-    prompts = _prompts(held.records if held is not None else heldout)
+    brings_heldout = bool(heldout)
+    if not brings_heldout:
+        train, heldout = _split(train, cfg, seed)
+    prompts = prompts_of(held.records if held is not None else heldout)
     if cfg.system:
-        train, heldout, prompts = (_with_system(part, cfg.system) for part in (train, heldout, prompts))
+        train, heldout, prompts = (
+            [with_system(record, cfg.system) for record in part] for part in (train, heldout, prompts)
+        )
     info: dict[str, Any] = {
         "train": {"records": len(train), "unfit": unfit, **_describe(loaded)},
         "heldout": {"records": len(heldout), "prompts": len(prompts)},
@@ -291,7 +307,18 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int) -> D
         info["train"]["also_heldout"] = doubled
         info["heldout"] |= _describe(held)
     quarantined = loaded.quarantined + (held.quarantined if held else [])
-    return Dataset(train, heldout, prompts, info, quarantined)
+    return Dataset(train, heldout, prompts, info, quarantined, brings_heldout=brings_heldout)
+
+
+def _split(records: list[Record], cfg: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
+    """Training and held-out records where the data brings no held-out part."""
+    if cfg.folds is None or cfg.fold is None:
+        return split(records, cfg.heldout_frac, cfg.heldout_max, seed)
+    held = in_fold([record.prompt_key for record in records], cfg.fold, cfg.folds, seed)
+    parts: tuple[list[Record], list[Record]] = [], []
+    for record, out in zip(records, held, strict=True):
+        parts[int(out)].append(record)
+    return parts
 
 
 def _serving(records: Sequence[Record], schema: str) -> list[Record]:
@@ -301,14 +328,11 @@ def _serving(records: Sequence[Record], schema: str) -> list[Record]:
         return []
 
 
-def _with_system(records: Iterable[Record], system: str) -> list[Record]:
-    first = Message("system", system)
-    return [
-        replace(record, prompt=(first, *record.prompt))
-        if record.prompt and all(message.role != "system" for message in record.prompt)
-        else record
-        for record in records
-    ]
+def with_system(record: Record, system: str) -> Record:
+    """The record with a system message before its prompt, where it has a prompt and no such message."""
+    if not record.prompt or any(message.role == "system" for message in record.prompt):
+        return record
+    return replace(record, prompt=(Message("system", system), *record.prompt))
 
 
 def _describe(loaded: Loaded) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def type_text(hint: Any) -> str:
     arguments = get_args(hint)
     if arguments and type(None) in arguments:
         return " | ".join(type_text(argument) for argument in arguments)
+    if (origin := get_origin(hint)) in (list, dict, tuple) and arguments:
+        return f"{origin.__name__}[{', '.join(type_text(argument) for argument in arguments)}]"
     return str(hint).replace("typing.", "")
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from core.plan import Plan
     from core.run import StageRun
     from core.schema import RunConfig
-    from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec
+    from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec, TransformSpec
     from core.types import Batch, LossOutput, Section
 
 PROJECT = "preftune"
@@ -42,6 +42,10 @@ class RegistrationHooks:
     @hookspec
     def register_data_sources(self) -> list[DataSourceSpec]:
         """Named data sources (generators) that the plugin brings."""
+
+    @hookspec
+    def register_record_transforms(self) -> list[TransformSpec]:
+        """Filters, de-duplications, augmentations and checks of records that the plugin brings."""
 
     @hookspec
     def register_trackers(self) -> list[TrackerSpec]:

@@ -34,7 +34,7 @@ def carry_out(run: StageRun) -> dict[str, Any]:
         with run.timed("load"):
             data = run.hook.build_data(run=run)
             with disk_guard(run.dir / "quarantine.jsonl"):
-                write_quarantine(run.dropped, run.dir / "quarantine.jsonl")
+                write_quarantine([*run.dropped, *run.plan.dataset.set_aside], run.dir / "quarantine.jsonl")
             if not data.train:
                 first = f"; the first: {run.dropped[0]}" if run.dropped else ""
                 raise DataError(
@@ -70,6 +70,7 @@ def carry_out(run: StageRun) -> dict[str, Any]:
             "time_by_plugin": {k: round(v, 3) for k, v in run.observers.seconds_by_plugin.items()},
             "reward_errors": sum(scorer.errors for scorer in run.scorers()),
             "run_dir": str(run.dir),
+            "data": _data_of(run),
             "warnings": list(run.plan.warnings),
         }
         _add_chain(run, result)
@@ -129,6 +130,21 @@ def _check_bad_share(run: StageRun, kept: int) -> None:
             str(run.dir / "quarantine.jsonl"),
             "mend the rows, or raise data.max_bad_frac",
         )
+
+
+def _data_of(run: StageRun) -> dict[str, Any]:
+    """What the stage was trained on, in short; plan.json has it in full."""
+    info = run.plan.dataset.info
+    return {
+        "records": info["train"]["records"],
+        "heldout": info["heldout"]["records"],
+        "fingerprint": info["fingerprint"],
+        "sources": {name: source["records"] for name, source in info.get("mixture", {}).items()},
+        "transforms": [
+            {key: step[key] for key in ("name", "version", "kept", "dropped", "added")}
+            for step in info.get("transforms", [])
+        ],
+    }
 
 
 def _add_chain(run: StageRun, result: dict[str, Any]) -> None:

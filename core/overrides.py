@@ -15,6 +15,8 @@ from core.schema import RunConfig
 
 ALGORITHM_KEY = "algorithm@stage"
 """The algorithm group as Hydra knows it."""
+SOURCES = "data.mixture"
+"""Where sources stand by names that the user chooses; each is typed."""
 _VALUE_FLAGS = frozenset(
     {
         "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
@@ -87,8 +89,16 @@ def _free_paths(config: type) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _sources(overrides: list[str]) -> list[str]:
+    """Names of the sources whose keys the overrides set."""
+    found = [re.match(rf"{re.escape(SOURCES)}\.(\w+)\.", override) for override in overrides]
+    return list(dict.fromkeys(match.group(1) for match in found if match))
+
+
 def _is_free(path: str, registry: Registry) -> bool:
     """Whether `path` is, or lies inside, a dictionary whose keys the user chooses."""
+    if path.startswith(f"{SOURCES}."):
+        return re.match(rf"{re.escape(SOURCES)}\.\w+\.columns(\.|$)", path) is not None
     part, _, rest = path.partition(".")
     tables: dict[str, list[Any]] = {
         "stage": list(registry.stages.values()),
@@ -141,10 +151,11 @@ def rewrite(overrides: list[str], registry: Registry, commands: Iterable[str] = 
     """Overrides as Hydra reads them.
 
     `algorithm=x` becomes `algorithm@stage=x`; `peft.options.key=v`, and every other key in a free dictionary, becomes
-    `++peft.options.key=v`. Raises ConfigError for a word without `=` and for an algorithm that the stage lacks.
+    `++peft.options.key=v`. A source `data.mixture.NAME.key=v` is first made known by its name, so that its keys are
+    typed like any other. Raises ConfigError for a word without `=` and for an algorithm that the stage lacks.
     """
     stages = words(overrides, "stage")
-    rewritten = []
+    rewritten = [f"++{SOURCES}={{{name}:{{}}}}" for name in _sources(overrides)]
     for override in overrides:
         key, mark, value = override.partition("=")
         if not mark:

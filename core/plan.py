@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from core import __version__
+from core.building import build_dataset
 from core.combinations import changes_base, check_chain, check_combinations
-from core.dataset import Dataset, load_dataset
+from core.dataset import Dataset
 from core.errors import ConfigError, PluginError
 from core.files import sha256_file
 from core.ledger import Found, Ledger
@@ -26,6 +27,7 @@ from core.schema import RunConfig
 from core.scoring import find_spec, involved
 from core.sources import artifact_folder, cache_dir, check_verified, folder_fingerprint, source_fingerprint
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec
+from core.transforms import bind_transforms
 
 PLAN_VERSION = 1
 
@@ -221,7 +223,7 @@ def _plan_stage(
     cfg: RunConfig, spec: StageSpec, registry: Registry, before: list[StagePlan], fingerprint: str
 ) -> StagePlan:
     registry.check_requires(spec)
-    dataset = load_dataset(cfg.data, data_folder(cfg, registry), spec.data, cfg.runtime.seed)
+    dataset = dataset_for(cfg, spec.data, registry)
     engine = _engine(cfg, spec, registry) if spec.rollouts else None
     reward = registry.reward_models[cfg.reward.name].spec if spec.rollouts else None
     parents: dict[str, StagePlan] = {}
@@ -245,7 +247,7 @@ def _plan_stage(
     owner = registry.owner_of(spec)
     plan = StagePlan(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
-        engine, reward, parents=parents,
+        engine, reward, parents=parents, warnings=list(dataset.warnings),
     )  # fmt: skip
     findings = check_combinations(cfg, spec)
     if "policy" in parents and (broken := check_chain(cfg, parents["policy"].stage)) is not None:
@@ -293,16 +295,32 @@ def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan
         ) from error  # fmt: skip
 
 
-def data_folder(cfg: RunConfig, registry: Registry) -> Path:
-    """The file or folder that the data config names; a generator's rows are written once into the cache."""
-    if cfg.data.path:
-        return Path(cfg.data.path).expanduser()
-    if not cfg.data.source:
-        raise ConfigError("no data is named", "data", "set data.path=FILE or data=demo")
-    if cfg.data.source not in registry.data_sources:
+def dataset_for(cfg: RunConfig, schema: str, registry: Registry) -> Dataset:
+    """The records that a config names, as `schema`, filtered, augmented and mixed as it says."""
+    transforms = bind_transforms(cfg.data.transforms, registry)
+    return build_dataset(cfg.data, _places(cfg, registry), schema, cfg.runtime.seed, transforms)
+
+
+def _places(cfg: RunConfig, registry: Registry) -> Path | dict[str, Path]:
+    """The file or folder that the data config names; for a mixture that of each source."""
+    if cfg.data.mixture:
+        return {
+            name: _place(source.path, source.source, f"data.mixture.{name}", cfg, registry)
+            for name, source in cfg.data.mixture.items()
+        }
+    return _place(cfg.data.path, cfg.data.source, "data", cfg, registry)
+
+
+def _place(path: str | None, source: str | None, key: str, cfg: RunConfig, registry: Registry) -> Path:
+    """A file or folder; a generator's rows are written once into the cache."""
+    if path:
+        return Path(path).expanduser()
+    if not source:
+        raise ConfigError("no data is named", key, f"set {key}.path=FILE or data=demo")
+    if source not in registry.data_sources:
         known = ", ".join(sorted(registry.data_sources))
-        raise ConfigError(f"there is no data source '{cfg.data.source}'", "data.source", f"one of: {known}")
-    return _generated(registry.data_sources[cfg.data.source].spec, cfg.runtime.seed, registry)
+        raise ConfigError(f"there is no data source '{source}'", f"{key}.source", f"one of: {known}")
+    return _generated(registry.data_sources[source].spec, cfg.runtime.seed, registry)
 
 
 def _generated(source: DataSourceSpec, seed: int, registry: Registry) -> Path:
@@ -353,6 +371,13 @@ def _reward_fingerprint(cfg: RunConfig) -> str | None:
     return folder_fingerprint(folder)
 
 
+def _built_with(plan: StagePlan) -> dict[str, Any]:
+    """The sources without the places that they were read from, and versions and owners of the transforms."""
+    mixture = {name: {**plain(source), "path": None} for name, source in plan.cfg.data.mixture.items()}
+    made = [[step["name"], step["version"], step["owner"]] for step in plan.dataset.info.get("transforms", [])]
+    return {"mixture": mixture, "made": made}
+
+
 def _key(plan: StagePlan, fingerprint: str) -> str:
     """Hash of all that the artifact depends on, 24 hex digits."""
     cfg = plan.cfg
@@ -362,7 +387,7 @@ def _key(plan: StagePlan, fingerprint: str) -> str:
         "parents": {kind: parent.key for kind, parent in plan.parents.items()},
         "peft": plain(cfg.peft),
         "quant": cfg.quant.value,
-        "data": {**plain(cfg.data), "fingerprint": plan.dataset.info["fingerprint"]},
+        "data": {**plain(cfg.data), "fingerprint": plan.dataset.info["fingerprint"], **_built_with(plan)},
         "runtime": plain(cfg.runtime),
         "eval": plain(cfg.eval),
         "code": {"preftune": __version__, "owner": plan.owner},

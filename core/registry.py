@@ -22,7 +22,7 @@ import pluggy
 from core.errors import PluginError
 from core.hookspecs import PROJECT, ObserverHooks, RegistrationHooks, StageHooks
 from core.spec_checks import Spec, check_spec, specs_of, structured
-from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec
+from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec, TransformSpec
 
 DISABLE_VARIABLE = f"{PROJECT.upper()}_DISABLE_PLUGINS"
 """Names of entry points that are not loaded, separated by commas."""
@@ -91,6 +91,7 @@ class Registry:
     engines: dict[str, Registered[EngineSpec]] = field(default_factory=dict)
     trackers: dict[str, Registered[TrackerSpec]] = field(default_factory=dict)
     data_sources: dict[str, Registered[DataSourceSpec]] = field(default_factory=dict)
+    transforms: dict[str, Registered[TransformSpec]] = field(default_factory=dict)
     config_dirs: list[tuple[str, Owner]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     """One line for each broken plugin, to be shown to the user."""
@@ -171,7 +172,7 @@ class Registry:
 
     def _collect(self, plugin: object, hooks: list[str]) -> dict[str, list[Any]]:
         """What the registration hooks of this one plugin return, checked."""
-        from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
+        from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig, TransformConfig
 
         kinds: dict[str, tuple[type, type | None]] = {
             "register_stages": (StageSpec, StageConfig),
@@ -179,6 +180,7 @@ class Registry:
             "register_rollout_engines": (EngineSpec, RolloutConfig),
             "register_trackers": (TrackerSpec, TrackerConfig),
             "register_data_sources": (DataSourceSpec, None),
+            "register_record_transforms": (TransformSpec, TransformConfig),
             "register_config_dirs": (str, None),
         }
         collected: dict[str, list[Any]] = {}
@@ -208,6 +210,7 @@ class Registry:
             ("register_rollout_engines", "rollout", self.engines),
             ("register_trackers", "tracker", self.trackers),
             ("register_data_sources", "data source", self.data_sources),
+            ("register_record_transforms", "transform", self.transforms),
         ]
         for hook, kind, table in tables:
             for spec in collected[hook]:
@@ -281,7 +284,9 @@ class Registry:
 
     def check_configs(self) -> None:
         """Mark as broken each plugin with a config dataclass that cannot be used; too slow for every start."""
-        tables: list[dict[Any, Any]] = [self.stages, self.reward_models, self.engines, self.trackers]
+        tables: list[dict[Any, Any]] = [
+            self.stages, self.reward_models, self.engines, self.trackers, self.transforms,
+        ]  # fmt: skip
         for entry in [entry for table in tables for entry in table.values()]:
             try:
                 structured(entry.spec.config)
@@ -294,7 +299,7 @@ class Registry:
     def owner_of(self, spec: Spec) -> Owner:
         """The plugin that registered `spec`."""
         tables: list[dict[Any, Any]] = [
-            self.stages, self.reward_models, self.engines, self.trackers, self.data_sources,
+            self.stages, self.reward_models, self.engines, self.trackers, self.data_sources, self.transforms,
         ]  # fmt: skip
         for table in tables:
             for entry in table.values():

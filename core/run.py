@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.console import Console
-from core.dataset import load_dataset
+from core.draws import seed_from
 from core.errors import PluginError
 from core.files import disk_guard
 from core.jsonl import MetricsWriter
 from core.ledger import Ledger
 from core.observers import Observers
-from core.plan import Plan, StagePlan, data_folder, plain
+from core.plan import Plan, StagePlan, dataset_for, plain
 from core.records import BadRow, Record
 from core.registry import Registry
 from core.schema import Device, Dtype, RunConfig
@@ -170,8 +169,7 @@ class StageRun:
 
     def seed_for(self, *parts: object) -> int:
         """A 31-bit seed that depends on the run's seed and `parts` alone."""
-        text = ":".join(str(part) for part in (self.cfg.runtime.seed, *parts))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+        return seed_from(self.cfg.runtime.seed, *parts)
 
     # -- saying ------------------------------------------------------------------------------------------------------
 
@@ -226,7 +224,7 @@ class StageRun:
 
         Raises DataError when the data does not serve that schema.
         """
-        return load_dataset(self.cfg.data, data_folder(self.cfg, self.registry), schema, self.cfg.runtime.seed).train
+        return dataset_for(self.cfg, schema, self.registry).train
 
     # -- rollouts and scores -----------------------------------------------------------------------------------------
 

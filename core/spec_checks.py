@@ -6,9 +6,19 @@ import re
 from typing import Any
 
 from core.errors import PluginError
-from core.specs import ROLES, SCHEMAS, DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec
+from core.specs import (
+    ROLES,
+    SCHEMAS,
+    TRANSFORM_KINDS,
+    DataSourceSpec,
+    EngineSpec,
+    RewardSpec,
+    StageSpec,
+    TrackerSpec,
+    TransformSpec,
+)
 
-Spec = StageSpec | RewardSpec | EngineSpec | TrackerSpec | DataSourceSpec
+Spec = StageSpec | RewardSpec | EngineSpec | TrackerSpec | DataSourceSpec | TransformSpec
 """Anything that a plugin registers."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -33,6 +43,8 @@ def check_spec(spec: Any, base: type | None) -> None:
             raise PluginError(f"{spec.name}: config must be a dataclass that extends {base.__name__}")
         if "__dataclass_params__" not in vars(spec.config):
             raise PluginError(f"{spec.name}: {spec.config.__name__} lacks the @dataclass decorator")
+    if isinstance(spec, TransformSpec) and spec.kind not in TRANSFORM_KINDS:
+        raise PluginError(f"{spec.name}: kind is {spec.kind!r}; must be one of {', '.join(TRANSFORM_KINDS)}")
     if isinstance(spec, StageSpec):
         if spec.data not in SCHEMAS:
             raise PluginError(f"{spec.name}: data is {spec.data!r}; must be one of {', '.join(SCHEMAS)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
+from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig, TransformConfig
 
 ROLES = ("policy", "reference", "reward_model", "value_model", "teacher")
 SCHEMAS = ("sft", "preference", "prompts", "text")
@@ -101,3 +101,27 @@ class DataSourceSpec:
     version: str
     """Part of the cache key; raise it when the rows change."""
     summary: str = ""
+
+
+TRANSFORM_KINDS = ("filter", "dedup", "augment", "check")
+
+
+@dataclass(frozen=True)
+class TransformSpec:
+    """A step of set building. `impl` is "package.module:build", torch-free; build(config) returns a function, by kind:
+
+    filter: function(record) -> str, why the record does not stay; empty where it does. Judges training records, and
+        held-out records that were drawn from the same rows.
+    dedup, augment, check: function(records, context) -> Transformed (see core.transforms). Gets training records
+        alone; a dedup or check may drop them, an augment may add some.
+    """
+
+    name: str
+    config: type[TransformConfig]
+    impl: str
+    kind: str
+    """One of TRANSFORM_KINDS."""
+    version: str
+    """Part of the artifact key; raise it when the outcome changes."""
+    summary: str = ""
+    requires: tuple[str, ...] = ()

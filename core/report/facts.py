@@ -25,6 +25,7 @@ from core.report.format import (
     text_of,
 )
 from core.report.headline import cards_of, hero_of, pipeline_of, report_of, time_parts_of
+from core.report.sets import example_pairs, mixture_pairs, transform_pairs
 
 KNOWN_VERSION = 1
 MAX_SAMPLES = 24
@@ -185,11 +186,16 @@ def _trained(plan: dict[str, Any], artifact: dict[str, Any]) -> dict[str, Any]:
 
 def _tables(plan: dict[str, Any]) -> list[dict[str, Any]]:
     data, tables = dict(as_dict(plan.get("data"))), []
+    built: Pairs = [*mixture_pairs(data), *transform_pairs(data), *example_pairs(data)]
+    for name in ("mixture", "transforms"):
+        data.pop(name, None)
     pairs: Pairs = []
     for name, part in data.items():
         pairs.extend(flat(part, str(name)) if isinstance(part, dict) else flat({name: part}))
     if pairs:
         tables.append({"title": "Data", "pairs": [(key.replace(".", " "), text) for key, text in pairs]})
+    if built:
+        tables.append({"title": "Set building", "pairs": built})
     batch = flat(as_dict(plan.get("batch")))
     if number(plan.get("total_steps")) is not None:
         batch.append(("total steps", count(plan["total_steps"])))

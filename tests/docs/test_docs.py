@@ -107,8 +107,8 @@ def runs() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def documented_plugins(tmp_path, monkeypatch):
-    """The modules that docs/plugins.md prints, on sys.path."""
-    for block in fenced(TEXTS["docs/plugins.md"], "python"):
+    """The modules that the pages print for plugin authors, on sys.path."""
+    for block in [*fenced(TEXTS["docs/plugins.md"], "python"), *fenced(TEXTS["docs/building-sets.md"], "python")]:
         first, _, code = block.partition("\n")
         file = tmp_path / first.removeprefix("# ")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +192,15 @@ def test_every_engine_setting_is_documented_with_its_default():
             if doc.owner != "RolloutConfig":
                 row = f"| `rollout.{doc.name}` | {doc.default} |"
                 assert row in TEXTS["docs/rollouts.md"], row
+
+
+def test_every_transform_and_its_settings_are_documented():
+    transforms = Registry.load().transforms
+    for name in own(transforms):
+        page = re.split(r"^### ", TEXTS["docs/building-sets.md"], flags=re.MULTILINE)
+        section = next(part for part in page if part.startswith(f"`{name}`"))
+        for doc in field_docs(transforms[name].spec.config):
+            assert doc.name == "name" or f"`{doc.name}`" in section, f"{name}: {doc.name}"
 
 
 def test_config_page_has_every_key_with_its_default():

@@ -1,0 +1,62 @@
+"""Augmentation: further training records with edited words. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from core.api import ConfigError, TransformConfig, TransformSpec, hookimpl, require
+
+
+class Operation(str, Enum):
+    """What is done to words."""
+
+    delete = "delete"
+    swap = "swap"
+    mask = "mask"
+    synonym = "synonym"
+    insert = "insert"
+
+
+class Target(str, Enum):
+    """Which text of a record is edited."""
+
+    prompt = "prompt"
+    text = "text"
+
+
+@dataclass
+class WordsConfig(TransformConfig):
+    """Settings of `augment_words`: the operations of Wei and Zou 2019, arXiv:1901.11196, and masking."""
+
+    operation: Operation = Operation.swap
+    """`delete`, `swap` two, `mask`, replace by a `synonym`, or `insert` a synonym of another word."""
+    of: Target = Target.prompt
+    """What is edited: the last message of the user in the `prompt`, or raw `text`. Completions are never edited."""
+    rate: float = 0.1
+    """Share of the words that are edited, one at least."""
+    copies: int = 1
+    """Edited records made of one record."""
+    share: float = 1.0
+    """Share of the records that are augmented, drawn by the seed."""
+    mask: str = "___"
+    """What stands for a masked word."""
+    synonyms: str | None = None
+    """JSON file with an object of word to list of synonyms, for `synonym` and `insert`."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < 1, "rate", "between 0 and 1, both excluded", self.rate)
+        require(self.copies > 0, "copies", "> 0", self.copies)
+        require(0 < self.share <= 1, "share", "in (0, 1]", self.share)
+        if self.operation in (Operation.synonym, Operation.insert) and not self.synonyms:
+            what = f"operation={self.operation.value} needs a file of synonyms"
+            raise ConfigError(what, mend='add synonyms: FILE with {"word": ["synonym", …], …}')
+
+
+@hookimpl
+def register_record_transforms() -> list[TransformSpec]:
+    """The augmentation."""
+    return [
+        TransformSpec("augment_words", WordsConfig, "plugins.augment.words:build", "augment", "1",
+                      "adds records with words deleted, swapped, masked, replaced or inserted"),
+    ]  # fmt: skip
