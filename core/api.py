@@ -12,9 +12,11 @@ from core.errors import (
     TrainingError,
 )
 from core.hookspecs import PROJECT, hookimpl
+from core.records import Message, Record
 from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig, require
 from core.scoring import GuardedScorer, ScorerContext, summarise
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec
+from core.supervision import TooLong, TrainOn
 from core.types import (
     Batch,
     LossOutput,
@@ -29,8 +31,8 @@ from core.types import (
 
 __all__ = [
     "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec", "GuardedScorer",
-    "LossOutput", "ModelError", "PluginError", "PreftuneError", "RewardConfig", "RewardSpec", "Rollout",
+    "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record", "RewardConfig", "RewardSpec", "Rollout",
     "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext",
-    "Section", "StageConfig", "StageSpec", "TrackerConfig", "TrackerSpec", "TrainingError", "hookimpl", "require",
+    "Section", "StageConfig", "StageSpec", "TooLong", "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "hookimpl", "require",
     "summarise",
 ]  # fmt: skip

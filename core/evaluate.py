@@ -42,7 +42,7 @@ def score_heldout(run: StageRun, models: Models) -> dict[str, float]:
     records = run.eval_records()
     if not records or models.policy is None:
         return {}
-    prompts = run.codec.prompts([record.prompt for record in records])
+    prompts = run.codec.prompts([record.prompt for record in records], [record.tools for record in records])
     sampling = Sampling(
         max_new_tokens=run.cfg.eval.max_new_tokens, temperature=0.0, seed=run.seed_for("eval"),
         stop_token_ids=(run.codec.eos,),

@@ -131,7 +131,10 @@ class StageRun:
     @cached_property
     def codec(self) -> ChatCodec:
         """The checked tokenizer of the starting policy."""
-        return load_codec(self.start_folder, self.cfg.model)
+        codec = load_codec(self.start_folder, self.cfg.model)
+        for note in codec.notes:
+            self.warn(note)
+        return codec
 
     @cached_property
     def start_folder(self) -> Path:
@@ -218,7 +221,7 @@ class StageRun:
         """Held-out records that completions are generated for: those whose prompt leaves room to answer."""
         limit = self.cfg.model.max_length - self.cfg.eval.max_new_tokens
         records = self.plan.dataset.heldout_prompts[: self.cfg.eval.max_items]
-        prompts = self.codec.prompts([record.prompt for record in records])
+        prompts = self.codec.prompts([record.prompt for record in records], [record.tools for record in records])
         return [record for record, ids in zip(records, prompts, strict=True) if len(ids) <= limit]
 
     def records_for(self, schema: str) -> list[Record]:

@@ -124,7 +124,7 @@ class ModelConfig:
     pad_token: str | None = None
     """Padding token, where the tokenizer names none."""
     chat_template: str | None = None
-    """File with a Jinja chat template, where the tokenizer has none."""
+    """`chatml`, `alpaca`, or a file with a Jinja chat template, in place of the tokenizer's own."""
     max_length: int = 1024
     """Longest sequence in tokens."""
 

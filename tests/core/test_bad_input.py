@@ -155,8 +155,6 @@ def _template(text: str) -> Callable[[Path], None]:
 
 
 MODELS: dict[str, tuple[Callable[[Path], Any], int, tuple[str, ...]]] = {
-    "no chat template": (lambda folder: (folder / "chat_template.jinja").unlink(), 1,
-                         ("no chat template", "model.chat_template=FILE")),
     "wrong EOS": (_edit("tokenizer_config.json", lambda value: value.update(eos_token="<|endoftext|>")), 1,
                   ("ends the assistant's turn with '<|im_end|>'", "set model.eos_token='<|im_end|>'")),
     "no EOS": (_edit("tokenizer_config.json", lambda value: value.pop("eos_token")), 1, ("model.eos_token=",)),
