@@ -90,32 +90,25 @@ def demonstrations(
     """Records with a completion (or a chosen one) as examples; what cannot be trained on goes to quarantine.
 
     A dialogue that the template does not render turn by turn becomes one example for each trained turn.
-    Raises: DataError when more than `supervision.max_lost_frac` of the records are lost; ModelError for a token
-    without a row in the embedding.
+    Raises: ModelError for a token without a row in the embedding.
     """
     layouts, owners = [], []
-    dropped: list[str] = []
-
-    def lose(record: Record, reason: str) -> None:
-        dropped.append(reason)
-        run.drop(record, reason)
-
     for record in records:
         turns = _dialogue(record)
         weights = supervision.weights(turns)
         weighed = [index for index, weight in enumerate(weights) if weight != supervision.rest]
         marked = [index for index, turn in enumerate(turns) if turn.role == "assistant" and weights[index]]
         if not marked:
-            lose(record, "no assistant turn has a weight")
+            run.drop(record, "no assistant turn has a weight")
             continue
         marked = sorted({*marked, *(index for index in weighed if turns[index].role == "assistant")})
         try:
             made = run.codec.lay_out(turns, record.tools, marked, [index for index in weighed if index not in marked])
         except DataError as error:
-            lose(record, error.what)
+            run.drop(record, error.what)
             continue
         if len(made) > 1 and supervision.rest:
-            lose(record, "the chat template does not render turn by turn, so train_on=all would count turns twice")
+            run.drop(record, "the chat template does not render turn by turn, so train_on=all would count turns twice")
             continue
         layouts += made
         owners += [(record, weights)] * len(made)
@@ -125,35 +118,25 @@ def demonstrations(
         example, problem = _within(example, run.cfg.model.max_length, supervision.too_long)
         problem = problem or fault(example, run.codec)
         if problem:
-            lose(record, problem)
+            run.drop(record, problem)
         else:
             examples.append(example)
     if examples:
         check_embedding(run.codec, max(max(example.ids) for example in examples), "the tokens of the data")
-    if dropped and len(dropped) > supervision.max_lost_frac * len(records):
-        raise DataError(
-            f"{len(dropped)} of {len(records)} records cannot be trained on; the first: {dropped[0]}",
-            "stage.max_lost_frac",
-            "mend the rows (quarantine.jsonl names each), raise model.max_length, or raise stage.max_lost_frac",
-        )
     return examples
 
 
 def check_trained(examples: Sequence[Demonstration], eos: int) -> None:
-    """Refuse a training set that teaches nothing, or never teaches to stop.
+    """Refuse a training set that never teaches to stop. An empty one is refused for every stage alike, later.
 
     Raises: DataError.
     """
-    if not examples:
-        raise DataError(
-            "no record is left to train on", "data", "read quarantine.jsonl for the reason of each, or raise model.max_length"
-        )
     ends = (
         token == eos and weight > 0
         for example in examples
         for token, weight in zip(example.ids, example.weights, strict=True)
     )
-    if not any(ends):
+    if examples and not any(ends):
         raise DataError(
             "the end-of-turn token is never trained: the model would not learn to stop",
             "stage.too_long and the weights of the data",
@@ -202,21 +185,23 @@ def _within(example: Demonstration, limit: int, policy: TooLong) -> tuple[Demons
     return replace(example, ids=example.ids[-limit:], weights=[0.0, *example.weights[1 - limit :]]), ""
 
 
-def _prompts(run: StageRun, records: Sequence[Record]) -> list[tuple[Record, list[int]]]:
-    """Records with the token ids of their prompts; one that the template refuses goes to quarantine."""
+def encoded_prompts(
+    codec: ChatCodec, records: Sequence[Record], refused: Callable[[Record, str], None]
+) -> list[tuple[Record, list[int]]]:
+    """Records with the token ids of their prompts; `refused` is told of those that the template refuses, and why."""
     kept, texts = [], []
     for record in records:
         try:
-            texts.append(run.codec.layout.prompt(record.prompt, record.tools))
+            texts.append(codec.layout.prompt(record.prompt, record.tools))
             kept.append(record)
         except DataError as error:
-            run.drop(record, error.what)
-    return list(zip(kept, run.codec.tokenise(texts), strict=True))
+            refused(record, error.what)
+    return list(zip(kept, codec.tokenise(texts), strict=True))
 
 
 def pairs(run: StageRun, records: Sequence[Record]) -> list[Pair]:
     """Preference records as examples; pairs of which one side is over model.max_length go to quarantine."""
-    kept = _prompts(run, records)
+    kept = encoded_prompts(run.codec, records, run.drop)
     chosen = run.codec.completions([record.chosen or "" for record, _ in kept])
     rejected = run.codec.completions([record.rejected or "" for record, _ in kept])
     examples = []
@@ -228,7 +213,8 @@ def pairs(run: StageRun, records: Sequence[Record]) -> list[Pair]:
 
 def prompts(run: StageRun, records: Sequence[Record], room: int) -> list[Prompt]:
     """Prompts that leave `room` tokens to answer within model.max_length; longer ones go to quarantine."""
-    return [Prompt(ids, record) for record, ids in _prompts(run, records) if _fits(run, record, len(ids) + room)]
+    encoded = encoded_prompts(run.codec, records, run.drop)
+    return [Prompt(ids, record) for record, ids in encoded if _fits(run, record, len(ids) + room)]
 
 
 def _fits(run: StageRun, record: Record, tokens: int) -> bool:

@@ -358,6 +358,7 @@ def _key(plan: StagePlan, fingerprint: str) -> str:
     cfg = plan.cfg
     parts: dict[str, Any] = {
         "stage": plain(cfg.stage),
+        "stage_files": {name: _file_hash(name) for name in cfg.stage.files()},
         "model": {
             **plain(cfg.model),
             "source": fingerprint,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from core.console import Console
 from core.dataset import load_dataset
 from core.errors import PluginError
+from core.examples import encoded_prompts
 from core.files import disk_guard
 from core.jsonl import MetricsWriter
 from core.ledger import Ledger
@@ -221,8 +222,8 @@ class StageRun:
         """Held-out records that completions are generated for: those whose prompt leaves room to answer."""
         limit = self.cfg.model.max_length - self.cfg.eval.max_new_tokens
         records = self.plan.dataset.heldout_prompts[: self.cfg.eval.max_items]
-        prompts = self.codec.prompts([record.prompt for record in records], [record.tools for record in records])
-        return [record for record, ids in zip(records, prompts, strict=True) if len(ids) <= limit]
+        encoded = encoded_prompts(self.codec, records, lambda *_: None)
+        return [record for record, ids in encoded if len(ids) <= limit]
 
     def records_for(self, schema: str) -> list[Record]:
         """Training records of the same data seen as another schema, e.g. demonstrations beside prompts.

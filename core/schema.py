@@ -108,6 +108,10 @@ class StageConfig:
         require(self.save_every_steps >= 0, "stage.save_every_steps", ">= 0", self.save_every_steps)
         require(self.keep_checkpoints >= 1, "stage.keep_checkpoints", ">= 1", self.keep_checkpoints)
 
+    def files(self) -> list[str]:
+        """Files whose content the stage's result depends on, beside the data; their hashes go into the key."""
+        return []
+
 
 @dataclass
 class ModelConfig:

@@ -32,13 +32,11 @@ class Supervision:
     A turn's weight is, in this order: its own (Message.weight, Record.weight), that of its role in `role_weights`,
     1 for an assistant turn. `last` leaves earlier assistant turns without weight unless they bring their own;
     `all` gives weight 1 to every token that nothing else weighs, the template's text among them.
-    max_lost_frac: share of the training records that may be lost to their length or their text; over it the run stops.
     """
 
     train_on: TrainOn = TrainOn.last
     role_weights: Mapping[str, float] = field(default_factory=dict)
     too_long: TooLong = TooLong.drop
-    max_lost_frac: float = 1.0
 
     @property
     def rest(self) -> float:

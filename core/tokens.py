@@ -211,7 +211,9 @@ def load_codec(folder: Path, cfg: ModelConfig, gguf_file: str | None = None) -> 
         _check(codec, where)
     except DataError as error:
         raise ModelError(
-            f"the chat template cannot be rendered: {error.what}", where, "set model.chat_template=FILE with a working one"
+            f"the chat template cannot be rendered: {error.__cause__ or error.what}",
+            where,
+            "set model.chat_template=FILE with a working one",
         ) from error
     except NotPrefix:
         raise ModelError(

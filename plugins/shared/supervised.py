@@ -34,13 +34,11 @@ class SupervisedStage:
     def build_data(self, run: StageRun) -> StageData:
         """Demonstrations, and the held-out records that have a completion. Refuses what would train nothing."""
         cfg = run.cfg.stage
-        choice = Supervision(cfg.train_on, cfg.role_weights, cfg.too_long, cfg.max_lost_frac)
+        choice = Supervision(cfg.train_on, cfg.role_weights, cfg.too_long)
         held = [record for record in run.plan.dataset.heldout if record.completion or record.calls or record.chosen]
         train = demonstrations(run, self.records(run, run.plan.dataset.train), choice)
         check_trained(train, run.codec.eos)
-        # Whatever is lost of the held-out part is no reason to stop.
-        apart = Supervision(cfg.train_on, cfg.role_weights, cfg.too_long)
-        return StageData(train, demonstrations(run, self.records(run, held), apart))
+        return StageData(train, demonstrations(run, self.records(run, held), choice))
 
     @hookimpl
     def collect_batch(self, run: StageRun, data: StageData, step: int) -> Batch:

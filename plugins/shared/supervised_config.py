@@ -19,8 +19,6 @@ class SupervisedConfig(StageConfig):
     """Weight of the turns of a role, e.g. `{assistant: 1, user: 0.1}`; weights in the data win."""
     too_long: TooLong = TooLong.drop
     """A row over model.max_length is dropped (quarantine), or cut at its end or its start."""
-    max_lost_frac: float = 0.5
-    """Share of the training records that may be lost to their length or text; over it the run stops."""
     neftune_alpha: float = 0.0
     """Noise on the input embeddings in training (NEFTune; 5 in the paper); 0 is none."""
     label_smoothing: float = 0.0
@@ -34,6 +32,5 @@ class SupervisedConfig(StageConfig):
                     f"'stage.role_weights' names '{role}', which is no role", mend=f"use one of {', '.join(_ROLES)}"
                 )
             require(weight >= 0, f"stage.role_weights.{role}", ">= 0", weight)
-        require(0 <= self.max_lost_frac <= 1, "stage.max_lost_frac", "between 0 and 1", self.max_lost_frac)
         require(self.neftune_alpha >= 0, "stage.neftune_alpha", ">= 0", self.neftune_alpha)
         require(0 <= self.label_smoothing < 1, "stage.label_smoothing", "in [0, 1)", self.label_smoothing)

@@ -208,14 +208,18 @@ def test_model_settings_that_name_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_template_that_refuses_a_row(lab: Lab, tiny_cli, tmp_path: Path) -> None:
+def test_a_template_without_system_gets_it_in_the_first_user_message(lab: Lab, tiny_cli, tmp_path: Path) -> None:
     bad = Lab(tmp_path / "model", lab.data)
     shutil.copytree(lab.model, bad.model)
     old = (bad.model / "chat_template.jinja").read_text()
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     (bad.model / "chat_template.jinja").write_text(refusal + old)
-    outcome = tiny_cli(arguments_for(bad, tmp_path / "runs", **{"data.system": "Be brief."}))
-    assert_told(outcome, 1, "System role not supported", "system, user")
+    outcome = tiny_cli(arguments_for(bad, tmp_path / "runs", **{"data.system": "Be brief."}, dry_run="true"))
+    assert outcome.code == 0 and "error" not in outcome.err
+    (bad.model / "chat_template.jinja").write_text("{% if messages|length == 1 %}{% if 'after' in messages[0].content %}"
+                                                   "{{ raise_exception('not so') }}{% endif %}{% endif %}" + old)  # fmt: skip
+    outcome = tiny_cli(arguments_for(bad, tmp_path / "runs"))
+    assert_told(outcome, 1, "not so", "the roles user")
     assert not (tmp_path / "runs").exists()
 
 
