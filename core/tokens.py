@@ -44,8 +44,9 @@ class ChatCodec:
         self.max_length = max_length
         self.rows = rows
         self.eos: int = tokenizer.eos_token_id
-        self.pad: int = _padding(tokenizer)
         self.layout = ChatLayout(tokenizer)
+        self.pad: int = self._padding()
+        tokenizer.pad_token_id = self.pad  # saved with the artifact
         self.notes: list[str] = []
 
     def prompts(
@@ -141,6 +142,17 @@ class ChatCodec:
             return []
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
+    def _padding(self) -> int:
+        """The padding token, or another special token that the template does not use where that is the end-of-turn
+        token: a model that is saved with one id for both cannot tell an end from filling."""
+        tokenizer = self.tokenizer
+        if tokenizer.pad_token_id not in (None, self.eos):
+            return tokenizer.pad_token_id
+        added = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+        used = {*self.prompts([_PROBE[:1]])[0], *self.completions([_PROBE[1].content])[0], tokenizer.bos_token_id}
+        free = (token for token in [tokenizer.unk_token_id, *added] if token is not None and token not in used)
+        return next(free, self.eos)
+
     def text(self, ids: Sequence[int]) -> str:
         """Plain text of token ids, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -166,16 +178,6 @@ def _parts(layout: Layout) -> list[tuple[str, int]]:
         pieces.append((layout.text[start:end], turn))
         at = end + (layout.eos_length if span in marked else 0)
     return pieces
-
-
-def _padding(tokenizer: Any) -> int:
-    """The padding token, or another special token where that is the end-of-turn token: a model that is saved with
-    one id for both cannot tell an end from filling."""
-    eos = tokenizer.eos_token_id
-    if tokenizer.pad_token_id not in (None, eos):
-        return tokenizer.pad_token_id
-    others = [tokenizer.unk_token_id, *tokenizer.all_special_ids]
-    return next((token for token in others if token not in (None, eos, tokenizer.bos_token_id)), eos)
 
 
 def load_codec(folder: Path, cfg: ModelConfig, gguf_file: str | None = None) -> ChatCodec:
