@@ -30,9 +30,9 @@ from core.types import (
 )
 
 __all__ = [
-    "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec", "GuardedScorer",
-    "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record", "RewardConfig", "RewardSpec", "Rollout",
-    "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext",
-    "Section", "StageConfig", "StageSpec", "TooLong", "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "hookimpl", "require",
-    "summarise",
+    "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec", "GuardedScorer",
+    "LossOutput", "Message", "ModelError", "PROJECT", "PluginError", "PreftuneError", "Record", "RewardConfig",
+    "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest",
+    "Scorer", "ScorerContext", "Section", "StageConfig", "StageSpec", "TooLong", "TrackerConfig", "TrackerSpec",
+    "TrainOn", "TrainingError", "hookimpl", "require", "summarise",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -153,7 +153,9 @@ def fault(example: Demonstration, codec: ChatCodec) -> str:
     filling = codec.pad != codec.eos and any(
         token == codec.pad and weight for token, weight in zip(example.ids, example.weights, strict=True)
     )
-    return f"a trained token is the padding token '{codec.tokenizer.convert_ids_to_tokens(codec.pad)}'" if filling else ""
+    return (
+        f"a trained token is the padding token '{codec.tokenizer.convert_ids_to_tokens(codec.pad)}'" if filling else ""
+    )
 
 
 def _dialogue(record: Record) -> tuple[Message, ...]:
@@ -170,8 +172,8 @@ def _weighed(record: Record, dialogue: Dialogue, weights: Sequence[float], rest:
 
 
 def source_of(record: Record) -> str:
-    """Name of what a record came from: its `source`, or its file without folder and ending."""
-    return str(record.meta.get("source") or Path(str(record.meta.get("file", ""))).name.partition(".")[0])
+    """Name of what a record came from: its source, or its file, without folder and ending."""
+    return Path(str(record.meta.get("source") or record.meta.get("file", ""))).name.partition(".")[0]
 
 
 def _within(example: Demonstration, limit: int, policy: TooLong) -> tuple[Demonstration, str]:

@@ -120,7 +120,9 @@ class TokenModel(_PackedModel):
             targets, predict = targets[only_M], predict[only_M]
         if self.padded:
             if noise_Td is not None:
-                raise ModelError("a prompt method of peft takes no embedding noise", "stage.neftune_alpha", "set it to 0")
+                raise ModelError(
+                    "a prompt method of peft takes no embedding noise", "stage.neftune_alpha", "set it to 0"
+                )
             logits_MV = self._padded_logits(packed, only_M)
             return logits_logprobs(logits_MV, targets, temperature, want_entropy, smoothing)
         if not self.plain_head:

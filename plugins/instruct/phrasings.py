@@ -141,7 +141,7 @@ def _read(path: Path) -> list[Phrasing]:
     where = f"stage.templates, {path}"
     try:
         # A subclass of the safe loader: no object is built, whatever the tags say.
-        content = yaml.load(path.expanduser().read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506
+        content = yaml.load(path.expanduser().read_text(encoding="utf-8"), Loader=_PlainLoader)
     except OSError as error:
         raise ConfigError(f"the templates cannot be read: {error}", where, "name a YAML file, or `builtin`") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -150,13 +150,13 @@ def _read(path: Path) -> list[Phrasing]:
     if isinstance(entries, dict):
         entries = list(entries.values())
     if not isinstance(entries, list) or not entries:
-        raise ConfigError("the file holds no `templates`", where, "see docs/instruct.md for the layout")
+        raise ConfigError("the file holds no `templates`", where, "see docs/training-tokens.md for the layout")
     return [_phrasing(entry, number, where) for number, entry in enumerate(entries, 1)]
 
 
 def _phrasing(entry: Any, number: int, where: str) -> Phrasing:
     if not isinstance(entry, dict) or not isinstance(entry.get("jinja"), str):
-        raise ConfigError(f"template {number} has no text under `jinja`", where, "see docs/instruct.md for the layout")
+        raise ConfigError(f"template {number} has no text under `jinja`", where, "see docs/training-tokens.md for the layout")
     name = str(entry.get("name") or number)
     choices, metadata = entry.get("answer_choices"), entry.get("metadata")
     try:

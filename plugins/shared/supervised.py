@@ -56,9 +56,7 @@ class SupervisedStage:
         """Weighted negative log-likelihood."""
         cfg = run.cfg.stage
         return LossOutput(
-            weighted_nll(
-                models, micro_batch, neftune_alpha=cfg.neftune_alpha, label_smoothing=cfg.label_smoothing
-            )
+            weighted_nll(models, micro_batch, neftune_alpha=cfg.neftune_alpha, label_smoothing=cfg.label_smoothing)
         )
 
     @hookimpl

@@ -214,10 +214,11 @@ def test_a_template_without_system_gets_it_in_the_first_user_message(lab: Lab, t
     old = (bad.model / "chat_template.jinja").read_text()
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     (bad.model / "chat_template.jinja").write_text(refusal + old)
-    outcome = tiny_cli(arguments_for(bad, tmp_path / "runs", **{"data.system": "Be brief."}, dry_run="true"))
+    changes = {"data.system": "Be brief.", "dry_run": "true"}
+    outcome = tiny_cli(arguments_for(bad, tmp_path / "runs", **changes))
     assert outcome.code == 0 and "error" not in outcome.err
-    (bad.model / "chat_template.jinja").write_text("{% if messages|length == 1 %}{% if 'after' in messages[0].content %}"
-                                                   "{{ raise_exception('not so') }}{% endif %}{% endif %}" + old)  # fmt: skip
+    refusal = "{% if messages|length == 1 and 'after' in messages[0].content %}{{ raise_exception('not so') }}{% endif %}"
+    (bad.model / "chat_template.jinja").write_text(refusal + old)
     outcome = tiny_cli(arguments_for(bad, tmp_path / "runs"))
     assert_told(outcome, 1, "not so", "the roles user")
     assert not (tmp_path / "runs").exists()

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError, ModelError
-from core.examples import check_trained, demonstrations, fault, pairs
-from core.examples import Demonstration
+from core.examples import Demonstration, check_trained, demonstrations, fault, pairs
 from core.records import Message, Record
 from core.supervision import Supervision, TooLong, TrainOn
 from core.templates import training_twin
@@ -184,7 +183,7 @@ def test_any_weights_reach_their_tokens_and_no_others(rounds, data):
         said.setdefault(weight, "")
         said[weight] += TINY.tokenizer.convert_ids_to_tokens(token)
     last = max(i for i, turn in enumerate(turns) if turn.role == "assistant" and weights[i])
-    for weight in {0.5, 1.0, 2.0}:
+    for weight in (0.5, 1.0, 2.0):
         texts = [turn.content + "<|im_end|>" * (turn.role == "assistant")
                  for i, turn in enumerate(turns[: last + 1]) if weights[i] == weight]  # fmt: skip
         decoded = TINY.tokenizer.backend_tokenizer.decoder.decode([said.get(weight, "")]) if said.get(weight) else ""
@@ -280,7 +279,8 @@ def test_cutting_instead_of_dropping():
     (started,) = demonstrations(run, [TWO_ROUNDS], Supervision(TrainOn.assistant, too_long=TooLong.cut_start))
     assert (ended.ids, ended.weights) == (whole.ids[:limit], whole.weights[:limit])
     assert (started.ids, started.weights) == (whole.ids[3:], [0.0, *whole.weights[4:]])
-    assert not demonstrations(run := fake_run(TINY, 8), [TWO_ROUNDS], Supervision(too_long=TooLong.cut_end))
+    run = fake_run(TINY, 8)
+    assert not demonstrations(run, [TWO_ROUNDS], Supervision(too_long=TooLong.cut_end))
     assert "cut off" in run.dropped[0][1]
 
 
@@ -333,7 +333,9 @@ def test_presets(tmp_path):
     assert bare.tokenizer.chat_template.replace("{{ eos_token }}", "<|im_end|>") == CHAT_TEMPLATE.replace(" ", " ")
     alpaca = load_codec(tmp_path, ModelConfig(source=str(tmp_path), chat_template="alpaca"))
     text = alpaca.tokenizer.decode(alpaca.dialogue(turns).ids)
-    assert text.startswith("Below is an instruction") and text.endswith("### Instruction:\na\n\n### Response:b<|im_end|>")
+    assert text.startswith("Below is an instruction") and text.endswith(
+        "### Instruction:\na\n\n### Response:b<|im_end|>"
+    )
     assert isinstance(alpaca.dialogue(turns), Dialogue)
     with pytest.raises(ModelError, match="alpaca"):
         load_codec(tmp_path, ModelConfig(source=str(tmp_path), chat_template="nope"))

@@ -74,7 +74,7 @@ def trajectory(module: LlamaForCausalLM, loss_of, steps: int = 3) -> tuple[list[
         gradients.append(torch.cat([p.grad.flatten() for p in own.parameters()]))
         with torch.no_grad():
             for parameter in own.parameters():
-                parameter -= 0.05 * parameter.grad
+                parameter.sub_(0.05 * parameter.grad)
     return losses, gradients
 
 
@@ -220,7 +220,9 @@ def test_prompt_methods_train_the_kept_tokens_and_take_no_noise(plain, examples)
     from peft import PromptTuningConfig, get_peft_model
 
     torch.manual_seed(0)
-    module = get_peft_model(copy.deepcopy(plain), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    module = get_peft_model(
+        copy.deepcopy(plain), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    ).eval()
     models = Models(policy=TokenModel(module))
     (row,) = weighted_rows(examples[:3], 1000)
     total = sum(sum(map(abs, example.weights)) for example in examples[:3])
