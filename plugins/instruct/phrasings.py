@@ -156,7 +156,9 @@ def _read(path: Path) -> list[Phrasing]:
 
 def _phrasing(entry: Any, number: int, where: str) -> Phrasing:
     if not isinstance(entry, dict) or not isinstance(entry.get("jinja"), str):
-        raise ConfigError(f"template {number} has no text under `jinja`", where, "see docs/training-tokens.md for the layout")
+        raise ConfigError(
+            f"template {number} has no text under `jinja`", where, "see docs/training-tokens.md for the layout"
+        )
     name = str(entry.get("name") or number)
     choices, metadata = entry.get("answer_choices"), entry.get("metadata")
     try:

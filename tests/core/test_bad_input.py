@@ -217,7 +217,9 @@ def test_a_template_without_system_gets_it_in_the_first_user_message(lab: Lab, t
     changes = {"data.system": "Be brief.", "dry_run": "true"}
     outcome = tiny_cli(arguments_for(bad, tmp_path / "runs", **changes))
     assert outcome.code == 0 and "error" not in outcome.err
-    refusal = "{% if messages|length == 1 and 'after' in messages[0].content %}{{ raise_exception('not so') }}{% endif %}"
+    refusal = (
+        "{% if messages|length == 1 and 'after' in messages[0].content %}{{ raise_exception('not so') }}{% endif %}"
+    )
     (bad.model / "chat_template.jinja").write_text(refusal + old)
     outcome = tiny_cli(arguments_for(bad, tmp_path / "runs"))
     assert_told(outcome, 1, "not so", "the roles user")
