@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-from core.errors import (
-    ArtifactError,
-    ConfigError,
-    DataError,
-    ModelError,
-    PluginError,
-    PreftuneError,
-    TrainingError,
-)
+from core.errors import ArtifactError, ConfigError, DataError, ModelError, PluginError, PreftuneError, TrainingError
 from core.hookspecs import PROJECT, hookimpl
 from core.records import Message, Record
-from core.schema import (
-    RewardConfig,
-    RolloutConfig,
-    Schedule,
-    StageConfig,
-    TrackerConfig,
-    TransformConfig,
-    require,
-)
+from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig, TransformConfig, require
 from core.scoring import GuardedScorer, ScorerContext, summarise
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec, TransformSpec
+from core.supervision import TooLong, TrainOn
 from core.transforms import TextPart, TransformContext, Transformed, text_of, texts_of, words_of
-from core.types import (
-    Batch,
-    LossOutput,
-    Rollout,
-    RolloutEngine,
-    Sampling,
-    Score,
-    Scorer,
-    ScoreRequest,
-    Section,
-)
+from core.types import Batch, LossOutput, Rollout, RolloutEngine, Sampling, Score, Scorer, ScoreRequest, Section
 
 __all__ = [
-    "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec", "GuardedScorer",
-    "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record", "RewardConfig", "RewardSpec",
-    "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer",
-    "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TrackerConfig", "TrackerSpec",
-    "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "hookimpl", "require",
-    "summarise", "text_of", "texts_of", "words_of",
+    "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec",
+    "GuardedScorer", "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record",
+    "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score",
+    "ScoreRequest", "Scorer", "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TooLong",
+    "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
+    "TransformSpec", "Transformed", "hookimpl", "require", "summarise", "text_of", "texts_of", "words_of",
 ]  # fmt: skip

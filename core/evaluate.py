@@ -42,7 +42,7 @@ def score_heldout(run: StageRun, models: Models) -> dict[str, float]:
     records = run.eval_records()
     if not records or models.policy is None:
         return {}
-    prompts = run.codec.prompts([record.prompt for record in records])
+    prompts = run.codec.prompts([record.prompt for record in records], [record.tools for record in records])
     sampling = Sampling(
         max_new_tokens=run.cfg.eval.max_new_tokens, temperature=0.0, seed=run.seed_for("eval"),
         stop_token_ids=(run.codec.eos,),
@@ -99,6 +99,12 @@ def headline(run: StageRun) -> dict[str, Any]:
     labels = {"score": "held-out accuracy" if binary else "held-out score", "reward": "held-out reward"}
     label = run.eval_metric or labels.get(name or "", (name or "").replace("_", " "))
     delta = paired_interval(items_before, items_after)
+    prefix = "heldout_loss/"
+    by_source = {
+        key.removeprefix(prefix): {"before": before.get(key), "after": value}
+        for key, value in after.items()
+        if key.startswith(prefix)
+    }
     return {
         "metric": label,
         "before": before.get(name) if name else None,
@@ -109,4 +115,5 @@ def headline(run: StageRun) -> dict[str, Any]:
         "reward_before": before.get("reward"),
         "reward_after": after.get("reward"),
         "kl_to_reference": after.get("kl_to_reference"),
+        **({"heldout_loss_by_source": by_source} if by_source else {}),
     }

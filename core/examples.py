@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from core.records import Record
+from core.errors import DataError
+from core.records import Message, Record
+from core.supervision import LAST_TURN, Supervision, TooLong
+from core.tokens import TEMPLATE_TEXT, Dialogue, check_embedding, doubled_bos
 
 if TYPE_CHECKING:
     from core.run import StageRun
+    from core.tokens import ChatCodec
 
 T = TypeVar("T")
 
@@ -24,6 +29,8 @@ class Demonstration:
 
     ids: Sequence[int]
     weights: Sequence[float]
+    source: str = ""
+    """What the record came from: its named source, or its file."""
 
     @classmethod
     def of(cls, prompt: Sequence[int], completion: Sequence[int]) -> Demonstration:
@@ -77,26 +84,130 @@ class StageData:
     heldout: list[Any] = field(default_factory=list)
 
 
-def demonstrations(run: StageRun, records: Sequence[Record]) -> list[Demonstration]:
-    """Records with a completion (or a chosen one) as examples; those over model.max_length go to quarantine."""
-    rows = [(record, record.completion or record.chosen or "") for record in records]
-    prompts = run.codec.prompts([record.prompt for record, _ in rows])
-    completions = run.codec.completions([text for _, text in rows])
+def demonstrations(
+    run: StageRun, records: Sequence[Record], supervision: Supervision = LAST_TURN
+) -> list[Demonstration]:
+    """Records with a completion (or a chosen one) as examples; what cannot be trained on goes to quarantine.
+
+    A dialogue that the template does not render turn by turn becomes one example for each trained turn.
+    Raises: ModelError for a token without a row in the embedding.
+    """
+    layouts, owners = [], []
+    for record in records:
+        turns = _dialogue(record)
+        weights = supervision.weights(turns)
+        weighed = [index for index, weight in enumerate(weights) if weight != supervision.rest]
+        marked = [index for index, turn in enumerate(turns) if turn.role == "assistant" and weights[index]]
+        if not marked:
+            run.drop(record, "no assistant turn has a weight")
+            continue
+        marked = sorted({*marked, *(index for index in weighed if turns[index].role == "assistant")})
+        try:
+            made = run.codec.lay_out(turns, record.tools, marked, [index for index in weighed if index not in marked])
+        except DataError as error:
+            run.drop(record, error.what)
+            continue
+        if len(made) > 1 and supervision.rest:
+            run.drop(record, "the chat template does not render turn by turn, so train_on=all would count turns twice")
+            continue
+        layouts += made
+        owners += [(record, weights)] * len(made)
     examples = []
-    for (record, _), prompt, completion in zip(rows, prompts, completions, strict=True):
-        example = Demonstration.of(prompt, completion)
-        if _fits(run, record, example.tokens):
+    for (record, weights), dialogue in zip(owners, run.codec.encode(layouts), strict=True):
+        example = _weighed(record, dialogue, weights, supervision.rest)
+        example, problem = _within(example, run.cfg.model.max_length, supervision.too_long)
+        problem = problem or fault(example, run.codec)
+        if problem:
+            run.drop(record, problem)
+        else:
             examples.append(example)
+    if examples:
+        check_embedding(run.codec, max(max(example.ids) for example in examples), "the tokens of the data")
     return examples
+
+
+def check_trained(examples: Sequence[Demonstration], eos: int) -> None:
+    """Refuse a training set that never teaches to stop. An empty one is refused for every stage alike, later.
+
+    Raises: DataError.
+    """
+    ends = (
+        token == eos and weight > 0
+        for example in examples
+        for token, weight in zip(example.ids, example.weights, strict=True)
+    )
+    if examples and not any(ends):
+        raise DataError(
+            "the end-of-turn token is never trained: the model would not learn to stop",
+            "stage.too_long and the weights of the data",
+            "use stage.too_long=drop or cut_start, raise model.max_length, or give final turns a weight above 0",
+        )
+
+
+def fault(example: Demonstration, codec: ChatCodec) -> str:
+    """Why an example would train wrongly; empty when it would not."""
+    if not example.trained:
+        return "no token has a weight (cut off, or all weights are 0)"
+    if doubled_bos(codec, example.ids):
+        return "begins with two BOS tokens"
+    filling = codec.pad != codec.eos and any(
+        token == codec.pad and weight for token, weight in zip(example.ids, example.weights, strict=True)
+    )
+    return (
+        f"a trained token is the padding token '{codec.tokenizer.convert_ids_to_tokens(codec.pad)}'" if filling else ""
+    )
+
+
+def _dialogue(record: Record) -> tuple[Message, ...]:
+    """All turns of a record, the chosen completion of a pair as the final one."""
+    if record.completion is None and record.chosen is not None:
+        return (*record.prompt, Message("assistant", record.chosen, record.weight, record.calls, record.reasoning))
+    return record.turns()
+
+
+def _weighed(record: Record, dialogue: Dialogue, weights: Sequence[float], rest: float) -> Demonstration:
+    of = [rest if owner == TEMPLATE_TEXT else weights[owner] for owner in dialogue.owners]
+    of[0] = 0.0
+    return Demonstration(dialogue.ids, of, source_of(record))
+
+
+def source_of(record: Record) -> str:
+    """Name of what a record came from: its source, or its file, without folder and ending."""
+    return Path(str(record.meta.get("source") or record.meta.get("file", ""))).name.partition(".")[0]
+
+
+def _within(example: Demonstration, limit: int, policy: TooLong) -> tuple[Demonstration, str]:
+    """The example cut to `limit` tokens, and why it cannot be used; empty when it can."""
+    if example.tokens <= limit:
+        return example, ""
+    if policy is TooLong.drop:
+        return example, f"{example.tokens} tokens, more than model.max_length={limit}"
+    if policy is TooLong.cut_end:
+        return replace(example, ids=example.ids[:limit], weights=example.weights[:limit]), ""
+    return replace(example, ids=example.ids[-limit:], weights=[0.0, *example.weights[1 - limit :]]), ""
+
+
+def encoded_prompts(
+    codec: ChatCodec, records: Sequence[Record], refused: Callable[[Record, str], None]
+) -> list[tuple[Record, list[int]]]:
+    """Records with the token ids of their prompts; `refused` is told of those that the template refuses, and why."""
+    kept, texts = [], []
+    for record in records:
+        try:
+            texts.append(codec.layout.prompt(record.prompt, record.tools))
+            kept.append(record)
+        except DataError as error:
+            refused(record, error.what)
+    return list(zip(kept, codec.tokenise(texts), strict=True))
 
 
 def pairs(run: StageRun, records: Sequence[Record]) -> list[Pair]:
     """Preference records as examples; pairs of which one side is over model.max_length go to quarantine."""
-    prompts = run.codec.prompts([record.prompt for record in records])
-    chosen = run.codec.completions([record.chosen or "" for record in records])
-    rejected = run.codec.completions([record.rejected or "" for record in records])
+    kept = encoded_prompts(run.codec, records, run.drop)
+    chosen = run.codec.completions([record.chosen or "" for record, _ in kept])
+    rejected = run.codec.completions([record.rejected or "" for record, _ in kept])
     examples = []
-    for record, prompt, better, worse in zip(records, prompts, chosen, rejected, strict=True):
+    for (record, prompt), better, worse in zip(kept, chosen, rejected, strict=True):
         if _fits(run, record, len(prompt) + max(len(better), len(worse))):
             examples.append(Pair(prompt, better, worse, record.margin or 0.0))
     return examples
@@ -104,10 +215,8 @@ def pairs(run: StageRun, records: Sequence[Record]) -> list[Pair]:
 
 def prompts(run: StageRun, records: Sequence[Record], room: int) -> list[Prompt]:
     """Prompts that leave `room` tokens to answer within model.max_length; longer ones go to quarantine."""
-    encoded = run.codec.prompts([record.prompt for record in records])
-    return [
-        Prompt(ids, record) for record, ids in zip(records, encoded, strict=True) if _fits(run, record, len(ids) + room)
-    ]
+    encoded = encoded_prompts(run.codec, records, run.drop)
+    return [Prompt(ids, record) for record, ids in encoded if _fits(run, record, len(ids) + room)]
 
 
 def _fits(run: StageRun, record: Record, tokens: int) -> bool:

@@ -12,12 +12,18 @@ CHUNK = 256
 
 
 class _LinearLogprob(torch.autograd.Function):
-    """logprob_M, entropy_M = f(hidden_Md, weight_Vd, targets_M, temperature). The backward pass computes each
-    chunk's logits again. Entropy carries no gradient."""
+    """logprob_M, entropy_M = f(hidden_Md, weight_Vd, targets_M, temperature, smoothing). The backward pass computes
+    each chunk's logits again. Entropy carries no gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, want_entropy: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        want_entropy: bool,
+        smoothing: float,
     ) -> tuple[Tensor, Tensor]:
         logprob = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         normaliser = torch.empty_like(logprob)
@@ -28,18 +34,23 @@ class _LinearLogprob(torch.autograd.Function):
             if temperature != 1.0:
                 logits /= temperature
             normaliser[rows] = logits.logsumexp(dim=1)
-            logprob[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normaliser[rows]
+            taken = logits.gather(1, targets[rows, None]).squeeze(1)
+            if smoothing:
+                taken = (1 - smoothing) * taken + smoothing * logits.mean(dim=1)
+            logprob[rows] = taken - normaliser[rows]
             if want_entropy:
                 # H = logsumexp - sum p * logit
                 share = torch.softmax(logits, dim=1)
                 entropy[rows] = normaliser[rows] - (share * logits).sum(dim=1)
         ctx.save_for_backward(hidden, weight, targets, normaliser)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.smoothing = temperature, smoothing
         ctx.mark_non_differentiable(entropy)
         return logprob, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_logprob: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(
+        ctx: Any, grad_logprob: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, targets, normaliser = ctx.saved_tensors
         want_hidden, want_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
@@ -52,36 +63,52 @@ class _LinearLogprob(torch.autograd.Function):
                 logits /= ctx.temperature
             scale = grad_logprob[rows, None] / ctx.temperature
             grad = logits.sub_(normaliser[rows, None]).exp_().mul_(-scale)
-            grad.scatter_add_(1, targets[rows, None], scale)
+            grad.scatter_add_(1, targets[rows, None], scale * (1 - ctx.smoothing))
+            if ctx.smoothing:
+                grad += scale * (ctx.smoothing / grad.shape[1])
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ weight
             if grad_weight is not None:
                 grad_weight += grad.T @ hidden[rows]
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 
 def linear_logprobs(
-    hidden_Md: Tensor, weight_Vd: Tensor, targets_M: Tensor, temperature: float = 1.0, want_entropy: bool = False
+    hidden_Md: Tensor,
+    weight_Vd: Tensor,
+    targets_M: Tensor,
+    temperature: float = 1.0,
+    want_entropy: bool = False,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy in nats, float32 [M] each, of softmax(hidden @ weight.T / temperature).
 
-    Differentiable in hidden and weight; entropy is detached, and zero unless asked for.
+    Differentiable in hidden and weight; entropy is detached, and zero unless asked for. With `smoothing` e the first
+    is (1 - e) * log p(target) + e * mean over the vocabulary of log p: the negative cross-entropy against a target
+    that is mixed with the uniform distribution (Szegedy et al. 2016, arXiv:1512.00567, section 7).
     """
     if len(targets_M) == 0:
         empty = hidden_Md.new_zeros(0, dtype=torch.float32)
         return empty, empty
-    logprob, entropy = _LinearLogprob.apply(hidden_Md, weight_Vd, targets_M, temperature, want_entropy)
+    logprob, entropy = _LinearLogprob.apply(hidden_Md, weight_Vd, targets_M, temperature, want_entropy, smoothing)
     return logprob, entropy
 
 
 def logits_logprobs(
-    logits_MV: Tensor, targets_M: Tensor, temperature: float = 1.0, want_entropy: bool = False
+    logits_MV: Tensor,
+    targets_M: Tensor,
+    temperature: float = 1.0,
+    want_entropy: bool = False,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The same from whole logits: the plain road, for models whose head is more than a matrix."""
     logprobs = torch.log_softmax(logits_MV.float() / temperature, dim=1)
     entropy = -(logprobs.exp() * logprobs).sum(dim=1).detach() if want_entropy else torch.zeros_like(logprobs[:, 0])
-    return logprobs.gather(1, targets_M[:, None]).squeeze(1), entropy
+    taken = logprobs.gather(1, targets_M[:, None]).squeeze(1)
+    if smoothing:
+        taken = (1 - smoothing) * taken + smoothing * logprobs.mean(dim=1)
+    return taken, entropy
 
 
 def sum_by_completion(values_M: Tensor, completion_M: Tensor, completions: int) -> Tensor:

@@ -100,30 +100,65 @@ class TokenModel(_PackedModel):
         self.plain_head = isinstance(head, nn.Linear) and type(head) is nn.Linear and head.bias is None and not extras
 
     def forward(
-        self, packed: Packed, temperature: float = 1.0, want_entropy: bool = False, only_M: Tensor | None = None
+        self,
+        packed: Packed,
+        temperature: float = 1.0,
+        want_entropy: bool = False,
+        only_M: Tensor | None = None,
+        smoothing: float = 0.0,
+        noise_Td: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy in nats of the completion tokens, float32 [M] each.
 
         only_M: indices into the M completion tokens; logits are computed for these alone.
+        smoothing: label smoothing, see core.logprobs.
+        noise_Td: added to the input embeddings of the row.
         """
         packed = packed.to(self.device)
         targets, predict = packed.targets_M, packed.predict_M
         if only_M is not None:
             targets, predict = targets[only_M], predict[only_M]
         if self.padded:
-            return logits_logprobs(self._padded_logits(packed, only_M), targets, temperature, want_entropy)
+            if noise_Td is not None:
+                raise ModelError(
+                    "a prompt method of peft takes no embedding noise", "stage.neftune_alpha", "set it to 0"
+                )
+            logits_MV = self._padded_logits(packed, only_M)
+            return logits_logprobs(logits_MV, targets, temperature, want_entropy, smoothing)
         if not self.plain_head:
-            out = self.module(
-                input_ids=packed.input_ids_T[None],
-                position_ids=packed.position_ids_T[None],
-                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device),
-                use_cache=False,
-                logits_to_keep=predict,
-                packed=packed,
-            )
-            return logits_logprobs(out.logits[0], targets, temperature, want_entropy)
-        hidden = self.hidden(packed)[predict]
-        return linear_logprobs(hidden, self.base.get_output_embeddings().weight, targets, temperature, want_entropy)
+            with self._noisy_embeddings(noise_Td):
+                out = self.module(
+                    input_ids=packed.input_ids_T[None],
+                    position_ids=packed.position_ids_T[None],
+                    attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device),
+                    use_cache=False,
+                    logits_to_keep=predict,
+                    packed=packed,
+                )
+            return logits_logprobs(out.logits[0], targets, temperature, want_entropy, smoothing)
+        with self._noisy_embeddings(noise_Td):
+            hidden = self.hidden(packed)[predict]
+        weight = self.base.get_output_embeddings().weight
+        return linear_logprobs(hidden, weight, targets, temperature, want_entropy, smoothing)
+
+    @contextmanager
+    def _noisy_embeddings(self, noise_Td: Tensor | None) -> Iterator[None]:
+        """Add the noise to what the embedding gives inside the block.
+
+        The noise is drawn before the forward pass, so running a layer again in the backward pass adds nothing new.
+        """
+        if noise_Td is None:
+            yield
+            return
+
+        def add(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
+            return embedded + noise_Td.to(embedded)[None]
+
+        handle = self.base.get_input_embeddings().register_forward_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _padded_logits(self, packed: Packed, only_M: Tensor | None) -> Tensor:
         """Logits [M, V] that predict the completion tokens, one padded row a completion."""
@@ -141,7 +176,13 @@ class TokenModel(_PackedModel):
             logits[row, root[1] - root[0] - 1 : root[1] - root[0] - 1 + own[1] - own[0]]
             for row, (root, own) in enumerate(packed.leaves)
         ]
-        flat = torch.cat(picked)
+        # All completion tokens in the order of the leaves; `packed.keep` may have left some of them out.
+        place_T = torch.zeros(packed.tokens, dtype=torch.long, device=ids.device)
+        at = 0
+        for _, (start, end) in packed.leaves:
+            place_T[start:end] = torch.arange(at, at + end - start, device=ids.device)
+            at += end - start
+        flat = torch.cat(picked)[place_T[packed.taken_M]]
         return flat if only_M is None else flat[only_M]
 
 

@@ -77,6 +77,16 @@ class Packed:
         """Number of completions in the row."""
         return len(self.leaves)
 
+    def sequence_lengths(self) -> Tensor:
+        """Tokens of the sequence (prompt and completion) that each token of the row belongs to, long [T]; the
+        longest one for a prompt that several completions share."""
+        lengths_T = torch.zeros(self.tokens, dtype=torch.long)
+        for root, own in self.leaves:
+            length = root[1] - root[0] + own[1] - own[0]
+            for start, end in (root, own):
+                lengths_T[start:end] = lengths_T[start:end].clamp_min(length)
+        return lengths_T
+
     def keep(self, keep_M: Tensor) -> Packed:
         """The same row with logits at the completion tokens that `keep_M` (bool) marks, and at no others."""
         if bool(keep_M.all()):

@@ -383,7 +383,12 @@ def _key(plan: StagePlan, fingerprint: str) -> str:
     cfg = plan.cfg
     parts: dict[str, Any] = {
         "stage": plain(cfg.stage),
-        "model": {**plain(cfg.model), "source": fingerprint, "chat_template": _file_hash(cfg.model.chat_template)},
+        "stage_files": {name: _file_hash(name) for name in cfg.stage.files()},
+        "model": {
+            **plain(cfg.model),
+            "source": fingerprint,
+            "chat_template": _file_hash(cfg.model.chat_template) or cfg.model.chat_template,
+        },
         "parents": {kind: parent.key for kind, parent in plan.parents.items()},
         "peft": plain(cfg.peft),
         "quant": cfg.quant.value,

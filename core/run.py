@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from core.console import Console
 from core.draws import seed_from
 from core.errors import PluginError
+from core.examples import encoded_prompts
 from core.files import disk_guard
 from core.jsonl import MetricsWriter
 from core.ledger import Ledger
@@ -130,7 +131,10 @@ class StageRun:
     @cached_property
     def codec(self) -> ChatCodec:
         """The checked tokenizer of the starting policy."""
-        return load_codec(self.start_folder, self.cfg.model)
+        codec = load_codec(self.start_folder, self.cfg.model)
+        for note in codec.notes:
+            self.warn(note)
+        return codec
 
     @cached_property
     def start_folder(self) -> Path:
@@ -216,8 +220,8 @@ class StageRun:
         """Held-out records that completions are generated for: those whose prompt leaves room to answer."""
         limit = self.cfg.model.max_length - self.cfg.eval.max_new_tokens
         records = self.plan.dataset.heldout_prompts[: self.cfg.eval.max_items]
-        prompts = self.codec.prompts([record.prompt for record in records])
-        return [record for record, ids in zip(records, prompts, strict=True) if len(ids) <= limit]
+        encoded = encoded_prompts(self.codec, records, lambda *_: None)
+        return [record for record, ids in encoded if len(ids) <= limit]
 
     def records_for(self, schema: str) -> list[Record]:
         """Training records of the same data seen as another schema, e.g. demonstrations beside prompts.

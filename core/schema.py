@@ -116,6 +116,10 @@ class StageConfig:
         require(self.save_every_steps >= 0, "stage.save_every_steps", ">= 0", self.save_every_steps)
         require(self.keep_checkpoints >= 1, "stage.keep_checkpoints", ">= 1", self.keep_checkpoints)
 
+    def files(self) -> list[str]:
+        """Files whose content the stage's result depends on, beside the data; their hashes go into the key."""
+        return []
+
 
 @dataclass
 class ModelConfig:
@@ -132,7 +136,7 @@ class ModelConfig:
     pad_token: str | None = None
     """Padding token, where the tokenizer names none."""
     chat_template: str | None = None
-    """File with a Jinja chat template, where the tokenizer has none."""
+    """`chatml`, `alpaca`, or a file with a Jinja chat template, in place of the tokenizer's own."""
     max_length: int = 1024
     """Longest sequence in tokens."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,29 @@ def _row(examples: Sequence[Demonstration], total: float) -> WeightedRow:
     return WeightedRow(pack(groups).keep(kept), weight_M[kept] / total)
 
 
-def weighted_nll(models: Models, row: WeightedRow, role: str = "policy") -> Tensor:
-    """Sum of share * -log p over the row, float32 []."""
-    logprob_M, _ = models.call(role, row.packed)
+def weighted_nll(
+    models: Models, row: WeightedRow, role: str = "policy", *, neftune_alpha: float = 0.0, label_smoothing: float = 0.0
+) -> Tensor:
+    """Sum of share * -log p over the row, float32 [].
+
+    neftune_alpha: size of the noise on the input embeddings; 0 is none. For training, never for an evaluation.
+    label_smoothing: share of the target that is spread evenly over the vocabulary.
+    """
+    extra: dict[str, Any] = {"smoothing": label_smoothing} if label_smoothing else {}
+    if neftune_alpha:
+        extra["noise_Td"] = neftune_noise(row.packed, models.by_role()[role], neftune_alpha)
+    logprob_M, _ = models.call(role, row.packed, **extra)
     return -(row.share_M.to(logprob_M.device) * logprob_M).sum()
+
+
+def neftune_noise(packed: Packed, model: Any, alpha: float) -> Tensor:
+    """Uniform noise in [-alpha / sqrt(L * d), alpha / sqrt(L * d)], float32 [T, d] (NEFTune, Jain et al. 2023,
+    arXiv:2310.05914, algorithm 1).
+
+    L is the true length of the sequence that a token belongs to, as in the authors' experiments; the padded length,
+    which common ports take, would make the noise depend on the neighbours in a batch. Drawn from torch's generator.
+    """
+    width = model.base.get_input_embeddings().weight.shape[1]
+    bound_T = alpha / (packed.sequence_lengths().to(model.device).float() * width).sqrt()
+    noise_Td = torch.empty(packed.tokens, width, device=model.device).uniform_(-1.0, 1.0)
+    return noise_Td * bound_T[:, None]

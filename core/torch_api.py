@@ -9,6 +9,7 @@ from core.examples import (
     Pair,
     Prompt,
     StageData,
+    check_trained,
     demonstrations,
     pairs,
     prompts,
@@ -21,10 +22,11 @@ from core.models import Models, ScoreModel, TokenModel
 from core.packed import Packed, PromptGroup, pack, pack_texts
 from core.run import StageRun
 from core.supervised import WeightedRow, weighted_nll, weighted_rows
+from core.supervision import Supervision
 
 __all__ = [
     "Demonstration", "Models", "Packed", "Pair", "Prompt", "PromptGroup", "ScoreModel", "StageData", "StageRun",
-    "TokenModel", "WeightedRow", "demonstrations", "export_models", "linear_logprobs", "logits_logprobs",
-    "models_for_roles", "pack", "pack_texts", "pairs", "prompts", "score_heldout", "split_by_tokens", "step_items",
-    "sum_by_completion", "trainable_scorer", "weighted_nll", "weighted_rows",
+    "Supervision", "TokenModel", "WeightedRow", "check_trained", "demonstrations", "export_models", "linear_logprobs",
+    "logits_logprobs", "models_for_roles", "pack", "pack_texts", "pairs", "prompts", "score_heldout",
+    "split_by_tokens", "step_items", "sum_by_completion", "trainable_scorer", "weighted_nll", "weighted_rows",
 ]  # fmt: skip

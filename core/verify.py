@@ -98,7 +98,7 @@ def check_artifact(job: dict[str, Any]) -> list[dict[str, Any]]:
         else:
             rows = expected["logits"].shape[0]
             checks.append(_compare("logits", logits[0, -rows:], expected["logits"], tolerance))
-            checks += _check_stopping(model, expected, job["eos"])
+            checks += _check_stopping(model, expected, job["eos"], job["pad"])
         merged = Path(job["folder"]) / "merged"
         if merged.is_dir():
             plain = _plain(job, merged, dtype).to(job["device"]).eval()
@@ -110,8 +110,9 @@ def check_artifact(job: dict[str, Any]) -> list[dict[str, Any]]:
     return checks
 
 
-def _check_stopping(model: Any, expected: dict[str, Any], eos: int) -> list[dict[str, Any]]:
-    """The saved generation config names the end-of-turn token, and generation stops where it stopped in memory."""
+def _check_stopping(model: Any, expected: dict[str, Any], eos: int, pad: int) -> list[dict[str, Any]]:
+    """The saved generation config names the end-of-turn token and fills with another one (unless the vocabulary has
+    none), and generation stops where it stopped in memory."""
     import torch
     from transformers import GenerationConfig
 
@@ -128,6 +129,11 @@ def _check_stopping(model: Any, expected: dict[str, Any], eos: int) -> list[dict
             "name": "generation config ends at the end-of-turn token",
             "ok": eos in ends,
             "detail": f"eos_token_id={ends}",
+        },
+        {
+            "name": "generation config fills with the padding token",
+            "ok": config.pad_token_id == pad and (pad == eos or pad not in ends),
+            "detail": f"pad_token_id={config.pad_token_id}",
         },
         {
             "name": "generation stops",

@@ -207,7 +207,7 @@ def kl_on_heldout(run: StageRun, models: Models) -> dict[str, float]:
     records = run.eval_records()
     if not records or models.policy is None:
         return {}
-    prompts = run.codec.prompts([record.prompt for record in records])
+    prompts = run.codec.prompts([record.prompt for record in records], [record.tools for record in records])
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, seed=run.seed_for("kl"),
         stop_token_ids=(run.codec.eos,),

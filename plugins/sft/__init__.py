@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.api import StageConfig, StageSpec, hookimpl
+from core.api import StageSpec, hookimpl
+from plugins.shared.supervised_config import SupervisedConfig
 
 
 @dataclass
-class SftConfig(StageConfig):
+class SftConfig(SupervisedConfig):
     """Settings of `stage=sft`."""
 
     lr: float = 2e-5

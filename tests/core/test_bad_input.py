@@ -155,8 +155,6 @@ def _template(text: str) -> Callable[[Path], None]:
 
 
 MODELS: dict[str, tuple[Callable[[Path], Any], int, tuple[str, ...]]] = {
-    "no chat template": (lambda folder: (folder / "chat_template.jinja").unlink(), 1,
-                         ("no chat template", "model.chat_template=FILE")),
     "wrong EOS": (_edit("tokenizer_config.json", lambda value: value.update(eos_token="<|endoftext|>")), 1,
                   ("ends the assistant's turn with '<|im_end|>'", "set model.eos_token='<|im_end|>'")),
     "no EOS": (_edit("tokenizer_config.json", lambda value: value.pop("eos_token")), 1, ("model.eos_token=",)),
@@ -210,14 +208,21 @@ def test_model_settings_that_name_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_template_that_refuses_a_row(lab: Lab, tiny_cli, tmp_path: Path) -> None:
+def test_a_template_without_system_gets_it_in_the_first_user_message(lab: Lab, tiny_cli, tmp_path: Path) -> None:
     bad = Lab(tmp_path / "model", lab.data)
     shutil.copytree(lab.model, bad.model)
     old = (bad.model / "chat_template.jinja").read_text()
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     (bad.model / "chat_template.jinja").write_text(refusal + old)
-    outcome = tiny_cli(arguments_for(bad, tmp_path / "runs", **{"data.system": "Be brief."}))
-    assert_told(outcome, 1, "System role not supported", "system, user")
+    changes = {"data.system": "Be brief.", "dry_run": "true"}
+    outcome = tiny_cli(arguments_for(bad, tmp_path / "runs", **changes))
+    assert outcome.code == 0 and "error" not in outcome.err
+    refusal = (
+        "{% if messages|length == 1 and 'after' in messages[0].content %}{{ raise_exception('not so') }}{% endif %}"
+    )
+    (bad.model / "chat_template.jinja").write_text(refusal + old)
+    outcome = tiny_cli(arguments_for(bad, tmp_path / "runs"))
+    assert_told(outcome, 1, "not so", "the roles user")
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,0 +1,34 @@
+"""Instruction tuning: supervised training on all assistant turns, single-turn records in several phrasings (FLAN,
+Longpre et al. 2023, arXiv:2301.13688)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.api import DataError, Record
+from core.torch_api import StageRun
+from plugins.instruct.phrasings import Phrasebook, columns_of
+from plugins.shared.supervised import SupervisedStage
+
+
+class Instruct(SupervisedStage):
+    """The stage."""
+
+    def records(self, run: StageRun, records: Sequence[Record]) -> Sequence[Record]:
+        """The records, each in a phrasing drawn for it where one fits."""
+        cfg = run.cfg.stage
+        if not cfg.templates or not records:
+            return records
+        book = Phrasebook.read(cfg.templates)
+        names = columns_of(run.plan.dataset.info)
+        phrased = [book.phrase(record, run.seed_for("phrasing"), cfg.options_frac, names) for record in records]
+        fitting = sum("phrasing" in record.meta for record in phrased)
+        if not fitting:
+            raise DataError(
+                f"no phrasing of stage.templates fits any of {len(records)} records",
+                ", ".join(cfg.templates),
+                "name templates whose variables are columns of the data: "
+                + ", ".join(sorted(book.variables(records[0], names))),
+            )
+        run.say(f"{fitting} of {len(records)} records are phrased by {len(book.phrasings)} templates")
+        return phrased
