@@ -11,7 +11,7 @@ from core.errors import (
     PreftuneError,
     TrainingError,
 )
-from core.hookspecs import PROJECT, hookimpl
+from core.hookspecs import API_VERSION, PROJECT, hookimpl
 from core.records import Message, Record
 from core.schema import (
     RewardConfig,
@@ -38,8 +38,8 @@ from core.types import (
 )
 
 __all__ = [
-    "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec", "GuardedScorer",
-    "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record", "RewardConfig", "RewardSpec",
+    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec",
+    "GuardedScorer", "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record", "RewardConfig", "RewardSpec",
     "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer",
     "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TrackerConfig", "TrackerSpec",
     "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "hookimpl", "require",

@@ -18,8 +18,10 @@ from core.errors import ConfigError, PreftuneError, Reported
 from core.explain import explain
 from core.overrides import rewrite, split, user_folders
 from core.presets import missing_folders
+from core.providers import ProviderError
 from core.registry import Registry
 from core.schema import RunConfig
+from core.switches import check_switches
 
 _exit_codes: list[int] = []
 """Exit codes of the jobs that ran in this process."""
@@ -41,6 +43,7 @@ def print_warnings(registry: Registry) -> None:
 def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
     """The typed configuration; ConfigError where a part, or a combination of parts, cannot be accepted."""
     typed = check.accept(cfg, registry)
+    check_switches(typed.plugins)
     spec = registry.stages[(typed.stage.name, typed.stage.algorithm)].spec
     refused = [finding for finding in check_combinations(typed, spec) if finding.level == "error"]
     if refused:
@@ -62,6 +65,8 @@ def job(cfg: DictConfig) -> int:
         code = int(execute(typed, registry, check.plain(cfg)) or 0)
     except PreftuneError as error:
         print_error(error)
+        if isinstance(error, ProviderError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
         code = error.exit_code
     except Reported as reported:
         code = reported.exit_code

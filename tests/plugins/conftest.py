@@ -15,7 +15,8 @@ from core.execute import open_stage
 from core.launch import typed_config
 from core.ledger import Ledger
 from core.plan import make_plan
-from core.registry import MODULES_VARIABLE, Registry
+from core.registry import Registry
+from core.switches import MODULES_VARIABLE
 from core.testing.tiny import tiny_model as write_tiny_model
 from core.testing.tiny import tiny_pairs
 from core.trainer import StepLoop
