@@ -23,8 +23,8 @@ from core.owners import Owner
 _hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-_BETWEEN = ("core", "pluggy", "_utils", "utils")
-"""Folders of the code that stands between us and a plugin: ours, pluggy, and torch's decorators in torch/utils."""
+_BETWEEN = (str(Path(__file__).parent), str(Path(pluggy.__file__).parent))
+"""Folders of the code that stands between us and a plugin: ours, and pluggy."""
 
 
 class ProviderError(PluginError):
@@ -40,8 +40,8 @@ def blamed(owner: Owner | str, doing: str) -> Iterator[None]:
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        # Our own frames, pluggy's and torch's decorators stand before the plugin's.
-        foreign = [frame for frame in frames if Path(frame.filename).parent.name not in _BETWEEN]
+        # Before the plugin's frames stand our own, pluggy's, and those of torch's decorators.
+        foreign = [item for item in frames if not item.filename.startswith(_BETWEEN) and "/torch/" not in item.filename]
         frame = (foreign or frames)[0]
         text = " ".join(str(error).split())[:400]
         raise ProviderError(

@@ -378,6 +378,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     quant: Quant = Quant.none
+    """Storage of frozen base weights (bitsandbytes); needs an adapter."""
     data: DataConfig = field(default_factory=DataConfig)
     reward: Any = MISSING
     rollout: Any = MISSING

@@ -101,7 +101,7 @@ def check_switches(config: PluginsConfig) -> None:
     switches = Switches.read()
     wanted = config.allow
     late = [f"plugins.block={name}" for name in config.block if name not in switches.block]
-    if wanted is not None and set(wanted) != set(switches.allow or ()):
+    if wanted is not None and (switches.allow is None or set(wanted) != set(switches.allow)):
         late.append(f"plugins.allow=[{','.join(wanted)}]")
     if late:
         raise ConfigError(
