@@ -1,5 +1,5 @@
-"""`doctor`: what is installed, what is missing or of an untried version, what that costs, the command that mends it, and
-what may combine with what. Torch-free: versions are read, nothing heavy is imported."""
+"""`doctor`: what is installed, what is missing or of an untried version, what that costs, the command that mends it,
+and what may combine with what. Torch-free: versions are read, nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -135,12 +135,13 @@ def environment() -> dict[str, str]:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:
         cores = os.cpu_count() or 1
+    memory = psutil.virtual_memory()
     return {
         "preftune": f"{core.__version__} (plugin API {API_VERSION})",
         "python": f"{platform.python_version()} at {sys.executable}",
         "platform": platform.platform(),
         "cores": str(cores),
-        "memory": f"{psutil.virtual_memory().total / 1e9:.1f} GB, {psutil.virtual_memory().available / 1e9:.1f} GB free",
+        "memory": f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free",
         "disk": f"{shutil.disk_usage('.').free / 1e9:.1f} GB free here",
         "gpu": "an NVIDIA driver is installed" if shutil.which("nvidia-smi") else "none found",
     }

@@ -74,7 +74,7 @@ def test_a_preset_comes_too_late(monkeypatch):
     check_switches(PluginsConfig(allow=["sft"]))
     with pytest.raises(ConfigError, match="read after the plugins were loaded"):
         check_switches(PluginsConfig(allow=["other"]))
-    with pytest.raises(ConfigError, match="plugins.block=x"):
+    with pytest.raises(ConfigError, match=r"plugins\.block=x"):
         check_switches(PluginsConfig(block=["x"]))
     monkeypatch.delenv(ALLOW_VARIABLE)
     with pytest.raises(ConfigError, match="command line"):

@@ -86,9 +86,6 @@ def test_a_strangers_stage_trains_the_135m_model(environment, tmp_path):
 def test_the_examples_own_tests_pass(environment, tmp_path, name):
     folder = copy(EXAMPLES / name, tmp_path)
     environment.install(folder, editable=False)
-    done = environment.run(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder / "tests")
-    )
     assert " passed" in environment.test(folder)
     environment.pip("uninstall", "-y", f"acme-{name}")
 
@@ -100,9 +97,6 @@ def test_a_generated_package_passes_its_own_tests(environment, tmp_path, kind):
     environment.install(folder, editable=True)
     record = plugins(environment)[f"made_{kind}"]
     assert record["state"] == "loaded" and record["hooks"]
-    done = environment.run(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder / "tests")
-    )
     assert " passed" in environment.test(folder)
     environment.pip("uninstall", "-y", f"made-{kind}")
     assert f"made_{kind}" not in plugins(environment)
