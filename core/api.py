@@ -39,9 +39,9 @@ from core.types import (
 
 __all__ = [
     "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec",
-    "GuardedScorer", "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record", "RewardConfig", "RewardSpec",
-    "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer",
-    "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TrackerConfig", "TrackerSpec",
+    "GuardedScorer", "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record", "RewardConfig",
+    "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score", "ScoreRequest",
+    "Scorer", "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TrackerConfig", "TrackerSpec",
     "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "hookimpl", "require",
     "summarise", "text_of", "texts_of", "words_of",
 ]  # fmt: skip
