@@ -21,7 +21,7 @@ from core.presets import missing_folders
 from core.providers import ProviderError
 from core.registry import Registry
 from core.schema import RunConfig
-from core.switches import check_switches
+from core.switches import check_switches, switched
 
 _exit_codes: list[int] = []
 """Exit codes of the jobs that ran in this process."""
@@ -140,14 +140,15 @@ def typed_config(arguments: list[str]) -> tuple[RunConfig, Registry, dict[str, A
 
     For tests and tools; flags are not understood. Raises PreftuneError.
     """
-    registry = Registry.load()
-    overrides = rewrite(arguments, registry)
-    compose.install(registry)
-    try:
-        cfg = compose.without_hydra(compose.compose(overrides))
-    except Exception as error:
-        explained = explain(error, registry)
-        if explained is None:
-            raise
-        raise explained from error
-    return accept(cfg, registry), registry, check.plain(cfg)
+    with switched(arguments):
+        registry = Registry.load()
+        overrides = rewrite(arguments, registry)
+        compose.install(registry)
+        try:
+            cfg = compose.without_hydra(compose.compose(overrides))
+        except Exception as error:
+            explained = explain(error, registry)
+            if explained is None:
+                raise
+            raise explained from error
+        return accept(cfg, registry), registry, check.plain(cfg)
