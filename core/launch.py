@@ -18,7 +18,7 @@ from core.errors import ConfigError, PreftuneError, Reported
 from core.explain import explain
 from core.overrides import rewrite, split, user_folders
 from core.presets import missing_folders
-from core.providers import ProviderError
+from core.providers import tell
 from core.registry import Registry
 from core.schema import RunConfig
 from core.switches import check_switches, switched
@@ -27,11 +27,6 @@ _exit_codes: list[int] = []
 """Exit codes of the jobs that ran in this process."""
 _launching: set[int] = set()
 """Process ids in which `launch` is at work; a launcher's workers are not among them."""
-
-
-def print_error(error: PreftuneError) -> None:
-    """The three lines of an error, on stderr."""
-    sys.stderr.write(f"error: {error}\n")
 
 
 def print_warnings(registry: Registry) -> None:
@@ -64,9 +59,7 @@ def job(cfg: DictConfig) -> int:
 
         code = int(execute(typed, registry, check.plain(cfg)) or 0)
     except PreftuneError as error:
-        print_error(error)
-        if isinstance(error, ProviderError) and error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
+        tell(error)
         code = error.exit_code
     except Reported as reported:
         code = reported.exit_code

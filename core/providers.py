@@ -6,6 +6,7 @@ Errors that preftune's own classes describe pass unchanged. Torch-free.
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections import defaultdict
@@ -49,6 +50,13 @@ def blamed(owner: Owner | str, doing: str) -> Iterator[None]:
             where=f"{frame.filename}, line {frame.lineno}, in {frame.name}",
             mend="the traceback below is for its author",
         ) from error
+
+
+def tell(error: PreftuneError) -> None:
+    """Print an error's lines on stderr, and what a plugin's author needs to find a fault of the plugin."""
+    sys.stderr.write(f"error: {error}\n")
+    if isinstance(error, ProviderError) and error.__cause__ is not None:
+        traceback.print_exception(error.__cause__)
 
 
 class Providers:
