@@ -10,7 +10,7 @@ from core import combinations
 from core.errors import ConfigError
 from core.fields import FieldDoc, field_docs
 from core.registry import Registry
-from core.schema import RewardConfig, RolloutConfig, RunConfig, StageConfig, TrackerConfig
+from core.schema import RewardConfig, RolloutConfig, RunConfig, StageConfig, TrackerConfig, TransformConfig
 from core.switches import is_switch
 
 HEAD = """# Settings
@@ -43,14 +43,15 @@ def page(registry: Registry, own: bool = False) -> str:
         blocks += [f"## {title}\n", f"{text}.\n", _table("stage.", entry.spec.config, base=StageConfig)]
     tables: list[tuple[str, type, dict[str, Any]]] = [
         ("reward", RewardConfig, registry.reward_models), ("rollout", RolloutConfig, registry.engines),
-        ("tracker", TrackerConfig, registry.trackers),
+        ("tracker", TrackerConfig, registry.trackers), ("a step of data.transforms, name", TransformConfig, registry.transforms),
     ]  # fmt: skip
     for group, base, table in tables:
-        blocks += [f"## {group}: what every choice has\n", _table(f"{group}.", base, skip=("name",))]
+        prefix = "" if " " in group else f"{group}."  # a step of a list has keys of its own
+        blocks += [f"## {group}: what every choice has\n", _table(prefix, base, skip=("name",))]
         for name, entry in sorted(table.items()):
             if _kept(entry, own):
                 blocks += [f"## {group}={name}\n", f"{entry.spec.summary}.\n",
-                           _table(f"{group}.", entry.spec.config, base=base)]  # fmt: skip
+                           _table(prefix, entry.spec.config, base=base)]  # fmt: skip
     return "\n".join(block for block in blocks if block)
 
 
