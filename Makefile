@@ -6,7 +6,7 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 
-.PHONY: demo test lint types check bench help clean
+.PHONY: demo test lint types check docs bench help clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -25,6 +25,10 @@ types: $(READY) ## static types
 	$(BIN)/mypy
 
 check: lint types test ## all three
+
+docs: $(READY) ## the reference of settings, and every page as HTML in site/
+	$(BIN)/python -m core reference --own > docs/reference.md
+	$(BIN)/mkdocs build --strict
 
 bench: $(READY) ## speed and memory against TRL, side by side
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -6,12 +6,35 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.race import ENVIRONMENT, ROOT
+
+STRANGERS = 50
+"""Plugins of strangers, each with a stage and a preset."""
+_PLUGIN = """
+from dataclasses import dataclass
+from core.api import StageConfig, StageSpec, hookimpl
+
+PREFTUNE_API = 1
+
+@dataclass
+class Config(StageConfig):
+    weight: float = 1.0
+    \'\'\'Weight of the term.\'\'\'
+
+@hookimpl
+def register_stages():
+    return [StageSpec("{name}", Config, "{name}.stage:Stage", "preference", "one of many")]
+
+@hookimpl
+def register_config_dirs():
+    return ["pkg://{name}.conf"]
+"""
 
 
 def commands() -> dict[str, list[str]]:
@@ -27,12 +50,36 @@ def commands() -> dict[str, list[str]]:
     return found
 
 
+def install_plugins(site: Path, count: int) -> None:
+    """Write `count` distributions into `site`, as installing them would: a stage with a preset each."""
+    for number in range(count):
+        name = f"bench_plugin_{number}"
+        stages = site / name / "conf" / "stage"
+        stages.mkdir(parents=True)
+        (site / name / "__init__.py").write_text(_PLUGIN.format(name=name))
+        (stages.parent / "__init__.py").write_text("")
+        (stages / f"{name}_strict.yaml").write_text(f"defaults: [{name}]\nweight: 2.0\n")
+        meta = site / f"{name}-1.0.dist-info"
+        meta.mkdir()
+        (meta / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (meta / "entry_points.txt").write_text(f"[preftune]\n{name} = {name}\n")
+
+
 def run_help(repeats: int) -> list[dict[str, Any]]:
     """Wall seconds of each command: median, least and most of `repeats` processes, after one that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in commands()}
-    environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as folder:
+        install_plugins(Path(folder), STRANGERS)
+        return _measure(repeats, Path(folder))
+
+
+def _measure(repeats: int, strangers: Path) -> list[dict[str, Any]]:
+    plain = {**ENVIRONMENT, **os.environ, "PYTHONPATH": str(ROOT)}
+    crowded = {**plain, "PYTHONPATH": f"{ROOT}{os.pathsep}{strangers}"}
+    runs = [(name, command, plain) for name, command in commands().items()]
+    runs.append((f"python -m core --help, {STRANGERS} more plugins", [sys.executable, "-m", "core", "--help"], crowded))
+    seconds: dict[str, list[float]] = {name: [] for name, _, _ in runs}
     for repeat in range(repeats + 1):
-        for name, command in commands().items():
+        for name, command, environment in runs:
             began = time.perf_counter()
             subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
             if repeat:

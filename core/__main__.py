@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import core
 from core.errors import ConfigError, PreftuneError
+from core.switches import is_switch, switched
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ def plugins_command(arguments: list[str]) -> int:
     from core import help as texts
     from core.registry import Registry
 
-    if unknown := [argument for argument in arguments if argument != "--json"]:
-        raise ConfigError(f"'plugins' does not take '{unknown[0]}'", mend="plugins [--json]")
+    if unknown := [argument for argument in arguments if argument != "--json" and not is_switch(argument)]:
+        raise ConfigError(f"'plugins' does not take '{unknown[0]}'", mend="plugins [--json] [plugins.allow=[NAME,…]]")
     registry = Registry.load(strict=False)
     registry.check_configs()
     if "--json" in arguments:
@@ -45,6 +47,7 @@ def help_command(arguments: list[str]) -> int:
     from core import help as texts
     from core.registry import Registry
 
+    arguments = [argument for argument in arguments if not is_switch(argument)]
     registry = Registry.load(strict=False)
     for line in registry.warnings:
         sys.stderr.write(f"warning: {line}\n")
@@ -56,8 +59,20 @@ def help_command(arguments: list[str]) -> int:
     return 0
 
 
+def later(module: str) -> Callable[[list[str]], int]:
+    """The function `command` of a module that is imported when it is called."""
+
+    def run(arguments: list[str]) -> int:
+        return int(importlib.import_module(module).command(arguments))
+
+    return run
+
+
 COMMANDS: dict[str, Command] = {
     "plugins": Command("list plugins, where they come from and what they add; --json for machines", plugins_command),
+    "doctor": Command("what is installed, what is missing and how to mend it, what may combine", later("core.doctor")),
+    "new-plugin": Command("write a package for a plugin: new-plugin NAME --kind KIND", later("core.scaffold")),
+    "reference": Command("every setting of every stage, part and plugin, as Markdown", later("core.reference")),
     "help": Command("this text; `help stage=NAME` prints every setting of a stage", help_command),
 }
 """Grows by an entry for each command around a run."""
@@ -102,8 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     0 done, 2 the user's configuration, 130 interrupted, 1 everything else; an unexpected exception keeps its traceback.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return dispatch(sys.argv[1:] if arguments is None else arguments)
+        with switched(given):
+            return dispatch(given)
     except PreftuneError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.errors import ArtifactError, ConfigError, DataError, ModelError, PluginError, PreftuneError, TrainingError
-from core.hookspecs import PROJECT, hookimpl
+from core.hookspecs import API_VERSION, PROJECT, hookimpl
 from core.records import Message, Record
 from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig, TransformConfig, require
 from core.scoring import GuardedScorer, ScorerContext, summarise
@@ -13,7 +13,7 @@ from core.transforms import TextPart, TransformContext, Transformed, text_of, te
 from core.types import Batch, LossOutput, Rollout, RolloutEngine, Sampling, Score, Scorer, ScoreRequest, Section
 
 __all__ = [
-    "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec",
+    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec",
     "GuardedScorer", "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record",
     "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score",
     "ScoreRequest", "Scorer", "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TooLong",

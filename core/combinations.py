@@ -55,6 +55,9 @@ NEEDED_OPTIONS = {"trainable_tokens": "token_indices"}
 NEEDED_PACKAGES = {"adamss": ("sklearn", "scikit-learn")}
 """Methods that import a package which preftune does not bring: (import name, distribution)."""
 
+NEEDED_BY = {"bitsandbytes": ("quant=nf4", "quant=int8"), "math-verify": ("reward=numeric",)}
+"""What cannot be had without a distribution, beside what a registered part says itself."""
+
 NO_HEAD = frozenset({"trainable_tokens"})
 """Methods that would leave the new head of a scoring model untrained and unsaved."""
 

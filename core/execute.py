@@ -13,7 +13,8 @@ from core.errors import ConfigError, PluginError
 from core.ledger import Ledger, lock_folder
 from core.plan import Plan, StagePlan, make_plan
 from core.preview import add_previews
-from core.registry import Registry
+from core.providers import Providers
+from core.registry import STAGE_HOOKS, Registry
 from core.schema import Device, RunConfig
 from core.sources import resolve_source
 from core.stage_process import run_apart
@@ -117,17 +118,19 @@ def open_stage(
 
     # A fresh manager for each stage: what one stage registered cannot answer for the next.
     registry = Registry.load()
-    _register(registry, stage, cfg)
-    return StageRun(stage, plan, registry, console, group, config_json, ledger)
+    providers = Providers()
+    _register(registry, stage, cfg, providers)
+    return StageRun(stage, plan, registry, console, group, config_json, ledger, providers)
 
 
-def _register(registry: Registry, stage: StagePlan, cfg: RunConfig) -> None:
+def _register(registry: Registry, stage: StagePlan, cfg: RunConfig, providers: Providers) -> None:
     """Defaults, the chosen stage and the chosen tracker: nothing else answers this run's stage hooks."""
     import core.defaults
 
     registry.manager.register(core.defaults, "core.defaults")
     spec = registry.stages[(stage.stage, stage.algorithm)].spec
     made = registry.activate(spec)
+    providers.watch_hooks(registry.manager, made, registry.owner_of(spec), STAGE_HOOKS)
     own = {impl.name for impl in registry.manager.get_hookcallers(made) or ()}
     needed = {"build_data"} if "fit" in own else {"build_data", "collect_batch", "compute_loss"}
     if missing := sorted(needed - own):

@@ -130,7 +130,8 @@ def plugin_table(registry: Registry) -> str:
     lines = []
     for record in registry.plugins:
         origin = f"{record.owner.distribution} {record.owner.version}".strip() or "a module on sys.path"
-        lines.append(f"{record.owner.plugin}  ({origin}, {record.module})  {record.state}")
+        api = f"API {record.api}" if record.api is not None else "API not stated"
+        lines.append(f"{record.owner.plugin}  ({origin}, {record.module})  {record.state}, {api}")
         if record.reason:
             lines.append(f"    why:   {record.reason}")
         if record.adds:

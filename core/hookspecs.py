@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 PROJECT = "preftune"
 """Name of the plugin system, of the entry-point group, and prefix of the environment variables."""
 
+API_VERSION = 1
+"""Raised when a hook, or a name of `core.api`, is taken away or changes its meaning; additions leave it as it is."""
+OLDEST_API = 1
+"""Plugins built for an earlier version are refused."""
+API_ATTRIBUTE = "PREFTUNE_API"
+"""Attribute of an entry module: the API version that it was built for."""
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Deprecated(DeprecationWarning):
+    """Something of the API that will go; the text names what replaces it. A hook is announced to go by
+    `@hookspec(warn_on_impl=Deprecated("… write … instead"))`; every start then names the plugins that answer it."""
 
 
 class RegistrationHooks:

@@ -18,18 +18,15 @@ from core.errors import ConfigError, PreftuneError, Reported
 from core.explain import explain
 from core.overrides import rewrite, split, user_folders
 from core.presets import missing_folders
+from core.providers import tell
 from core.registry import Registry
 from core.schema import RunConfig
+from core.switches import check_switches, switched
 
 _exit_codes: list[int] = []
 """Exit codes of the jobs that ran in this process."""
 _launching: set[int] = set()
 """Process ids in which `launch` is at work; a launcher's workers are not among them."""
-
-
-def print_error(error: PreftuneError) -> None:
-    """The three lines of an error, on stderr."""
-    sys.stderr.write(f"error: {error}\n")
 
 
 def print_warnings(registry: Registry) -> None:
@@ -41,6 +38,7 @@ def print_warnings(registry: Registry) -> None:
 def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
     """The typed configuration; ConfigError where a part, or a combination of parts, cannot be accepted."""
     typed = check.accept(cfg, registry)
+    check_switches(typed.plugins)
     spec = registry.stages[(typed.stage.name, typed.stage.algorithm)].spec
     refused = [finding for finding in check_combinations(typed, spec) if finding.level == "error"]
     if refused:
@@ -61,7 +59,7 @@ def job(cfg: DictConfig) -> int:
 
         code = int(execute(typed, registry, check.plain(cfg)) or 0)
     except PreftuneError as error:
-        print_error(error)
+        tell(error)
         code = error.exit_code
     except Reported as reported:
         code = reported.exit_code
@@ -135,14 +133,15 @@ def typed_config(arguments: list[str]) -> tuple[RunConfig, Registry, dict[str, A
 
     For tests and tools; flags are not understood. Raises PreftuneError.
     """
-    registry = Registry.load()
-    overrides = rewrite(arguments, registry)
-    compose.install(registry)
-    try:
-        cfg = compose.without_hydra(compose.compose(overrides))
-    except Exception as error:
-        explained = explain(error, registry)
-        if explained is None:
-            raise
-        raise explained from error
-    return accept(cfg, registry), registry, check.plain(cfg)
+    with switched(arguments):
+        registry = Registry.load()
+        overrides = rewrite(arguments, registry)
+        compose.install(registry)
+        try:
+            cfg = compose.without_hydra(compose.compose(overrides))
+        except Exception as error:
+            explained = explain(error, registry)
+            if explained is None:
+                raise
+            raise explained from error
+        return accept(cfg, registry), registry, check.plain(cfg)

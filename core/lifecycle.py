@@ -67,7 +67,7 @@ def carry_out(run: StageRun) -> dict[str, Any]:
             "verified": artifact["verification"]["ok"],
             "resumed_at": run.resumed_at,
             "time_by_part": {part: round(value, 2) for part, value in run.seconds.items()},
-            "time_by_plugin": {k: round(v, 3) for k, v in run.observers.seconds_by_plugin.items()},
+            "time_by_plugin": run.seconds_by_plugin(),
             "reward_errors": sum(scorer.errors for scorer in run.scorers()),
             "run_dir": str(run.dir),
             "data": _data_of(run),

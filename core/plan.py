@@ -22,6 +22,7 @@ from core.dataset import Dataset
 from core.errors import ConfigError, PluginError
 from core.files import sha256_file
 from core.ledger import Found, Ledger
+from core.providers import blamed
 from core.registry import Registry, importable
 from core.schema import RunConfig
 from core.scoring import find_spec, involved
@@ -162,7 +163,8 @@ def make_plan(cfg: RunConfig, registry: Registry) -> Plan:
     plan = Plan(stages)
     for answer in sorted(registry.hook.modify_plan.get_hookimpls(), key=lambda impl: impl.plugin_name):
         known = {"cfg": cfg, "plan": plan}
-        answer.function(*[known[name] for name in answer.argnames])
+        with blamed(registry.owner_named(answer.plugin_name), "modify_plan"):
+            answer.function(*[known[name] for name in answer.argnames])
     return plan
 
 
@@ -329,7 +331,7 @@ def _generated(source: DataSourceSpec, seed: int, registry: Registry) -> Path:
     folder = cache_dir() / "data" / f"{source.name}-{source.version}-{seed}"
     if not folder.is_dir():
         write = registry.resolve(source)
-        with atomic_folder(folder) as part:
+        with atomic_folder(folder) as part, blamed(registry.owner_of(source), f"'{source.impl}'"):
             write(part, seed)
         if not any(folder.iterdir()):
             raise PluginError(f"the data source '{source.name}' wrote no file", source.impl)

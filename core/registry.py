@@ -6,77 +6,38 @@ of them the user means.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
-import os
 import re
 import sys
+import warnings
 from dataclasses import dataclass, field
 from importlib import metadata
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import pluggy
 
 from core.errors import PluginError
-from core.hookspecs import PROJECT, ObserverHooks, RegistrationHooks, StageHooks
+from core.hookspecs import (
+    API_ATTRIBUTE,
+    API_VERSION,
+    OLDEST_API,
+    PROJECT,
+    Deprecated,
+    ObserverHooks,
+    RegistrationHooks,
+    StageHooks,
+)
+from core.owners import Owner, PluginRecord, Registered
+from core.providers import blamed
 from core.spec_checks import Spec, check_spec, specs_of, structured
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec, TransformSpec
-
-DISABLE_VARIABLE = f"{PROJECT.upper()}_DISABLE_PLUGINS"
-"""Names of entry points that are not loaded, separated by commas."""
-MODULES_VARIABLE = f"{PROJECT.upper()}_PLUGINS"
-"""Modules on `sys.path` that are loaded as plugins without packaging, separated by commas."""
+from core.switches import DISABLE_VARIABLE, Switches
 
 STAGE_HOOKS = tuple(name for name in vars(StageHooks) if not name.startswith("_"))
 HEAVY = "torch"
 """The module that no entry module may drag in."""
-
-S = TypeVar("S", bound=Spec)
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The plugin that something came from."""
-
-    plugin: str
-    distribution: str
-    version: str
-
-    def __str__(self) -> str:
-        if not self.distribution:
-            return f"plugin '{self.plugin}' (from {MODULES_VARIABLE})"
-        return f"plugin '{self.plugin}' of {self.distribution} {self.version}"
-
-
-@dataclass(frozen=True)
-class Registered(Generic[S]):
-    """A spec and who brought it."""
-
-    spec: S
-    owner: Owner
-
-
-@dataclass
-class PluginRecord:
-    """What one plugin is, does and adds."""
-
-    owner: Owner
-    module: str
-    """Value of the entry point."""
-    hooks: list[str] = field(default_factory=list)
-    adds: list[str] = field(default_factory=list)
-    """`stage rlhf/<variant>`, `reward rules`, `config pkg://…`."""
-    state: str = "loaded"
-    """loaded, blocked or broken."""
-    reason: str = ""
-    imports_torch: bool = False
-    """It dragged torch in while its entry module was imported."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for `plugins --json`."""
-        return {**dataclasses.asdict(self.owner), **{k: v for k, v in vars(self).items() if k != "owner"}}
 
 
 @dataclass
@@ -108,28 +69,27 @@ class Registry:
         for specs in (RegistrationHooks, StageHooks, ObserverHooks):
             manager.add_hookspecs(specs)
         registry = cls(manager)
-        blocked = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",") if name.strip()}
+        switches = Switches.read()
         found = sorted(metadata.entry_points(group=PROJECT), key=lambda point: (point.name, point.value))
         for point in found:
             distribution, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
-            registry._add(Owner(point.name, distribution, version), point.value, blocked)
-        for module in os.environ.get(MODULES_VARIABLE, "").split(","):
-            if module.strip():
-                registry._add(Owner(module.strip(), "", ""), module.strip(), blocked)
-        known = {record.owner.plugin for record in registry.plugins}
-        for name in sorted(blocked - known):
-            registry.warnings.append(f"{DISABLE_VARIABLE} names '{name}', but there is no plugin of that name")
+            registry._add(Owner(point.name, distribution, version), point.value, switches)
+        for module in switches.modules:
+            registry._add(Owner(module, "", ""), module, switches)
+        owners = [record.owner for record in registry.plugins]
+        names = {owner.plugin for owner in owners}
+        registry.warnings += switches.unknown(names, {owner.distribution for owner in owners})
         registry._check_variants()
         if strict and registry.clashes:
             raise registry.clashes[0]
         return registry
 
-    def _add(self, owner: Owner, module: str, blocked: set[str]) -> None:
+    def _add(self, owner: Owner, module: str, switches: Switches) -> None:
         record = PluginRecord(owner, module)
         self.plugins.append(record)
-        if owner.plugin in blocked:
+        if reason := switches.why_not(owner.plugin, owner.distribution):
             self.manager.set_blocked(owner.plugin)
-            record.state, record.reason = "blocked", f"named in {DISABLE_VARIABLE}"
+            record.state, record.reason = "blocked", reason
             return
         if self.manager.has_plugin(owner.plugin):
             first = next(other.owner for other in self.plugins if other.owner.plugin == owner.plugin)
@@ -138,15 +98,9 @@ class Registry:
             return
         before = HEAVY in sys.modules
         try:
-            plugin = _import(module)
-            if self.manager.is_registered(plugin):
-                record.state, record.reason = "blocked", "the same module is already loaded under another name"
-                return
-            self.manager.register(plugin, owner.plugin)
-            self.manager.check_pending()
-            record.hooks = sorted(caller.name for caller in self.manager.get_hookcallers(plugin) or [])
-            self._refuse_stage_hooks(plugin)
-            collected = self._collect(plugin, record.hooks)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always", DeprecationWarning)
+                collected = self._load(record)
         except Exception as error:
             if self.manager.has_plugin(owner.plugin):
                 self.manager.unregister(name=owner.plugin)
@@ -158,7 +112,29 @@ class Registry:
             record.imports_torch = not before and HEAVY in sys.modules
         if record.imports_torch:
             self.warnings.append(f"{owner} ({module}) imports {HEAVY} in its entry module and slows every start down")
-        self._take(collected, record)
+        self.warnings += [f"{owner}: {item.message}" for item in told if isinstance(item.message, Deprecated)]
+        if collected is not None:
+            self._take(collected, record)
+
+    def _load(self, record: PluginRecord) -> dict[str, list[Any]] | None:
+        """Import and register one plugin; what its registration hooks return, None where its module is known already.
+
+        Raises whatever the plugin raises, and PluginError for what preftune cannot use.
+        """
+        owner = record.owner
+        plugin = _import(record.module)
+        if self.manager.is_registered(plugin):
+            record.state = "overridden"
+            record.reason = f"the same module is already loaded as '{self.manager.get_name(plugin)}'"
+            return None
+        record.api = API_VERSION if owner.distribution == PROJECT else getattr(plugin, API_ATTRIBUTE, None)
+        if record.api is not None:
+            check_api(record.api)
+        self.manager.register(plugin, owner.plugin)
+        self.manager.check_pending()
+        record.hooks = sorted(caller.name for caller in self.manager.get_hookcallers(plugin) or [])
+        self._refuse_stage_hooks(plugin)
+        return self._collect(plugin, record.hooks)
 
     def _refuse_stage_hooks(self, plugin: object) -> None:
         """Stage hooks belong to the chosen stage's own class; an entry module may only wrap them."""
@@ -307,6 +283,10 @@ class Registry:
                     return entry.owner
         return Owner(spec.name, "", "")
 
+    def owner_named(self, plugin: str) -> Owner:
+        """The owner of the plugin that pluggy knows by this name."""
+        return next((item.owner for item in self.plugins if item.owner.plugin == plugin), Owner(plugin, "", ""))
+
     def check_requires(self, spec: Spec) -> None:
         """Raise PluginError, with the command that installs it, where an import name in `requires` is not there."""
         for name in getattr(spec, "requires", ()):
@@ -344,8 +324,9 @@ class Registry:
 
         Called for the chosen stage (no arguments) and the chosen tracker (its config).
         """
-        made = self.resolve(spec)(*args)
         owner = self.owner_of(spec)
+        with blamed(owner, f"'{spec.impl}'"):
+            made = self.resolve(spec)(*args)
         name = f"{type(spec).__name__.removesuffix('Spec').lower()}:{spec.name}"
         try:
             self.manager.register(made, name)
@@ -356,6 +337,16 @@ class Registry:
             where = f"{owner}, impl '{spec.impl}'"
             raise PluginError(" ".join(str(error).split()), where=where, mend="repair or update the plugin") from error
         return made
+
+
+def check_api(version: object) -> None:
+    """Raise PluginError for a plugin that was built for an API which this preftune does not have."""
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise PluginError(f"{API_ATTRIBUTE} is {version!r}; write the number of core.api.API_VERSION")
+    if version > API_VERSION:
+        raise PluginError(f"it was built for API {version}, and this preftune has API {API_VERSION}; update preftune")
+    if version < OLDEST_API:
+        raise PluginError(f"it was built for API {version}, and this preftune takes {OLDEST_API} or newer; update it")
 
 
 def _import(value: str) -> object:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from core.console import Console
 from core.draws import seed_from
@@ -19,6 +19,7 @@ from core.jsonl import MetricsWriter
 from core.ledger import Ledger
 from core.observers import Observers
 from core.plan import Plan, StagePlan, dataset_for, plain
+from core.providers import Providers, Watched
 from core.records import BadRow, Record
 from core.registry import Registry
 from core.schema import Device, Dtype, RunConfig
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from core.models import Models
+
+
+ENGINE_METHODS = ("generate", "score", "sync", "close")
+"""What is watched of an engine."""
 
 
 class StageRun:
@@ -50,10 +55,11 @@ class StageRun:
         group: str,
         config_json: dict[str, Any],
         ledger: Ledger,
+        providers: Providers,
     ) -> None:
         assert plan.run_dir is not None
         self.plan, self.whole, self.registry, self.console, self.group = plan, whole, registry, console, group
-        self.ledger = ledger
+        self.ledger, self.providers = ledger, providers
         self.cfg: RunConfig = plan.cfg
         self.dir: Path = plan.run_dir
         self.stage_name = plan.stage
@@ -208,6 +214,14 @@ class StageRun:
             if self._inner:
                 self._inner[-1] += whole
 
+    def seconds_by_plugin(self) -> dict[str, float]:
+        """Wall-clock seconds that each plugin took as provider and as observer, the longest first."""
+        total: dict[str, float] = defaultdict(float)
+        for part in (self.providers.seconds, self.observers.seconds_by_plugin):
+            for name, value in part.items():
+                total[name] += value
+        return {name: round(value, 3) for name, value in sorted(total.items(), key=lambda item: -item[1])}
+
     # -- data --------------------------------------------------------------------------------------------------------
 
     def drop(self, record: Record, reason: str) -> None:
@@ -262,7 +276,11 @@ class StageRun:
                 config = self.cfg.rollout if self.cfg.rollout.name in (name, "auto") else spec.config(name=name)
                 if not isinstance(config, spec.config):
                     config = spec.config(name=name, sync_tolerance=config.sync_tolerance)
-                engine = self._engines[name] = self.registry.resolve(spec)(config, self)
+                owner = self.registry.engines[name].owner
+                with self.providers.at(owner, f"'{spec.impl}'"):
+                    built = self.registry.resolve(spec)(config, self)
+                engine = cast(RolloutEngine, Watched(built, self.providers, owner, ENGINE_METHODS))
+                self._engines[name] = engine
         if self._synced.get(name) != self.policy_version:
             from core.sync import hand_over
 
@@ -275,7 +293,10 @@ class StageRun:
         if name not in self._scorers:
             specs = {key: entry.spec for key, entry in self.registry.reward_models.items()}
             context = ScorerContext(run=self, device=self.device, dtype=self.dtype, specs=specs)
-            self._scorers[name] = GuardedScorer(specs[config.name], config, context)
+            owner = self.registry.reward_models[config.name].owner
+            with self.providers.at(owner, f"'{specs[config.name].impl}'"):
+                scorer = GuardedScorer(specs[config.name], config, context)
+            self._scorers[name] = cast(GuardedScorer, Watched(scorer, self.providers, owner, ("score",)))
         return self._scorers[name]
 
     def scorers(self) -> list[GuardedScorer]:

@@ -362,6 +362,16 @@ class PipelineConfig:
 
 
 @dataclass
+class PluginsConfig:
+    """Which plugins may load. Only the command line can say it: presets are read after plugins were loaded."""
+
+    allow: list[str] | None = None
+    """Names of plugins, or of the distributions that they come from; no other is imported. Unset allows all."""
+    block: list[str] = field(default_factory=list)
+    """Names of plugins that are not imported."""
+
+
+@dataclass
 class RunConfig:
     """A whole run. `stage` holds the chosen stage's (or algorithm's) own dataclass, `upstream` those that the plan
     may put before it; `reward`, `rollout`, `tracker` the chosen ones'."""
@@ -372,12 +382,14 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     quant: Quant = Quant.none
+    """Storage of frozen base weights (bitsandbytes); needs an adapter."""
     data: DataConfig = field(default_factory=DataConfig)
     reward: Any = MISSING
     rollout: Any = MISSING
     tracker: Any = MISSING
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    plugins: PluginsConfig = field(default_factory=PluginsConfig)
     runs_dir: str = "runs"
     """Folder under which every run gets its own."""
     group: str | None = None

@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from core.errors import PreftuneError, Reported, TrainingError
+from core.providers import tell
 
 
 def run_apart(work: Callable[..., Any], *arguments: Any) -> None:
@@ -51,7 +52,7 @@ def _run(work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         work(*arguments)
         code = 0
     except PreftuneError as error:
-        sys.stderr.write(f"error: {error}\n")
+        tell(error)
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130

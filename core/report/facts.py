@@ -21,6 +21,7 @@ from core.report.format import (
     first,
     flat,
     number,
+    seconds,
     short,
     text_of,
 )
@@ -86,7 +87,7 @@ def collect(run_dir: Path) -> Facts:
         charts=charts_of(series),
         samples=_samples(list(read_rows(run_dir / SAMPLES_FILE))),
         trained=_trained(plan, artifact),
-        tables=_tables(plan),
+        tables=_tables(plan, result),
         lineage=_lineage(plan, artifact, run_dir),
         checks=_checks(verification, verified),
         warnings=[text_of(item) for item in as_list(plan.get("warnings"))],
@@ -184,7 +185,7 @@ def _trained(plan: dict[str, Any], artifact: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tables(plan: dict[str, Any]) -> list[dict[str, Any]]:
+def _tables(plan: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
     data, tables = dict(as_dict(plan.get("data"))), []
     built: Pairs = [*mixture_pairs(data), *transform_pairs(data), *example_pairs(data)]
     for name in ("mixture", "transforms"):
@@ -201,6 +202,9 @@ def _tables(plan: dict[str, Any]) -> list[dict[str, Any]]:
         batch.append(("total steps", count(plan["total_steps"])))
     if batch:
         tables.append({"title": "Batch", "pairs": [(key.replace("_", " "), text) for key, text in batch]})
+    plugins = as_dict(result.get("time_by_plugin")).items()
+    if times := [(str(name), seconds(value)) for name, item in plugins if (value := number(item)) is not None]:
+        tables.append({"title": "Time by plugin", "pairs": times})
     return tables
 
 

@@ -16,7 +16,7 @@ import pytest
 from run_kit import FAKES, Lab, make_lab, run_apart, verify_here
 
 from core.__main__ import main
-from core.registry import DISABLE_VARIABLE, MODULES_VARIABLE
+from core.switches import DISABLE_VARIABLE, MODULES_VARIABLE
 
 _numbers = itertools.count()
 

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from core.testing.run import Lab as TinyLab
+from core.testing.run import assert_same_weights, fixed, read_json, verify_here
+from core.testing.run import make_lab as make_tiny_lab
+from core.testing.run import read_rows as rows
+
+__all__ = ["Lab", "assert_same", "make_lab", "read_json", "rows", "verify_here"]
 
 FAKES = Path(__file__).parent / "fakes"
 ROOT = Path(__file__).resolve().parents[2]
 ENDS_IN_S = 240
-VARYING = ("time_s", "tokens_per_s")
-"""Endings of the names of metrics that differ between equal runs."""
 
 
-@dataclass
-class Lab:
-    """A tiny model, and a folder with 16 pairs to train on and 4 held out: one epoch is 4 steps of 4."""
-
-    model: Path
-    data: Path
+class Lab(TinyLab):
+    """The kit's tiny model and rows, with the words of the runs that the tests make: one epoch is 4 steps of 4."""
 
     def common(self, runs: Path | str) -> list[str]:
         """Settings that every run shares."""
-        return [
-            "model=custom", f"model.source={self.model}", "model.max_length=128", f"data.path={self.data}",
-            "tracker=none", f"runs_dir={runs}", "rollout=transformers", "eval.max_new_tokens=6", "eval.max_items=4",
-            "runtime.dtype=fp32", "runtime.threads=1", "stage.batch_size=4",
-        ]  # fmt: skip
+        return [*self.words(Path(runs)), "eval.max_new_tokens=6", "stage.batch_size=4"]
 
     def sft(self, runs: Path | str, *more: str) -> list[str]:
         """Five steps of demonstrations, a checkpoint every second one."""
@@ -51,22 +46,8 @@ class Lab:
 
 def make_lab(folder: Path) -> Lab:
     """Write the model and the data."""
-    from core.testing.tiny import tiny_model, tiny_pairs
-
-    data = folder / "data"
-    data.mkdir()
-    rows = tiny_pairs(folder / "pairs.jsonl", count=20).read_text().splitlines(keepends=True)
-    (data / "preference.jsonl").write_text("".join(rows[:16]))
-    (data / "heldout.jsonl").write_text("".join(rows[16:]))
-    return Lab(tiny_model(folder / "model"), data)
-
-
-def verify_here(job: dict[str, Any]) -> dict[str, Any]:
-    """The verification without a process of its own, which would cost more than all the rest of a tiny run."""
-    from core.verify import check_artifact
-
-    checks = check_artifact(job)
-    return {"ok": all(check["ok"] for check in checks), "checks": checks}
+    made = make_tiny_lab(folder)
+    return Lab(made.model, made.data)
 
 
 # ---- processes that are killed --------------------------------------------------------------------------------------
@@ -153,18 +134,6 @@ def only_folder(runs: Path, stage: str) -> Path:
     return folder
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object."""
-    value = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(value, dict)
-    return value
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file; every line must be whole."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def steps(folder: Path) -> list[int]:
     """Steps of the training rows of metrics.jsonl, in their order."""
     stage = read_json(folder / "plan.json")["stage"]
@@ -173,15 +142,8 @@ def steps(folder: Path) -> list[int]:
 
 def assert_same(one: Path, other: Path) -> None:
     """The two run folders hold bit-identical weights and, times apart, the same records."""
-    names = sorted(path.name for path in (one / "artifact").glob("*.safetensors"))
-    assert names
-    for name in names:
-        assert (one / "artifact" / name).read_bytes() == (other / "artifact" / name).read_bytes(), name
-    strip = [
-        [{k: v for k, v in row.items() if not k.endswith(VARYING)} for row in rows(folder / "metrics.jsonl")]
-        for folder in (one, other)
-    ]
-    assert strip[0] == strip[1]
+    assert_same_weights(one / "artifact", other / "artifact")
+    assert fixed(rows(one / "metrics.jsonl")) == fixed(rows(other / "metrics.jsonl"))
     assert rows(one / "samples.jsonl") == rows(other / "samples.jsonl")
     kept = ("steps", "tokens", "metric", "before", "after", "interval", "delta_interval", "verified")
     results = [read_json(folder / "result.json") for folder in (one, other)]

@@ -9,7 +9,8 @@ import pytest
 
 from core.errors import PluginError
 from core.launch import typed_config
-from core.registry import DISABLE_VARIABLE, MODULES_VARIABLE, Registry, install_hint
+from core.registry import Registry, install_hint
+from core.switches import DISABLE_VARIABLE, MODULES_VARIABLE
 
 ONE_STAGE = """
     from dataclasses import dataclass

@@ -122,6 +122,7 @@ def make_run(folder: Path) -> Path:
             {"stage": "rlhf", "before": 0.45, "after": 0.81, "metric": "held-out accuracy", "seconds": 2341.7,
              "tokens": 1_716_000, "reused": False, "run_dir": str(folder)}],
         "time_by_part": {"rollout": 1290.0, "update": 820.0, "reward": 61.0, "evaluation": 118.0, "sync": 25.0},
+        "time_by_plugin": {"rlhf": 802.0, "acme_watch": 3.5},
     })  # fmt: skip
     write(folder, "config.yaml", "stage:\n  name: rlhf\n  algorithm: ppo\n  lr: 2.0e-05\n# reward model\nreward:\n"
                                  "  name: bradley_terry\n  timeout_s: 10.0\ndata:\n  source: demo\n")  # fmt: skip

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
+import os
 import re
 import shlex
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
-from core import hookspecs, schema
+from core import hookspecs, reference, schema
+from core.__main__ import COMMANDS
 from core.fields import field_docs
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
 from core.launch import typed_config
@@ -100,20 +106,32 @@ def runs() -> list[tuple[str, str]]:
     found = []
     for name, line in command_lines():
         words = shlex.split(COMMAND.match(line)[2] or "")
-        if words and words[0] not in ("plugins", "help") and not any(word.startswith("-") for word in words):
+        if words and words[0] not in COMMANDS and not any(word.startswith("-") for word in words):
             found.append((name, line))
     return found
 
 
-@pytest.fixture
-def documented_plugins(tmp_path, monkeypatch):
-    """The modules that the pages print for plugin authors, on sys.path."""
-    for block in [*fenced(TEXTS["docs/plugins.md"], "python"), *fenced(TEXTS["docs/building-sets.md"], "python")]:
+CODE_PAGES = ("docs/plugins.md", "docs/tutorial.md", "docs/building-sets.md")
+"""Pages with modules for plugin authors."""
+
+
+def write_modules(page: str, folder: Path) -> None:
+    """Write a page's Python blocks; the first line of each names its file."""
+    for block in fenced(TEXTS[page], "python"):
         first, _, code = block.partition("\n")
-        file = tmp_path / first.removeprefix("# ")
+        assert re.fullmatch(r"# [\w/]+\.py", first), f"{page}: a block does not name its file: {first}"
+        file = folder / first.removeprefix("# ")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(code, encoding="utf-8")
         compile(code, str(file), "exec")
+
+
+@pytest.fixture
+def documented_plugins(tmp_path, monkeypatch):
+    """The modules that the pages print, on sys.path; those of the tutorial are loaded as plugins."""
+    for page in CODE_PAGES:
+        write_modules(page, tmp_path)
+    monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_simpo")
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     before = set(sys.modules)
@@ -134,8 +152,7 @@ def test_documented_runs_compose(page, line, documented_plugins, monkeypatch):
     assert (config.stage.name, config.stage.algorithm) in registry.stages, page
 
 
-def test_other_commands_are_known():
-    from core.__main__ import COMMANDS
+def test_other_commands_are_known(documented_plugins):
     from core.help import stage_help
 
     registry = Registry.load()
@@ -153,6 +170,34 @@ def test_make_targets_exist():
     for name, text in TEXTS.items():
         for target in re.findall(r"(?:^|`)(?:EXTRA=\w+ )?make ([a-z]+)", text, re.MULTILINE):
             assert target in targets, f"{name}: make {target}"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_python_blocks_stand_where_they_are_tested(page):
+    assert not fenced(TEXTS[page], "python") or page in CODE_PAGES
+
+
+def test_data_blocks_can_be_read():
+    for page, text in TEXTS.items():
+        for language, read in (("json", json.loads), ("yaml", yaml.safe_load), ("toml", tomllib.loads)):
+            for block in fenced(text, language):
+                assert read(block) is not None, page
+
+
+@pytest.mark.slow
+def test_the_tutorials_own_tests_pass(tmp_path):
+    """The stage that the tutorial makes, through the test file that it prints."""
+    write_modules("docs/tutorial.md", tmp_path)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "PREFTUNE_PLUGINS": "acme_simpo"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--rootdir", str(tmp_path), "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_reference_is_current():
+    assert TEXTS["docs/reference.md"] == reference.page(Registry.load(), own=True), "run `make docs`"
 
 
 def test_the_documented_stage_loads(documented_plugins, monkeypatch):

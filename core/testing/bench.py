@@ -1,0 +1,74 @@
+"""A stage without its artifact: plan, data, models and step loop of a real run, open to be looked at. Loads torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.console import Console
+from core.execute import open_stage
+from core.launch import typed_config
+from core.ledger import Ledger
+from core.plan import make_plan
+from core.registry import Registry
+from core.testing.run import read_rows
+from core.trainer import StepLoop
+
+
+class Bench:
+    """One stage, ready to make steps; `close` it when done."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        """arguments: words of the command line; folder: the run folder, which must not exist."""
+        cfg, _, config_json = typed_config(arguments)
+        whole = make_plan(cfg, Registry.load())
+        plan = whole.target
+        plan.run_dir = folder
+        folder.mkdir(parents=True)
+        self.run = open_stage(whole, plan, Console(), cfg, config_json, "test", Ledger(Path(cfg.runs_dir)))
+        self.hook = self.run.hook
+        self.data = self.hook.build_data(run=self.run)
+        self.run.total_steps = self.hook.total_steps(run=self.run, data=self.data)
+        self.models = self.run.models = self.hook.build_models(run=self.run)
+
+    def collect(self, step: int = 0) -> Any:
+        """One iteration's batch."""
+        return self.hook.collect_batch(run=self.run, models=self.models, data=self.data, step=step)
+
+    def losses(self, step: int = 0) -> tuple[list[float], int]:
+        """Loss of each update of a step's batch, all before the first update, and the number of micro-batches."""
+        updates = self.collect(step).updates
+        with torch.no_grad():
+            sums = [sum(self.loss(micro_batch).loss.item() for micro_batch in update) for update in updates]
+        return sums, sum(len(update) for update in updates)
+
+    def loss(self, micro_batch: Any) -> Any:
+        """The stage's answer for one micro-batch."""
+        return self.hook.compute_loss(run=self.run, models=self.models, micro_batch=micro_batch)
+
+    def fit(self) -> list[dict[str, float]]:
+        """Make all steps through the hook, offset and all; the training metrics of each, without the stage's name."""
+        self.counts = self.hook.fit(run=self.run, models=self.models, data=self.data)
+        return self.steps()
+
+    def steps(self) -> list[dict[str, float]]:
+        """The training metrics recorded so far."""
+        prefix = f"{self.run.stage_name}/"
+        rows = read_rows(self.run.dir / "metrics.jsonl")
+        trained = [{k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)} for row in rows]
+        return [row for row in trained if row]
+
+    def weights(self, role: str = "policy") -> dict[str, torch.Tensor]:
+        """A copy of a role's weights."""
+        module = self.models.by_role()[role].module
+        return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    def loop(self) -> StepLoop:
+        """A step loop that has made no step."""
+        return StepLoop(self.run, self.models, self.data)
+
+    def close(self) -> None:
+        """Give engines, workers and models back."""
+        self.run.close()

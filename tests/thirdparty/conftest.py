@@ -1,0 +1,76 @@
+"""A clean environment that sees this one's libraries, to install packages into and out of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+@dataclass
+class Environment:
+    """A virtual environment without pip; this interpreter's pip installs into it, without a network."""
+
+    python: Path
+    cwd: Path
+
+    def run(self, *words: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        """`python WORDS` in the environment, in an empty folder."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFTUNE_") and k != "PYTHONPATH"}
+        environment |= {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", **variables}
+        done = subprocess.run(
+            [str(self.python), *words], cwd=self.cwd, env=environment, capture_output=True, text=True, check=False
+        )
+        assert not check or done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def core(self, *words: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        """`python -m core WORDS`."""
+        return self.run("-m", "core", *words, check=check, **variables)
+
+    def pip(self, *words: str) -> None:
+        """pip on this environment."""
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "--python", str(self.python), "-q", "--disable-pip-version-check", *words],
+            cwd=self.cwd, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    def install(self, folder: Path, editable: bool) -> None:
+        """Install the package in `folder`, without its dependencies, which are here."""
+        self.pip(
+            "install", "--no-deps", "--no-build-isolation", "--no-index", *(["-e"] if editable else []), str(folder)
+        )
+
+
+@pytest.fixture(scope="session")
+def make_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Environment]:
+    """Makes an environment."""
+
+    def make() -> Environment:
+        folder = tmp_path_factory.mktemp("environment")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+        python = folder / "venv" / "bin" / "python"
+        asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
+        site = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+        libraries = {sysconfig.get_paths()[key] for key in ("purelib", "platlib")}
+        (site / "libraries.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in libraries))
+        (folder / "cwd").mkdir()
+        return Environment(python, folder / "cwd")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def environment(make_environment: Callable[[], Environment]) -> Environment:
+    """One environment for the tests of a module."""
+    return make_environment()

