@@ -43,7 +43,8 @@ def page(registry: Registry, own: bool = False) -> str:
         blocks += [f"## {title}\n", f"{text}.\n", _table("stage.", entry.spec.config, base=StageConfig)]
     tables: list[tuple[str, type, dict[str, Any]]] = [
         ("reward", RewardConfig, registry.reward_models), ("rollout", RolloutConfig, registry.engines),
-        ("tracker", TrackerConfig, registry.trackers), ("a step of data.transforms, name", TransformConfig, registry.transforms),
+        ("tracker", TrackerConfig, registry.trackers),
+        ("a step of data.transforms, name", TransformConfig, registry.transforms),
     ]  # fmt: skip
     for group, base, table in tables:
         prefix = "" if " " in group else f"{group}."  # a step of a list has keys of its own
