@@ -49,7 +49,7 @@ def model_overrides(model: str | None) -> list[str]:
 
 def write_steps(job: dict[str, Any], gate: Gate) -> None:
     """Write the rows of each step as token ids, in the order in which preftune takes them, for everybody to use."""
-    from core.examples import step_items
+    from core.order import step_items
 
     task = TASKS[job["task"]]
     run, data = open_run(job, ["algorithm=rloo"] if task.name == "rloo" else [])

@@ -1,12 +1,12 @@
-"""From records to examples: token ids that a stage trains on, and the order in which steps take them."""
+"""From records to examples: token ids that a stage trains on."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from core.encoding import encode_all
 from core.records import Record
 
 if TYPE_CHECKING:
@@ -73,21 +73,20 @@ class Prompt:
 class StageData:
     """What a stage trains on and what it holds out."""
 
-    train: list[Any]
-    heldout: list[Any] = field(default_factory=list)
+    train: Sequence[Any]
+    heldout: Sequence[Any] = field(default_factory=list)
 
 
-def demonstrations(run: StageRun, records: Sequence[Record]) -> list[Demonstration]:
+def demonstrations(run: StageRun, records: Sequence[Record]) -> Sequence[Demonstration]:
     """Records with a completion (or a chosen one) as examples; those over model.max_length go to quarantine."""
-    rows = [(record, record.completion or record.chosen or "") for record in records]
-    prompts = run.codec.prompts([record.prompt for record, _ in rows])
-    completions = run.codec.completions([text for _, text in rows])
-    examples = []
-    for (record, _), prompt, completion in zip(rows, prompts, completions, strict=True):
-        example = Demonstration.of(prompt, completion)
-        if _fits(run, record, example.tokens):
-            examples.append(example)
-    return examples
+
+    def encode(part: Sequence[Record]) -> list[Demonstration | str]:
+        prompts = run.codec.prompts([record.prompt for record in part])
+        completions = run.codec.completions([record.completion or record.chosen or "" for record in part])
+        made = (Demonstration.of(*ids) for ids in zip(prompts, completions, strict=True))
+        return [too_long(run, example.tokens) or example for example in made]
+
+    return encode_all(run, records, encode)
 
 
 def pairs(run: StageRun, records: Sequence[Record]) -> list[Pair]:
@@ -110,27 +109,17 @@ def prompts(run: StageRun, records: Sequence[Record], room: int) -> list[Prompt]
     ]
 
 
-def _fits(run: StageRun, record: Record, tokens: int) -> bool:
+def too_long(run: StageRun, tokens: int) -> str:
+    """Why an example of so many tokens is left out; empty when it fits."""
     limit = run.cfg.model.max_length
-    if tokens > limit:
-        run.drop(record, f"{tokens} tokens, more than model.max_length={limit}")
-    return tokens <= limit
+    return f"{tokens} tokens, more than model.max_length={limit}" if tokens > limit else ""
 
 
-def step_items(items: Sequence[T], step: int, batch_size: int, seed: int) -> list[T]:
-    """The items of step `step`: consecutive slices of a fresh shuffle for each epoch, crossing epochs seamlessly.
-
-    Depends on its arguments alone, so a resumed run sees what the straight run saw.
-    """
-    count = len(items)
-    start = step * batch_size
-    picked: list[T] = []
-    while len(picked) < batch_size:
-        epoch, offset = divmod(start + len(picked), count)
-        order = list(range(count))
-        random.Random(f"{seed}:{epoch}").shuffle(order)
-        picked += [items[i] for i in order[offset : offset + batch_size - len(picked)]]
-    return picked
+def _fits(run: StageRun, record: Record, tokens: int) -> bool:
+    reason = too_long(run, tokens)
+    if reason:
+        run.drop(record, reason)
+    return not reason
 
 
 def split_by_tokens(items: Sequence[T], tokens: Callable[[T], int], limit: int) -> list[list[T]]:

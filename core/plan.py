@@ -336,7 +336,11 @@ def _generated(source: DataSourceSpec, seed: int, registry: Registry) -> Path:
     return folder
 
 
-_NOT_IN_KEY = {"stage": ("save_every_steps", "keep_checkpoints"), "rollout": (), "data": ("path",)}
+_NOT_IN_KEY = {
+    "stage": ("save_every_steps", "keep_checkpoints"),
+    "rollout": (),
+    "data": ("path", "stream", "token_cache"),
+}
 
 
 def plain(value: Any) -> Any:
