@@ -107,6 +107,9 @@ class _Store:
         self.keys = np.memmap(folder / "keys", dtype=np.uint8, mode="r", shape=shape) if shape[0] else empty
         self.prompts = np.memmap(folder / "prompts", dtype=np.uint8, mode="r", shape=shape) if shape[0] else empty
 
+    def __reduce__(self) -> tuple[type[_Store], tuple[Path]]:
+        return _Store, (self.folder,)  # another process opens the files itself
+
     def read(self, row: int) -> Record:
         start, end = int(self.offsets[row]), int(self.offsets[row + 1])
         return from_line(os.pread(self._fd, end - start, start))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from core.console import Console
-from core.execute import open_stage
+from core.opening import open_stage
 from core.launch import typed_config
 from core.ledger import Ledger
 from core.plan import make_plan
