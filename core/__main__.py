@@ -56,8 +56,19 @@ def help_command(arguments: list[str]) -> int:
     return 0
 
 
+def preview_command(arguments: list[str]) -> int:
+    """Show what a stage would train on."""
+    from core.preview_command import preview
+
+    return preview(arguments, tuple(COMMANDS))
+
+
 COMMANDS: dict[str, Command] = {
     "plugins": Command("list plugins, where they come from and what they add; --json for machines", plugins_command),
+    "preview": Command(
+        "show what a stage would train on, token by token: `preview stage=NAME data.path=FILE [--html FILE]`",
+        preview_command,
+    ),
     "help": Command("this text; `help stage=NAME` prints every setting of a stage", help_command),
 }
 """Grows by an entry for each command around a run."""

@@ -14,20 +14,11 @@ from core.ledger import Ledger, lock_folder
 from core.opening import open_stage
 from core.plan import Plan, make_plan
 from core.preview import add_previews
+from core.quiet import set_environment
 from core.registry import Registry
 from core.schema import Device, RunConfig
 from core.sources import resolve_source
 from core.stage_process import run_apart
-
-_ENVIRONMENT = {
-    # Threads that spin at barriers starve each other, and any neighbour, on a shared or throttled machine.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 
 
 def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> int:
@@ -35,8 +26,7 @@ def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> 
 
     config_json: the resolved config without secrets, for the run folder and the tracker.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     console = Console()
     plan = make_plan(cfg, registry)
     add_previews(plan)

@@ -103,7 +103,9 @@ def _mark(text: str, weight: float) -> str:
     return f"[[{text}]]" if weight == 1 else f"[[{weight:g}|{text}]]"
 
 
-def to_html(texts: Sequence[str], weights: Sequence[float], ids: Sequence[int] | None = None, scale: float = 0.0) -> str:
+def to_html(
+    texts: Sequence[str], weights: Sequence[float], ids: Sequence[int] | None = None, scale: float = 0.0
+) -> str:
     """A fragment that needs CSS around it: a shade for each token, its id and weight on hover. Texts are escaped."""
     parts = []
     numbers: Sequence[int | None] = ids if ids is not None else [None] * len(texts)

@@ -14,10 +14,11 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.console import Console
 from core.errors import DataError, ModelError
+from core.examples import Pair
 from core.heatmap import TokenRow, marked, token_texts
 from core.ledger import Ledger
 from core.opening import open_stage
@@ -34,6 +35,14 @@ _CPU_FLOPS = 1.1e11
 
 _BYTES_TRAINED = 2 + 4 + 4 + 8
 """bf16 weight, fp32 gradient, fp32 master and two fp32 moments of one trained parameter."""
+
+
+class WeightedIds(NamedTuple):
+    """Token ids, the weight of each in the loss, and which side of a pair they are."""
+
+    ids: Sequence[int]
+    weights: Sequence[float]
+    label: str = ""
 
 
 def add_previews(plan: Plan) -> None:
@@ -75,22 +84,24 @@ def stage_examples(
             run.close()
 
 
-def token_rows(example: Any, codec: ChatCodec) -> list[TokenRow]:
-    """An example as rows of tokens with weights: two of a pair, none of what has no tokens to show."""
-    from core.examples import Pair
-
+def weighted_ids(example: Any) -> list[WeightedIds]:
+    """An example as token ids with weights: two rows of a pair, none of what has no tokens to show."""
     if isinstance(example, Pair):
         sides = (("chosen", example.chosen, 1.0), ("rejected", example.rejected, -1.0))
         return [
-            _row([*example.prompt, *ids], [0.0] * len(example.prompt) + [weight] * len(ids), codec, label)
+            WeightedIds([*example.prompt, *ids], [0.0] * len(example.prompt) + [weight] * len(ids), label)
             for label, ids, weight in sides
         ]
     ids = getattr(example, "ids", None)
-    return [] if ids is None else [_row(ids, getattr(example, "weights", [0.0] * len(ids)), codec, "")]
+    return [] if ids is None else [WeightedIds(ids, getattr(example, "weights", [0.0] * len(ids)))]
 
 
-def _row(ids: Sequence[int], weights: Sequence[float], codec: ChatCodec, label: str) -> TokenRow:
-    return TokenRow(ids, token_texts(codec.tokenizer, ids), weights, label)
+def token_rows(example: Any, codec: ChatCodec) -> list[TokenRow]:
+    """`weighted_ids` with the text of each token."""
+    return [
+        TokenRow(row.ids, token_texts(codec.tokenizer, row.ids), row.weights, row.label)
+        for row in weighted_ids(example)
+    ]
 
 
 def preview_codec(stage: StagePlan) -> ChatCodec:

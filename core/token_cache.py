@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from core.examples import Demonstration
 
 SHARD_ROWS = 4096
-"""Records of one shard; at 500 tokens each it holds 16 MB of ids and weights."""
+"""Records of one shard; at 500 tokens each it takes 4 MB."""
 
 Encode: TypeAlias = "Callable[[Sequence[Record]], Sequence[Demonstration | str]]"
 """Records to their examples, one for each; a text says why there is none."""
@@ -34,13 +34,15 @@ Encode: TypeAlias = "Callable[[Sequence[Record]], Sequence[Demonstration | str]]
 class Shard:
     """Examples of a run of records.
 
-    ids, weights: of all its tokens, one after the other; starts: where each example begins, and the end of the last.
+    ids: of all its tokens, one after the other; starts: where each example begins, and the end of the last.
+    runs, values: where each run of tokens of one weight begins, and that weight.
     refused: (place of the record among the shard's records, reason).
     """
 
     ids: np.ndarray
-    weights: np.ndarray
     starts: np.ndarray
+    runs: np.ndarray
+    values: np.ndarray
     refused: list[tuple[int, str]]
 
     def __len__(self) -> int:
@@ -48,10 +50,14 @@ class Shard:
 
     def example(self, place: int) -> Demonstration:
         """The example at `place`, its lists in memory."""
+        import numpy as np
+
         from core.examples import Demonstration  # which imports the modules that use this one
 
         start, end = self.starts[place], self.starts[place + 1]
-        return Demonstration(self.ids[start:end].tolist(), self.weights[start:end].tolist())
+        first, last = np.searchsorted(self.runs, start, "right") - 1, np.searchsorted(self.runs, end, "left")
+        lengths = np.diff(np.append(self.runs[first:last], end).clip(min=start))
+        return Demonstration(self.ids[start:end].tolist(), np.repeat(self.values[first:last], lengths).tolist())
 
 
 class TokenShards(Sequence["Demonstration"]):
@@ -114,12 +120,18 @@ def _write(place: Path, examples: Sequence[Demonstration | str]) -> None:
     import numpy as np
 
     kept = [example for example in examples if not isinstance(example, str)]
-    ids = [token for example in kept for token in example.ids]
-    small = max(ids, default=0) < 2**16
+    ids = np.fromiter((token for example in kept for token in example.ids), dtype=np.uint32)
+    weights = np.fromiter((weight for example in kept for weight in example.weights), dtype=np.float64)
+    runs = np.flatnonzero(np.diff(weights, prepend=np.nan))
+    arrays = {
+        "ids": ids.astype(np.uint16) if ids.max(initial=0) < 2**16 else ids,
+        "starts": np.cumsum([0, *(example.tokens for example in kept)], dtype=np.int64),
+        "runs": runs,
+        "values": weights[runs],
+    }
     with atomic_folder(place) as part:
-        np.save(part / "ids.npy", np.array(ids, dtype=np.uint16 if small else np.uint32))
-        np.save(part / "weights.npy", np.array([w for example in kept for w in example.weights], dtype=np.float32))
-        np.save(part / "starts.npy", np.cumsum([0, *(example.tokens for example in kept)], dtype=np.int64))
+        for name, array in arrays.items():
+            np.save(part / f"{name}.npy", array)
         refused = [(row, example) for row, example in enumerate(examples) if isinstance(example, str)]
         write_json(part / "shard.json", {"version": 1, "records": len(examples), "refused": refused})
 
@@ -130,12 +142,12 @@ def _open(place: Path, records: int) -> Shard | None:
 
     try:
         facts = json.loads((place / "shard.json").read_text(encoding="utf-8"))
-        ids, weights = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("ids", "weights"))
-        starts = np.load(place / "starts.npy")
+        ids = np.load(place / "ids.npy", mmap_mode="r")
+        starts, runs, values = (np.load(place / f"{name}.npy") for name in ("starts", "runs", "values"))
         refused = [(int(row), str(reason)) for row, reason in facts["refused"]]
         whole = len(starts) - 1 + len(refused) == facts["records"] == records
-        if not whole or not len(ids) == len(weights) == starts[-1]:
+        if not whole or len(ids) != starts[-1] or len(runs) != len(values):
             return None
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError):
         return None
-    return Shard(ids, weights, starts, refused)
+    return Shard(ids, starts, runs, values, refused)
