@@ -17,9 +17,9 @@ PROMPT_CHARS = (30, 130)
 def open_run(job: dict[str, Any], more: list[str]) -> tuple[Any, Any]:
     """(StageRun, StageData) of the task."""
     from core.console import Console
-    from core.opening import open_stage
     from core.launch import typed_config
     from core.ledger import Ledger
+    from core.opening import open_stage
     from core.plan import make_plan
     from core.quiet import hush
 

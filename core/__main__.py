@@ -60,7 +60,7 @@ def preview_command(arguments: list[str]) -> int:
     """Show what a stage would train on."""
     from core.preview_command import preview
 
-    return preview(arguments, tuple(COMMANDS))
+    return preview(arguments)
 
 
 COMMANDS: dict[str, Command] = {

@@ -87,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"preview: {message}", mend=self.format_usage().strip())
 
 
-def preview(arguments: list[str], commands: tuple[str, ...]) -> int:
+def preview(arguments: list[str]) -> int:
     """Show in the terminal, and in an HTML file where one is asked for. The exit code."""
     parser = _Parser(prog="preview", add_help=False, allow_abbrev=False)
     parser.add_argument("--html", type=Path, metavar="FILE")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from core.console import Console
-from core.opening import open_stage
 from core.launch import typed_config
 from core.ledger import Ledger
+from core.opening import open_stage
 from core.plan import make_plan
 from core.registry import MODULES_VARIABLE, Registry
 from core.testing.tiny import tiny_model as write_tiny_model
