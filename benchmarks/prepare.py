@@ -88,10 +88,10 @@ def table(results: list[dict[str, Any]]) -> str:
             lines.append(f"| {entry['name']} | failed: {entry['error']} | | | | | |")
             continue
         speeds = [turn["rows"] / turn["seconds"] for turn in entry["turns"]]
-        last = entry["turns"][-1]
+        last, peak = entry["turns"][-1], max(turn["peak_gb"] for turn in entry["turns"])
         lines.append(
             f"| {entry['name']} | {entry['rows_per_s']:.0f} | {min(speeds):.0f}–{max(speeds):.0f} | {last['tokens']:,} "
-            f"| {last['packed']:,} | {ours / entry['rows_per_s']:.1f} | {max(t['peak_gb'] for t in entry['turns']):.2f} |"
+            f"| {last['packed']:,} | {ours / entry['rows_per_s']:.1f} | {peak:.2f} |"
         )
     return "\n".join(lines)
 
