@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from core.dialects import ALIASES, Dialect, detect
-from core.draws import drawn_places, held_out, in_fold, shuffled
+from core.draws import shuffled
 from core.errors import ConfigError, DataError
 from core.readers import READERS, Row, is_data_file, read_hub, read_rows
 from core.record_store import RecordWriter, StoredRecords, hash_keys
 from core.records import BadRow, Message, Record, excerpt, fingerprint
 from core.schema import DataConfig
+from core.split import split_for
 from core.streaming import is_streamed, stream_records
 from core.turns import RowError
 
@@ -254,28 +255,6 @@ def prompts_of(records: Iterable[Record]) -> list[Record]:
     return [Record(prompt=record.prompt, answer=record.answer, meta=record.meta) for record in found.values()]
 
 
-def split(records: Sequence[Record], frac: float, most: int, seed: int) -> tuple[Sequence[Record], Sequence[Record]]:
-    """Training and held-out records, parted by what their prompts draw, see core.draws.held_out."""
-    return _parted(records, held_out(drawn_places(_prompt_keys(records), seed), frac, most))
-
-
-def _prompt_keys(records: Sequence[Record]) -> Iterable[str]:
-    if isinstance(records, StoredRecords):
-        return records.prompt_keys()
-    return (record.prompt_key for record in records)
-
-
-def _parted(records: Sequence[Record], held: Iterable[bool]) -> tuple[Sequence[Record], Sequence[Record]]:
-    """The records that are not held out, and those that are."""
-    if isinstance(records, StoredRecords):
-        marks = list(held)
-        return records.where(marks, False), list(records.where(marks))
-    parts: tuple[list[Record], list[Record]] = [], []
-    for record, out in zip(records, held, strict=True):
-        parts[int(out)].append(record)
-    return parts
-
-
 # 3. Everything for a stage.
 
 
@@ -317,7 +296,7 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int) -> D
         heldout = _serving(held.records, schema)
     brings_heldout = bool(heldout)
     if not brings_heldout:
-        train, heldout = _split(train, cfg, seed)
+        train, heldout = split_for(cfg, train, seed)
     prompts: Sequence[Record] = prompts_of(held.records if held is not None else heldout)
     if cfg.system:
         train, heldout, prompts = (_with_systems(part, cfg.system) for part in (train, heldout, prompts))
@@ -346,13 +325,6 @@ def _without(records: Sequence[Record], seen: set[str]) -> Sequence[Record]:
 
 def _shuffled(records: Sequence[Record], seed: int) -> Sequence[Record]:
     return records.shuffled(seed) if isinstance(records, StoredRecords) else shuffled(records, seed)
-
-
-def _split(records: Sequence[Record], cfg: DataConfig, seed: int) -> tuple[Sequence[Record], Sequence[Record]]:
-    """Training and held-out records where the data brings no held-out part."""
-    if cfg.folds is None or cfg.fold is None:
-        return split(records, cfg.heldout_frac, cfg.heldout_max, seed)
-    return _parted(records, in_fold(list(_prompt_keys(records)), cfg.fold, cfg.folds, seed))
 
 
 def _serving(records: Sequence[Record], schema: str) -> list[Record]:

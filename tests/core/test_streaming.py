@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,7 +50,8 @@ def both(path: Path, schema: str, **more: object) -> tuple:
 
 CASES = {
     "plain": {}, "limit": {"limit": 20}, "system": {"system": "Be kind."}, "nothing held out": {"heldout_frac": 0.0},
-    "few held out": {"heldout_frac": 0.5, "heldout_max": 7},
+    "few held out": {"heldout_frac": 0.5, "heldout_max": 7}, "shuffled": {"shuffle": True},
+    "a fold": {"folds": 3, "fold": 2},
 }  # fmt: skip
 
 
@@ -81,6 +83,13 @@ def test_the_second_time_nothing_is_read(tmp_path, monkeypatch):
     first = load_dataset(cfg, path, "sft", 17)
     monkeypatch.setattr("core.dataset.read_rows", lambda _: pytest.fail("read again"))
     assert list(load_dataset(cfg, path, "sft", 17).train) == list(first.train)
+
+
+def test_stored_records_go_to_another_process(tmp_path):
+    path = write(tmp_path / "rows.jsonl", sft_rows(20))
+    train = load_dataset(DataConfig(stream=Choice.always), path, "sft", 17).train
+    again = pickle.loads(pickle.dumps(train))
+    assert list(again) == list(train) and again.fingerprint == train.fingerprint
 
 
 def test_an_unfit_file_leaves_nothing_behind(tmp_path, cache):

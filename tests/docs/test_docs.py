@@ -100,7 +100,7 @@ def runs() -> list[tuple[str, str]]:
     found = []
     for name, line in command_lines():
         words = shlex.split(COMMAND.match(line)[2] or "")
-        if words and words[0] not in ("plugins", "help") and not any(word.startswith("-") for word in words):
+        if words and words[0] not in ("plugins", "help", "preview") and not any(word.startswith("-") for word in words):
             found.append((name, line))
     return found
 
