@@ -1,4 +1,4 @@
-"""`python -m benchmarks [sft|dpo|rloo|help|all]`: see README.md beside this file."""
+"""`python -m benchmarks [sft|dpo|rloo|help|prepare|all]`: see README.md beside this file."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.help_speed import help_table, run_help
+from benchmarks.prepare import run_prepare
+from benchmarks.prepare import table as prepare_table
 from benchmarks.race import run_task
 from benchmarks.report import environment, environment_line, summarise, table
+from benchmarks.rows import generate
 from benchmarks.tasks import TASKS
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Race, print a table for each benchmark, write the JSON. Returns what the JSON holds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("benchmark", nargs="?", default="all", choices=[*TASKS, "help", "all"])
+    parser.add_argument("benchmark", nargs="?", default="all", choices=[*TASKS, "help", "prepare", "all"])
     parser.add_argument("--rounds", type=int, default=6, help="turns of each contender, warm-up apart (6)")
     parser.add_argument("--steps", type=int, default=1, help="steps in one turn (1)")
     parser.add_argument("--only", action="append", default=[], help="contenders whose name holds this; repeatable")
@@ -27,12 +30,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data", help="file of rows, or folder of them; $PREFTUNE_BENCH_DATA, else generated rows")
     parser.add_argument("--json", type=Path, help="write everything measured here")
     parser.add_argument("--keep", action="store_true", help="keep the working folder with the contenders' logs")
+    parser.add_argument("--count", type=int, default=4000, help="rows of `prepare` (4000)")
+    parser.add_argument("--llamafactory", metavar="PYTHON", help="prepare: a Python that can import LLaMA-Factory")
     asked = parser.parse_args(arguments)
     if min(asked.rounds, asked.steps) < 1 or asked.together < 2:
         parser.error("--rounds and --steps must be at least 1, --together at least 2")
     folder = Path(tempfile.mkdtemp(prefix="preftune-bench-"))
     model = _tiny(folder / "tiny") if asked.model == "tiny" else asked.model
-    names = [*TASKS, "help"] if asked.benchmark == "all" else [asked.benchmark]
+    names = [*TASKS, "help", "prepare"] if asked.benchmark == "all" else [asked.benchmark]
     measured: dict[str, Any] = {"environment": environment(), "benchmarks": {}}
     print(environment_line(measured["environment"]))
     failed = False
@@ -41,6 +46,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             rows = run_help(asked.rounds)
             measured["benchmarks"][name] = {"commands": rows}
             print(f"\n## help\n\n{help_table(rows)}", flush=True)
+            continue
+        if name == "prepare":
+            source = model if model else _embedded()
+            entries = run_prepare(generate("sft", asked.count), source, asked.rounds, folder / name, asked.llamafactory)
+            measured["benchmarks"][name] = {"contenders": entries}
+            print(f"\n## prepare\n\n{asked.count} generated rows\n\n{prepare_table(entries)}", flush=True)
+            _write(asked.json, measured)
             continue
         task = TASKS[name]
         results, facts = run_task(
@@ -63,6 +75,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def _write(path: Path | None, measured: dict[str, Any]) -> None:
     if path is not None:
         path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+
+
+def _embedded() -> str:
+    """Folder of the embedded model, converted once."""
+    from core.launch import typed_config
+    from core.sources import resolve_source
+
+    return str(resolve_source(typed_config(["stage=sft"])[0].model))
 
 
 def _tiny(folder: Path) -> str:

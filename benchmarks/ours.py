@@ -17,9 +17,9 @@ PROMPT_CHARS = (30, 130)
 def open_run(job: dict[str, Any], more: list[str]) -> tuple[Any, Any]:
     """(StageRun, StageData) of the task."""
     from core.console import Console
-    from core.execute import open_stage
     from core.launch import typed_config
     from core.ledger import Ledger
+    from core.opening import open_stage
     from core.plan import make_plan
     from core.quiet import hush
 
@@ -49,7 +49,7 @@ def model_overrides(model: str | None) -> list[str]:
 
 def write_steps(job: dict[str, Any], gate: Gate) -> None:
     """Write the rows of each step as token ids, in the order in which preftune takes them, for everybody to use."""
-    from core.examples import step_items
+    from core.order import step_items
 
     task = TASKS[job["task"]]
     run, data = open_run(job, ["algorithm=rloo"] if task.name == "rloo" else [])

@@ -70,6 +70,10 @@ def later(module: str) -> Callable[[list[str]], int]:
 
 COMMANDS: dict[str, Command] = {
     "plugins": Command("list plugins, where they come from and what they add; --json for machines", plugins_command),
+    "preview": Command(
+        "show what a stage would train on, token by token: `preview stage=NAME data.path=FILE [--html FILE]`",
+        later("core.preview_command"),
+    ),
     "doctor": Command("what is installed, what is missing and how to mend it, what may combine", later("core.doctor")),
     "new-plugin": Command("write a package for a plugin: new-plugin NAME --kind KIND", later("core.scaffold")),
     "reference": Command("every setting of every stage, part and plugin, as Markdown", later("core.reference")),

@@ -13,7 +13,7 @@ from core.dataset import Dataset, load_dataset, prompts_of, with_system
 from core.errors import DataError
 from core.mixing import mixed
 from core.records import Record, fingerprint
-from core.schema import DataConfig
+from core.schema import Choice, DataConfig
 from core.transforms import BoundTransform, apply_transforms
 
 
@@ -34,7 +34,7 @@ def build_dataset(
     if isinstance(places, Mapping):
         loaded = {name: _load_source(cfg, name, place, schema, seed) for name, place in places.items()}
     elif transforms:
-        loaded = {"": load_dataset(replace(cfg, system=None), places, schema, seed)}
+        loaded = {"": load_dataset(replace(cfg, system=None, stream=Choice.never), places, schema, seed)}
     else:
         return load_dataset(cfg, places, schema, seed)
     parts = list(loaded.values())
@@ -71,7 +71,7 @@ def _load_source(cfg: DataConfig, name: str, place: Path | str, schema: str, see
     """One source of a mixture, its records and bad rows under its name."""
     own = replace(
         cfg, columns=cfg.mixture[name].columns, mixture={}, mix_size=None, mix_rate_max=None, limit=None, system=None,
-        heldout_max=math.ceil(cfg.heldout_max / len(cfg.mixture)),
+        heldout_max=math.ceil(cfg.heldout_max / len(cfg.mixture)), stream=Choice.never,
     )  # fmt: skip
     part = load_dataset(own, place, schema, seed)
     return replace(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from core.heatmap import coloured, marked
 from core.plan import short_source
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from core.heatmap import TokenRow
     from core.plan import Plan
 
 _SHOWN = ("loss", "reward", "score", "accuracy", "kl", "entropy", "completion_tokens", "tokens_per_s")
@@ -19,13 +21,17 @@ _PLAIN_EVERY_S = 5.0
 """Without a terminal, a progress line at most so often, in seconds."""
 
 
+_CONTEXT_TOKENS = 16
+"""Context tokens that the plan shows beside the trained ones."""
+
+
 class Console:
     """The one place that writes to the terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         from rich.console import Console as Rich
 
-        self.rich = Rich(highlight=False, soft_wrap=True)
+        self.rich = Rich(highlight=False, soft_wrap=True, quiet=quiet)
         self.live = self.rich.is_terminal
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -77,12 +83,23 @@ class Console:
             for name, text in pairs:
                 self.line(f"  {label:<13} {name}: {text}")
         for stage in plan.stages:
-            for row in stage.preview.get("trained_rows", [])[:1]:
-                prompt, trained = _escape(row["prompt"][-60:]), _escape(row["trained"])
-                text = f"[dim]…{prompt}[/dim][bold]{trained}[/bold] [dim]({row['tokens']} trained tokens, bold)[/dim]"
-                self.rich.print(f"  {stage.stage:<13} {text}")
+            for row in stage.rows[:1]:
+                self.row(stage.stage, row)
             for warning in stage.warnings:
                 self.warn(f"{stage.stage}: {warning}")
+
+    def row(self, label: str, row: TokenRow, context: int = _CONTEXT_TOKENS) -> None:
+        """A row's tokens coloured by their weight; with marks where the terminal has no colours.
+
+        context: tokens shown before the first and after the last one with a weight.
+        """
+        part = row.around(context)
+        shown: Any = marked(part.texts, part.weights)
+        if self.rich.color_system is not None:
+            shown = coloured(part.texts, part.weights)
+        self.rich.print(f"  {label:<13} ", end="", markup=False)
+        self.rich.print(shown, end=" ", markup=False)
+        self.rich.print(f"({row.trained} of {len(row.weights)} tokens trained)", style="dim", markup=False)
 
     def begin(self, title: str, total: int) -> None:
         """A stage starts its steps."""

@@ -7,16 +7,20 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from core.dialects import ALIASES, Dialect, detect
-from core.draws import in_fold, shuffled
+from core.draws import shuffled
 from core.errors import ConfigError, DataError
 from core.readers import READERS, Row, is_data_file, read_hub, read_rows
+from core.record_store import RecordWriter, StoredRecords, hash_keys
 from core.records import BadRow, Message, Record, excerpt, fingerprint
 from core.schema import DataConfig
+from core.split import split_for
+from core.streaming import is_streamed, stream_records
 from core.turns import RowError
 
 SAMPLE_ROWS = 50
@@ -54,8 +58,11 @@ class Loaded:
     quarantined: list[BadRow]
     dialects: dict[str, Dialect]
     """By file; files hold one dialect each."""
-    fingerprint: str
-    """SHA-256 in hex of the records' content."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of the records' content."""
+        return fingerprint(self.records)
 
     @property
     def dialect(self) -> Dialect:
@@ -72,10 +79,10 @@ class Loaded:
 class Dataset:
     """What a stage trains on and is judged by."""
 
-    train: list[Record]
-    heldout: list[Record]
+    train: Sequence[Record]
+    heldout: Sequence[Record]
     """Records of the same schema; no prompt of theirs is in `train`."""
-    heldout_prompts: list[Record]
+    heldout_prompts: Sequence[Record]
     """Held-out prompts to generate for, each once, with `answer` where they have one; empty for raw text."""
     info: dict[str, Any]
     """JSON values for the plan."""
@@ -96,12 +103,14 @@ def load_records(
     columns: Mapping[str, str] | None = None,
     max_bad_frac: float = 0.05,
     root: Path | None = None,
+    into: RecordWriter | None = None,
 ) -> Loaded:
     """Read files (or the hub dataset of that name), find the dialect of each, and put the bad rows aside.
 
     columns: canonical field to column, where the names do not say it.
     max_bad_frac: share of bad rows, 0..1, above which it is an error.
     root: folder that file names are told relative to; the files' own folders when unset.
+    into: takes the records one by one instead of the list.
     Raises: DataError when a file holds no row that can be used or is damaged, and when too many rows are bad;
         ConfigError for unknown fields in `columns`.
     """
@@ -111,7 +120,8 @@ def load_records(
         sources = (
             (file.relative_to(root).as_posix() if root else file.name, str(file), read_rows(file)) for file in files
         )
-    records: list[Record] = []
+    listed: list[Record] = []
+    records = listed if into is None else into
     bad: list[BadRow] = []
     dialects: dict[str, Dialect] = {}
     for name, where, rows in sources:
@@ -122,11 +132,17 @@ def load_records(
         what = f"{len(bad)} of {total} rows cannot be used ({len(bad) / total:.1%}, data.max_bad_frac={max_bad_frac})"
         mend = "correct these rows, name the columns with data.columns={…}, or raise data.max_bad_frac"
         raise DataError(what, where=first, mend=mend)
-    return Loaded(records, bad, dialects, fingerprint(records))
+    return Loaded(listed, bad, dialects)
 
 
 def _load_file(
-    rows: Iterator[Row], name: str, where: str, columns: Mapping[str, str], *, records: list[Record], bad: list[BadRow]
+    rows: Iterator[Row],
+    name: str,
+    where: str,
+    columns: Mapping[str, str],
+    *,
+    records: list[Record] | RecordWriter,
+    bad: list[BadRow],
 ) -> Dialect:
     """Append the file's records and bad rows; returns its dialect. Rows are read one by one."""
     counts = len(records), len(bad)
@@ -195,25 +211,33 @@ def as_schema(records: Iterable[Record], schema: str, dialects: Iterable[Dialect
     dialects: those that were found, for the message.
     Raises: DataError when no record serves.
     """
-    served: list[Record] = []
-    if schema == "sft":
-        for record in records:
-            if record.completion is not None and record.label is not False and record.prompt:
-                served.append(record)
-            elif record.chosen is not None:
-                served.append(replace(record, completion=record.chosen, chosen=None, rejected=None, margin=None))
-    elif schema == "preference":
-        served = [record for record in records if record.chosen is not None and record.rejected is not None]
-    elif schema == "prompts":
-        served = prompts_of(records)
-    elif schema == "text":
-        served = [record for record in records if record.text is not None]
-    else:
+    if schema not in NEEDS:
         raise ValueError(f"schema must be one of {', '.join(NEEDS)}, got {schema!r}")
-    if served:
-        return served
+    if schema == "prompts":
+        served = prompts_of(records)
+    else:
+        served = [kept for record in records if (kept := serving(record, schema)) is not None]
+    if not served:
+        raise none_serves(schema, dialects)
+    return served
+
+
+def serving(record: Record, schema: str) -> Record | None:
+    """What the schemas that look at records one by one take of a record; None where it does not serve."""
+    if schema == "sft":
+        if record.completion is not None and record.label is not False and record.prompt:
+            return record
+        if record.chosen is not None:
+            return replace(record, completion=record.chosen, chosen=None, rejected=None, margin=None)
+        return None
+    serves = record.text is not None if schema == "text" else record.chosen is not None and record.rejected is not None
+    return record if serves else None
+
+
+def none_serves(schema: str, dialects: Iterable[Dialect] = ()) -> DataError:
+    """The error for records of which none serves the schema."""
     found = "; ".join(f"'{dialect.name}' with the columns {', '.join(dialect.columns)}" for dialect in dialects)
-    raise DataError(
+    return DataError(
         f"no record serves: the stage needs {NEEDS[schema]}, the rows are {found or 'of another kind'}",
         where="data.path",
         mend="take other records, or name their columns with data.columns={…}",
@@ -231,32 +255,6 @@ def prompts_of(records: Iterable[Record]) -> list[Record]:
     return [Record(prompt=record.prompt, answer=record.answer, meta=record.meta) for record in found.values()]
 
 
-def split(records: Sequence[Record], frac: float, most: int, seed: int) -> tuple[list[Record], list[Record]]:
-    """Training and held-out records, parted by a hash of the prompt, so that equal prompts stand on one side and a
-    record stays on its side when others are added.
-
-    frac: share of the prompts held out, 0..1; where it is above 0 and there are two prompts, at least one is.
-    most: most records held out; those with the smallest hashes.
-    """
-    drawn = {record.prompt_key: 0.0 for record in records}
-    for key in drawn:
-        digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-        drawn[key] = int.from_bytes(digest[:8], "big") / 2**64
-    order = sorted(drawn, key=lambda key: (drawn[key], key))
-    wanted = [key for key in order if drawn[key] < frac] or (order[:1] if frac > 0 else [])
-    sizes = dict.fromkeys(order, 0)
-    for record in records:
-        sizes[record.prompt_key] += 1
-    held: set[str] = set()
-    room = most
-    for key in wanted:
-        if sizes[key] <= room and len(held) + 1 < len(order):
-            held.add(key)
-            room -= sizes[key]
-    train = [record for record in records if record.prompt_key not in held]
-    return train, [record for record in records if record.prompt_key in held]
-
-
 # 3. Everything for a stage.
 
 
@@ -269,21 +267,28 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int) -> D
     Raises: ConfigError when there is nothing at `path`; DataError when its records cannot be read or do not serve.
     """
     files, heldout_files, root = find_files(path, schema)
-    loaded = load_records(files, cfg.columns, cfg.max_bad_frac, root)
-    train = as_schema(loaded.records, schema, loaded.dialects.values())
-    unfit = len(loaded.records) - len(train)
     held = load_records(heldout_files, cfg.columns, cfg.max_bad_frac, root) if heldout_files else None
+    train: Sequence[Record]
+    if not isinstance(files, str) and is_streamed(cfg, files, schema):
+        streamed = stream_records(cfg, files, root, schema, cfg.system)
+        train, unfit, described, quarantined = (
+            streamed.records, streamed.unfit, streamed.described, streamed.quarantined,
+        )  # fmt: skip
+    else:
+        loaded = load_records(files, cfg.columns, cfg.max_bad_frac, root)
+        train = as_schema(loaded.records, schema, loaded.dialects.values())
+        unfit, described, quarantined = len(loaded.records) - len(train), describe(loaded), loaded.quarantined
     if cfg.shuffle:
-        train = shuffled(train, seed)
+        train = _shuffled(train, seed)
     train = train[: cfg.limit]
-    heldout: list[Record] = []
+    heldout: Sequence[Record] = []
     if held is not None:
         if cfg.folds:
             what = "data.folds holds out parts of the training rows, but the data brings a held-out part"
             mend = "leave data.folds out, or point data.path at the training file alone"
             raise DataError(what, ", ".join(held.files), mend)
         seen = {record.prompt_key for record in held.records}
-        kept = [record for record in train if record.prompt_key not in seen]
+        kept = _without(train, seen)
         if not kept:
             what = "every training record has a prompt of the held-out part"
             raise DataError(what, ", ".join(held.files), "take other held-out records, or remove that file")
@@ -291,34 +296,35 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int) -> D
         heldout = _serving(held.records, schema)
     brings_heldout = bool(heldout)
     if not brings_heldout:
-        train, heldout = _split(train, cfg, seed)
-    prompts = prompts_of(held.records if held is not None else heldout)
+        train, heldout = split_for(cfg, train, seed)
+    prompts: Sequence[Record] = prompts_of(held.records if held is not None else heldout)
     if cfg.system:
-        train, heldout, prompts = (
-            [with_system(record, cfg.system) for record in part] for part in (train, heldout, prompts)
-        )
+        train, heldout, prompts = (_with_systems(part, cfg.system) for part in (train, heldout, prompts))
+    digest = hashlib.sha256()
+    for part in (train, heldout, prompts):
+        hash_keys(digest, part)
     info: dict[str, Any] = {
-        "train": {"records": len(train), "unfit": unfit, **_describe(loaded)},
+        "train": {"records": len(train), "unfit": unfit, **described},
         "heldout": {"records": len(heldout), "prompts": len(prompts)},
-        "quarantined": len(loaded.quarantined) + (len(held.quarantined) if held else 0),
-        "fingerprint": fingerprint(chain(train, heldout, prompts)),
+        "quarantined": len(quarantined) + (len(held.quarantined) if held else 0),
+        "fingerprint": digest.hexdigest(),
     }
     if held is not None:
         info["train"]["also_heldout"] = doubled
-        info["heldout"] |= _describe(held)
-    quarantined = loaded.quarantined + (held.quarantined if held else [])
+        info["heldout"] |= describe(held)
+    quarantined = [*quarantined, *(held.quarantined if held else [])]
     return Dataset(train, heldout, prompts, info, quarantined, brings_heldout=brings_heldout)
 
 
-def _split(records: list[Record], cfg: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
-    """Training and held-out records where the data brings no held-out part."""
-    if cfg.folds is None or cfg.fold is None:
-        return split(records, cfg.heldout_frac, cfg.heldout_max, seed)
-    held = in_fold([record.prompt_key for record in records], cfg.fold, cfg.folds, seed)
-    parts: tuple[list[Record], list[Record]] = [], []
-    for record, out in zip(records, held, strict=True):
-        parts[int(out)].append(record)
-    return parts
+def _without(records: Sequence[Record], seen: set[str]) -> Sequence[Record]:
+    """The records whose prompt is not among the keys `seen`."""
+    if isinstance(records, StoredRecords):
+        return records.without_prompts(seen)
+    return [record for record in records if record.prompt_key not in seen]
+
+
+def _shuffled(records: Sequence[Record], seed: int) -> Sequence[Record]:
+    return records.shuffled(seed) if isinstance(records, StoredRecords) else shuffled(records, seed)
 
 
 def _serving(records: Sequence[Record], schema: str) -> list[Record]:
@@ -328,6 +334,11 @@ def _serving(records: Sequence[Record], schema: str) -> list[Record]:
         return []
 
 
+def _with_systems(records: Sequence[Record], system: str) -> Sequence[Record]:
+    """The records with a system message; those of a store have it already."""
+    return records if isinstance(records, StoredRecords) else [with_system(record, system) for record in records]
+
+
 def with_system(record: Record, system: str) -> Record:
     """The record with a system message before its prompt, where it has a prompt and no such message."""
     if not record.prompt or any(message.role == "system" for message in record.prompt):
@@ -335,7 +346,7 @@ def with_system(record: Record, system: str) -> Record:
     return replace(record, prompt=(Message("system", system), *record.prompt))
 
 
-def _describe(loaded: Loaded) -> dict[str, Any]:
+def describe(loaded: Loaded) -> dict[str, Any]:
     """Dialect, mapping and unused columns for the plan; by file where the files differ."""
     found = {
         name: {

@@ -1,13 +1,13 @@
-"""From records to examples: token ids that a stage trains on, and the order in which steps take them."""
+"""From records to examples: token ids that a stage trains on."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from core.encoding import encode_all
 from core.errors import DataError
 from core.records import Message, Record
 from core.supervision import LAST_TURN, Supervision, TooLong
@@ -80,50 +80,69 @@ class Prompt:
 class StageData:
     """What a stage trains on and what it holds out."""
 
-    train: list[Any]
-    heldout: list[Any] = field(default_factory=list)
+    train: Sequence[Any]
+    heldout: Sequence[Any] = field(default_factory=list)
 
 
 def demonstrations(
     run: StageRun, records: Sequence[Record], supervision: Supervision = LAST_TURN
-) -> list[Demonstration]:
+) -> Sequence[Demonstration]:
     """Records with a completion (or a chosen one) as examples; what cannot be trained on goes to quarantine.
 
     A dialogue that the template does not render turn by turn becomes one example for each trained turn.
     Raises: ModelError for a token without a row in the embedding.
     """
+
+    def encode(part: Sequence[Record]) -> list[list[Demonstration] | str]:
+        return _encode(run.codec, part, supervision, run.cfg.model.max_length)
+
+    settings = {
+        "train_on": supervision.train_on.value,
+        "role_weights": dict(supervision.role_weights),
+        "too_long": supervision.too_long.value,
+    }
+    return encode_all(run, records, encode, settings)
+
+
+def _encode(
+    codec: ChatCodec, records: Sequence[Record], supervision: Supervision, limit: int
+) -> list[list[Demonstration] | str]:
+    """The examples of each record, or why it has none."""
     layouts, owners = [], []
-    for record in records:
+    answers: list[list[Demonstration] | str] = []
+    for place, record in enumerate(records):
+        answers.append([])
         turns = _dialogue(record)
         weights = supervision.weights(turns)
         weighed = [index for index, weight in enumerate(weights) if weight != supervision.rest]
         marked = [index for index, turn in enumerate(turns) if turn.role == "assistant" and weights[index]]
         if not marked:
-            run.drop(record, "no assistant turn has a weight")
+            answers[place] = "no assistant turn has a weight"
             continue
         marked = sorted({*marked, *(index for index in weighed if turns[index].role == "assistant")})
         try:
-            made = run.codec.lay_out(turns, record.tools, marked, [index for index in weighed if index not in marked])
+            made = codec.lay_out(turns, record.tools, marked, [index for index in weighed if index not in marked])
         except DataError as error:
-            run.drop(record, error.what)
+            answers[place] = error.what
             continue
         if len(made) > 1 and supervision.rest:
-            run.drop(record, "the chat template does not render turn by turn, so train_on=all would count turns twice")
+            answers[place] = "the chat template does not render turn by turn, so train_on=all would count turns twice"
             continue
         layouts += made
-        owners += [(record, weights)] * len(made)
-    examples = []
-    for (record, weights), dialogue in zip(owners, run.codec.encode(layouts), strict=True):
-        example = _weighed(record, dialogue, weights, supervision.rest)
-        example, problem = _within(example, run.cfg.model.max_length, supervision.too_long)
-        problem = problem or fault(example, run.codec)
+        owners += [(place, weights)] * len(made)
+    largest = -1
+    for (place, weights), dialogue in zip(owners, codec.encode(layouts), strict=True):
+        example = _weighed(records[place], dialogue, weights, supervision.rest)
+        example, problem = _within(example, limit, supervision.too_long)
+        problem = problem or fault(example, codec)
+        answer = answers[place]
         if problem:
-            run.drop(record, problem)
-        else:
-            examples.append(example)
-    if examples:
-        check_embedding(run.codec, max(max(example.ids) for example in examples), "the tokens of the data")
-    return examples
+            answers[place] = problem
+        elif not isinstance(answer, str):
+            answer.append(example)
+            largest = max(largest, *example.ids)
+    check_embedding(codec, largest, "the tokens of the data")
+    return answers
 
 
 def check_trained(examples: Sequence[Demonstration], eos: int) -> None:
@@ -219,27 +238,17 @@ def prompts(run: StageRun, records: Sequence[Record], room: int) -> list[Prompt]
     return [Prompt(ids, record) for record, ids in encoded if _fits(run, record, len(ids) + room)]
 
 
-def _fits(run: StageRun, record: Record, tokens: int) -> bool:
+def too_long(run: StageRun, tokens: int) -> str:
+    """Why an example of so many tokens is left out; empty when it fits."""
     limit = run.cfg.model.max_length
-    if tokens > limit:
-        run.drop(record, f"{tokens} tokens, more than model.max_length={limit}")
-    return tokens <= limit
+    return f"{tokens} tokens, more than model.max_length={limit}" if tokens > limit else ""
 
 
-def step_items(items: Sequence[T], step: int, batch_size: int, seed: int) -> list[T]:
-    """The items of step `step`: consecutive slices of a fresh shuffle for each epoch, crossing epochs seamlessly.
-
-    Depends on its arguments alone, so a resumed run sees what the straight run saw.
-    """
-    count = len(items)
-    start = step * batch_size
-    picked: list[T] = []
-    while len(picked) < batch_size:
-        epoch, offset = divmod(start + len(picked), count)
-        order = list(range(count))
-        random.Random(f"{seed}:{epoch}").shuffle(order)
-        picked += [items[i] for i in order[offset : offset + batch_size - len(picked)]]
-    return picked
+def _fits(run: StageRun, record: Record, tokens: int) -> bool:
+    reason = too_long(run, tokens)
+    if reason:
+        run.drop(record, reason)
+    return not reason
 
 
 def split_by_tokens(items: Sequence[T], tokens: Callable[[T], int], limit: int) -> list[list[T]]:

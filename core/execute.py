@@ -6,31 +6,19 @@ import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.console import Console
-from core.errors import ConfigError, PluginError
+from core.errors import ConfigError
 from core.ledger import Ledger, lock_folder
-from core.plan import Plan, StagePlan, make_plan
+from core.opening import open_stage
+from core.plan import Plan, make_plan
 from core.preview import add_previews
-from core.providers import Providers
-from core.registry import STAGE_HOOKS, Registry
+from core.quiet import set_environment
+from core.registry import Registry
 from core.schema import Device, RunConfig
 from core.sources import resolve_source
 from core.stage_process import run_apart
-
-if TYPE_CHECKING:
-    from core.run import StageRun
-
-_ENVIRONMENT = {
-    # Threads that spin at barriers starve each other, and any neighbour, on a shared or throttled machine.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 
 
 def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> int:
@@ -38,8 +26,7 @@ def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> 
 
     config_json: the resolved config without secrets, for the run folder and the tracker.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     console = Console()
     plan = make_plan(cfg, registry)
     add_previews(plan)
@@ -102,44 +89,6 @@ def run_stage(plan: Plan, number: int, cfg: RunConfig, config_json: dict[str, An
         torch.set_num_threads(cfg.runtime.threads)
     ledger = Ledger(Path(cfg.runs_dir))
     return carry_out(open_stage(plan, plan.stages[number - 1], Console(), cfg, config_json, group, ledger))
-
-
-def open_stage(
-    plan: Plan,
-    stage: StagePlan,
-    console: Console,
-    cfg: RunConfig,
-    config_json: dict[str, Any],
-    group: str,
-    ledger: Ledger,
-) -> StageRun:
-    """A stage of the plan, ready to run in `stage.run_dir`."""
-    from core.run import StageRun
-
-    # A fresh manager for each stage: what one stage registered cannot answer for the next.
-    registry = Registry.load()
-    providers = Providers()
-    _register(registry, stage, cfg, providers)
-    return StageRun(stage, plan, registry, console, group, config_json, ledger, providers)
-
-
-def _register(registry: Registry, stage: StagePlan, cfg: RunConfig, providers: Providers) -> None:
-    """Defaults, the chosen stage and the chosen tracker: nothing else answers this run's stage hooks."""
-    import core.defaults
-
-    registry.manager.register(core.defaults, "core.defaults")
-    spec = registry.stages[(stage.stage, stage.algorithm)].spec
-    made = registry.activate(spec)
-    providers.watch_hooks(registry.manager, made, registry.owner_of(spec), STAGE_HOOKS)
-    own = {impl.name for impl in registry.manager.get_hookcallers(made) or ()}
-    needed = {"build_data"} if "fit" in own else {"build_data", "collect_batch", "compute_loss"}
-    if missing := sorted(needed - own):
-        raise PluginError(
-            f"the stage '{spec.name}' does not implement {', '.join(missing)}", str(registry.owner_of(spec)),
-            "see the stage hooks in docs/plugins.md",
-        )  # fmt: skip
-    if cfg.tracker.name in registry.trackers:
-        registry.activate(registry.trackers[cfg.tracker.name].spec, cfg.tracker)
 
 
 def _check_machine(cfg: RunConfig) -> None:

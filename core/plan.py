@@ -21,6 +21,7 @@ from core.combinations import changes_base, check_chain, check_combinations
 from core.dataset import Dataset
 from core.errors import ConfigError, PluginError
 from core.files import sha256_file
+from core.heatmap import TokenRow
 from core.ledger import Found, Ledger
 from core.providers import blamed
 from core.registry import Registry, importable
@@ -53,6 +54,8 @@ class StagePlan:
     run_dir: Path | None = None
     warnings: list[str] = field(default_factory=list)
     preview: dict[str, Any] = field(default_factory=dict)
+    rows: list[TokenRow] = field(default_factory=list)
+    """A few training rows as tokens, to be shown."""
 
     @property
     def stage(self) -> str:
@@ -338,7 +341,11 @@ def _generated(source: DataSourceSpec, seed: int, registry: Registry) -> Path:
     return folder
 
 
-_NOT_IN_KEY = {"stage": ("save_every_steps", "keep_checkpoints"), "rollout": (), "data": ("path",)}
+_NOT_IN_KEY = {
+    "stage": ("save_every_steps", "keep_checkpoints"),
+    "rollout": (),
+    "data": ("path", "stream", "token_cache"),
+}
 
 
 def plain(value: Any) -> Any:

@@ -1,24 +1,34 @@
 """What a plan can tell before anything heavy is loaded: steps, batches, trained tokens of a row, memory, time.
 
-Loads the tokenizer, and nothing heavier.
+Loads the tokenizer and the stage's code, and no weights. Examples are made by the stage itself, so that what is shown
+is what it would train on.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import math
 import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from core.errors import ModelError
+from core.console import Console
+from core.errors import DataError, ModelError
+from core.examples import Pair
+from core.heatmap import TokenRow, marked, token_texts
+from core.ledger import Ledger
+from core.opening import open_stage
 from core.plan import Plan, StagePlan
-from core.records import Record
+from core.records import BadRow, Record
 from core.sources import find_source, gguf_read_once, package_file, resolve_source
 from core.tokens import ChatCodec, load_codec
 
 _SAMPLE = 32
-"""Records whose length is measured."""
+"""Records that the plan makes examples of."""
 
 _CPU_FLOPS = 1.1e11
 """Sustained bf16 training speed of one CPU core in FLOP/s, on a small cloud machine; a rough guess elsewhere."""
@@ -27,17 +37,75 @@ _BYTES_TRAINED = 2 + 4 + 4 + 8
 """bf16 weight, fp32 gradient, fp32 master and two fp32 moments of one trained parameter."""
 
 
+class WeightedIds(NamedTuple):
+    """Token ids, the weight of each in the loss, and which side of a pair they are."""
+
+    ids: Sequence[int]
+    weights: Sequence[float]
+    label: str = ""
+
+
 def add_previews(plan: Plan) -> None:
-    """Fill `preview` of each stage that will run."""
+    """Fill `preview` and `rows` of each stage that will run."""
     waiting = [stage for stage in plan.stages if stage.state != "reuse"]
     if not waiting:
         return
-    codec = _codec(waiting[0])
+    codec = preview_codec(waiting[0])
     for stage in waiting:
-        stage.preview = _preview(stage, codec)
+        sample = stage.dataset.train[:_SAMPLE]
+        try:
+            examples, _ = stage_examples(plan, stage, codec, sample)
+        except DataError as error:  # of a few rows only; the run itself looks at all of them
+            stage.warnings.append(f"no preview of the first {len(sample)} records: {error.what}")
+            examples = []
+        stage.rows = [row for example in examples[:3] for row in token_rows(example, codec)]
+        stage.preview = estimate(stage, examples)
 
 
-def _codec(stage: StagePlan) -> ChatCodec:
+def stage_examples(
+    plan: Plan, stage: StagePlan, codec: ChatCodec, records: Sequence[Record]
+) -> tuple[Sequence[Any], list[BadRow]]:
+    """What the stage's own `build_data` makes of the records, and those that it refuses. Loads no weights and leaves
+    no files.
+
+    Raises DataError when the stage can do nothing with them.
+    """
+    # Limited and without held-out part: a stage may ask for more of the same data.
+    cfg = copy.copy(stage.cfg)
+    cfg.data = dataclasses.replace(cfg.data, limit=max(len(records), 1))
+    part = dataclasses.replace(stage.dataset, train=records, heldout=[], heldout_prompts=[], quarantined=[])
+    with tempfile.TemporaryDirectory(prefix="preftune-preview-") as folder:
+        alone = dataclasses.replace(stage, cfg=cfg, dataset=part, run_dir=Path(folder), warnings=[], preview={})
+        run = open_stage(plan, alone, Console(quiet=True), cfg, {}, "preview", Ledger(Path(folder)))
+        run.codec = codec
+        try:
+            return run.hook.build_data(run=run).train, run.dropped
+        finally:
+            run.close()
+
+
+def weighted_ids(example: Any) -> list[WeightedIds]:
+    """An example as token ids with weights: two rows of a pair, none of what has no tokens to show."""
+    if isinstance(example, Pair):
+        sides = (("chosen", example.chosen, 1.0), ("rejected", example.rejected, -1.0))
+        return [
+            WeightedIds([*example.prompt, *ids], [0.0] * len(example.prompt) + [weight] * len(ids), label)
+            for label, ids, weight in sides
+        ]
+    ids = getattr(example, "ids", None)
+    return [] if ids is None else [WeightedIds(ids, getattr(example, "weights", [0.0] * len(ids)))]
+
+
+def token_rows(example: Any, codec: ChatCodec) -> list[TokenRow]:
+    """`weighted_ids` with the text of each token."""
+    return [
+        TokenRow(row.ids, token_texts(codec.tokenizer, row.ids), row.weights, row.label)
+        for row in weighted_ids(example)
+    ]
+
+
+def preview_codec(stage: StagePlan) -> ChatCodec:
+    """The tokenizer of the stage's model, also where its weights are not on this machine yet."""
     cfg = stage.cfg.model
     folder = find_source(cfg)
     if folder is not None:
@@ -49,19 +117,11 @@ def _codec(stage: StagePlan) -> ChatCodec:
     return load_codec(resolve_source(cfg), cfg)
 
 
-def _text(record: Record) -> str:
-    return record.completion or record.chosen or record.text or ""
-
-
-def _preview(stage: StagePlan, codec: ChatCodec) -> dict[str, Any]:
+def estimate(stage: StagePlan, examples: Sequence[Any]) -> dict[str, Any]:
+    """Steps, batch, a few rows and rough cost for the plan, from examples of the first records."""
     cfg, records = stage.cfg.stage, stage.dataset.train
     steps = cfg.max_steps or max(1, math.ceil(len(records) * cfg.epochs / cfg.batch_size))
-    sample = records[:_SAMPLE]
-    prompts = codec.prompts([record.prompt for record in sample])
-    texts = [_text(record) for record in sample]
-    completions = codec.completions(texts)
-    other = codec.completions([record.rejected for record in sample if record.rejected])
-    per_record = (sum(map(len, prompts)) + sum(map(len, completions)) + sum(map(len, other))) / max(len(sample), 1)
+    per_record = sum(example.tokens for example in examples) / max(len(examples), 1)
     group = getattr(cfg, "group_size", 1)
     if stage.engine is not None:
         per_record += group * cfg.max_new_tokens
@@ -73,11 +133,10 @@ def _preview(stage: StagePlan, codec: ChatCodec) -> dict[str, Any]:
         "batch": {"size": cfg.batch_size, "unit": unit, "tokens": round(tokens), "text": text,
                   "micro_batch_tokens": cfg.micro_batch_tokens},
         "trained_rows": [
-            {"prompt": codec.tokenizer.decode(prompt), "trained": codec.tokenizer.decode(completion),
-             "tokens": len(completion)}
-            for prompt, completion, plain in zip(prompts[:3], completions[:3], texts[:3], strict=True)
-            if plain
-        ],
+            {"text": marked(row.texts, row.weights), "tokens": len(row.ids), "trained": row.trained}
+            for row in stage.rows
+            if row.trained
+        ][:3],
     }  # fmt: skip
     parameters = _parameters(stage)
     if parameters:

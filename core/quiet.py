@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
+
+_ENVIRONMENT = {
+    # Threads that spin at barriers starve each other, and any neighbour, on a shared or throttled machine.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def set_environment() -> None:
+    """Set what libraries read from the environment when they are imported; what the user set stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def hush() -> None:

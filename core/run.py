@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -237,7 +237,7 @@ class StageRun:
         encoded = encoded_prompts(self.codec, records, lambda *_: None)
         return [record for record, ids in encoded if len(ids) <= limit]
 
-    def records_for(self, schema: str) -> list[Record]:
+    def records_for(self, schema: str) -> Sequence[Record]:
         """Training records of the same data seen as another schema, e.g. demonstrations beside prompts.
 
         Raises DataError when the data does not serve that schema.

@@ -61,6 +61,25 @@ class Mixing(str, Enum):
     temperature = "temperature"
 
 
+class Order(str, Enum):
+    """Which examples stand together in a step, and when they come."""
+
+    shuffled = "shuffled"
+    """A fresh shuffle for each epoch."""
+    grouped = "grouped"
+    """Shuffled, with examples of like length in one step."""
+    curriculum = "curriculum"
+    """From short to long in the first epoch, shuffled after it."""
+
+
+class Choice(str, Enum):
+    """Whether something is done."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 @dataclass
 class StageConfig:
     """What every stage's training loop needs; a stage's own dataclass extends it."""
@@ -75,6 +94,8 @@ class StageConfig:
     """Optimizer steps (rollout iterations for online stages)."""
     batch_size: int = 16
     """Records (pairs, prompts) consumed by one step, over all processes."""
+    order: Order = Order.shuffled
+    """Order of the examples: `shuffled`, `grouped` by length, or `curriculum` from short to long."""
     micro_batch_tokens: int = 2048
     """Most tokens in one forward pass; the rest of the step is accumulated."""
     lr: float = 2e-5
@@ -233,6 +254,10 @@ class DataConfig:
     """Temperature of `mixing=temperature`: 1 is proportional, large values make the sources equal."""
     transforms: list[Any] = field(default_factory=list)
     """Filters, de-duplication, augmentation and checks in their order, e.g. `[{name: length, min_chars: 20}]`."""
+    stream: Choice = Choice.auto
+    """Keep records on disk instead of in memory (schemas `sft` and `text`); auto does so for files over 256 MB."""
+    token_cache: Choice = Choice.auto
+    """Keep token ids on disk, found again by their content; auto does so for streamed data and over 50000 records."""
 
     def __post_init__(self) -> None:
         require(0 <= self.heldout_frac < 1, "data.heldout_frac", "in [0, 1)", self.heldout_frac)

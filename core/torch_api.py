@@ -14,11 +14,11 @@ from core.examples import (
     pairs,
     prompts,
     split_by_tokens,
-    step_items,
 )
 from core.loading import models_for_roles, trainable_scorer
 from core.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
 from core.models import Models, ScoreModel, TokenModel
+from core.order import step_items
 from core.packed import Packed, PromptGroup, pack, pack_texts
 from core.run import StageRun
 from core.supervised import WeightedRow, weighted_nll, weighted_rows

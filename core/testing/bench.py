@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from core.console import Console
-from core.execute import open_stage
 from core.launch import typed_config
 from core.ledger import Ledger
+from core.opening import open_stage
 from core.plan import make_plan
 from core.registry import Registry
 from core.testing.run import read_rows

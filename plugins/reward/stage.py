@@ -73,7 +73,7 @@ class Reward:
     def collect_batch(self, run: StageRun, data: StageData, step: int) -> Batch:
         """The next `batch_size` pairs."""
         cfg = run.cfg.stage
-        examples = step_items(data.train, step, cfg.batch_size, run.seed_for("order"))
+        examples = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
         return Batch(
             updates=[list(pair_rows(examples, cfg.micro_batch_tokens))],
             tokens=sum(pair.tokens for pair in examples),

@@ -45,7 +45,7 @@ class Pairwise:
     def collect_batch(self, run: StageRun, data: StageData, step: int) -> Batch:
         """The next `batch_size` pairs."""
         cfg = run.cfg.stage
-        examples = step_items(data.train, step, cfg.batch_size, run.seed_for("order"))
+        examples = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
         return Batch([list(pair_rows(examples, cfg.micro_batch_tokens))], tokens=sum(pair.tokens for pair in examples))
 
     @hookimpl

@@ -15,6 +15,7 @@ Dropout is off throughout: models stay in eval mode.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,7 @@ class Ppo:
 
     def __init__(self) -> None:
         self.kl_coef: float | None = None
-        self.demonstrations: list[Any] = []
+        self.demonstrations: Sequence[Any] = []
 
     @hookimpl
     def build_data(self, run: StageRun) -> StageData:

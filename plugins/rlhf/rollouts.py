@@ -102,7 +102,7 @@ def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tup
     """
     cfg = run.cfg.stage
     assert models.policy is not None
-    prompts: list[Prompt] = step_items(data.train, step, cfg.batch_size, run.seed_for("order"))
+    prompts: list[Prompt] = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, n=cfg.group_size,
         seed=run.seed_for("rollout", step), stop_token_ids=(run.codec.eos,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ class PairRow:
     total: int
 
 
-def pair_rows(examples: list[Pair], limit: int) -> list[PairRow]:
+def pair_rows(examples: Sequence[Pair], limit: int) -> list[PairRow]:
     """Pairs as packed rows of at most `limit` tokens; the two completions of a pair share their prompt."""
     return [
         PairRow(

@@ -44,7 +44,7 @@ class SupervisedStage:
     def collect_batch(self, run: StageRun, data: StageData, step: int) -> Batch:
         """The next `batch_size` demonstrations."""
         cfg = run.cfg.stage
-        examples = step_items(data.train, step, cfg.batch_size, run.seed_for("order"))
+        examples = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
         return Batch(
             updates=[list(weighted_rows(examples, cfg.micro_batch_tokens))],
             tokens=sum(example.tokens for example in examples),

@@ -20,6 +20,7 @@ from core.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
 from core.models import ScoreModel, TokenModel, check_packed
 from core.packed import PromptGroup, pack, pack_texts
 from core.records import Message, Record
+from core.schema import DataConfig
 from core.supervised import weighted_rows
 from core.testing.tiny import tiny_tokenizer
 from core.tokens import ChatCodec
@@ -472,7 +473,7 @@ def fake_run(codec: ChatCodec, limit: int = 512):
     dropped = []
     return SimpleNamespace(
         codec=codec,
-        cfg=SimpleNamespace(model=SimpleNamespace(max_length=limit)),
+        cfg=SimpleNamespace(model=SimpleNamespace(max_length=limit), data=DataConfig()),
         drop=lambda record, reason: dropped.append((record, reason)),
         dropped=dropped,
     )

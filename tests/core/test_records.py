@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from core.dataset import as_schema, load_dataset, load_records, split
+from core.dataset import as_schema, load_dataset, load_records
 from core.dialects import detect
 from core.errors import ConfigError, DataError
 from core.records import BadRow, Message, Record, write_quarantine
 from core.schema import DataConfig
+from core.split import split
 
 USER, BOT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 ASKED = (Message("user", "Hi"),)

@@ -298,7 +298,7 @@ def test_every_file_of_a_run_is_documented():
 
 
 FIELDS = [
-    ("core/plan.py", "to_json"), ("core/preview.py", "_preview"), ("core/preview.py", "_cost"),
+    ("core/plan.py", "to_json"), ("core/preview.py", "estimate"), ("core/preview.py", "_cost"),
     ("core/artifact.py", "seal"), ("core/lifecycle.py", "carry_out"), ("core/lifecycle.py", "_add_chain"),
     ("core/evaluate.py", "headline"), ("core/jsonl.py", "metrics"), ("core/jsonl.py", "samples"),
 ]  # fmt: skip
