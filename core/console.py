@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from core import heatmap
 from core.plan import short_source
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ class Console:
     def warn(self, text: str) -> None:
         """One line that should not be missed."""
         self.rich.print(f"[yellow]warning:[/yellow] {_escape(text)}")
+
+    def heat_map(self, tokens: Sequence[str], weights: Sequence[float]) -> None:
+        """Tokens coloured by weight, see core.heatmap."""
+        self.rich.print(heatmap.terminal(tokens, weights))
 
     def plan(self, plan: Plan) -> None:
         """The whole plan: stages, roles, data, batch arithmetic, trained tokens, cost."""

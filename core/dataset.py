@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "preference": ("preference",),
     "prompts": ("prompts", "sft", "preference"),
     "text": ("text",),
+    "feedback": ("feedback", "sft", "preference"),
 }
 """Schema to the files of a folder that can serve it, by name without suffix, best first."""
 
@@ -37,6 +38,7 @@ NEEDS = {
     "preference": "chosen and rejected completions of one prompt",
     "prompts": "a prompt",
     "text": "raw text",
+    "feedback": "a prompt and a completion, good or bad (or chosen and rejected ones)",
 }
 """Schema to what it asks of a record."""
 
@@ -192,6 +194,7 @@ def as_schema(records: Iterable[Record], schema: str, dialects: Iterable[Dialect
 
     sft: a preference pair serves with its chosen completion; a record labelled bad does not serve.
     prompts: every record with a prompt serves, equal prompts once, the one with an answer before the others.
+    feedback: completions of any label and pairs serve as they are.
     dialects: those that were found, for the message.
     Raises: DataError when no record serves.
     """
@@ -206,6 +209,8 @@ def as_schema(records: Iterable[Record], schema: str, dialects: Iterable[Dialect
         served = [record for record in records if record.chosen is not None and record.rejected is not None]
     elif schema == "prompts":
         served = prompts_of(records)
+    elif schema == "feedback":
+        served = [record for record in records if record.prompt and (record.completion or record.chosen)]
     elif schema == "text":
         served = [record for record in records if record.text is not None]
     else:

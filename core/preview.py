@@ -76,7 +76,7 @@ def _preview(stage: StagePlan, codec: ChatCodec) -> dict[str, Any]:
             {"prompt": codec.tokenizer.decode(prompt), "trained": codec.tokenizer.decode(completion),
              "tokens": len(completion)}
             for prompt, completion, plain in zip(prompts[:3], completions[:3], texts[:3], strict=True)
-            if plain
+            if plain and stage.spec.data != "feedback"  # such a stage trains on answers that it makes or judges first
         ],
     }  # fmt: skip
     parameters = _parameters(stage)
