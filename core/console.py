@@ -171,6 +171,10 @@ class Console:
                 self.line(f"{label}: {_number(last[f'{key}_before'])} → {_number(last[f'{key}_after'])}")
         if last.get("kl_to_reference") is not None:
             self.line(f"KL to the reference: {last['kl_to_reference']:.3f} nats a completion")
+        from core.report.format import change_text
+
+        for row in last.get("retention") or []:
+            self.line(f"{row['name'].replace('_', ' ')}: {change_text(row)}")
         self.line(f"peak memory: {last['peak_memory_gb']:.2f} GB")
         folder = plan.target.run_dir
         for label, name in (("report", "report.html"), ("artifact", "artifact"), ("metrics", "metrics.jsonl")):

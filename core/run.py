@@ -87,6 +87,8 @@ class StageRun:
         """Score of each held-out item of the last evaluation."""
         self.eval_metric = ""
         """Name of the headline metric where the stage has its own."""
+        self.retention: list[dict[str, Any]] = []
+        """What the last measurement says of general ability, one row a measure; see core.retention."""
         self._eval_rows: list[dict[str, Any]] = []
         self._engines: dict[str, RolloutEngine] = {}
         self._scorers: dict[str, GuardedScorer] = {}
