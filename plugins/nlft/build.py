@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.api import ConfigError, Message, Sampling, ScoreRequest, disk_guard, read_rows
@@ -50,6 +51,7 @@ def build_items(run: StageRun, items: Sequence[Item]) -> Built:
     endpoint's key is not in the environment.
     """
     path = run.dir / FILE
+    _close_torn_line(path)
     known = {row["key"]: row for row in read_rows(path) if row.keys() >= FIELDS}
     waiting = [item for item in items if item.answer is None or item.right is None or _unjudged(item)]
     if waiting:
@@ -75,6 +77,13 @@ def build_items(run: StageRun, items: Sequence[Item]) -> Built:
         else:
             built.items.append(ready)
     return built
+
+
+def _close_torn_line(path: Path) -> None:
+    """End a last line that a killed process left half written, so that the next one stands by itself."""
+    if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        with disk_guard(path), path.open("ab") as file:
+            file.write(b"\n")
 
 
 def _unjudged(item: Item) -> bool:

@@ -73,7 +73,7 @@ def _add_shifted(layout: Layout, examples: Sequence[Example]) -> Layout:
         if "judge" not in places:
             continue
         shift = len(example.prompts["base"]) - len(example.prompts["judge"])
-        inside = max(0, len(example.answer) - max(0, shift))
+        inside = max(0, len(example.answer) - max(0, shift - 1))
         own = torch.arange(places["judge"].start, places["judge"].start + inside)
         more.append((own, shift))
         places[SHIFTED] = slice(end, end + inside)
