@@ -44,8 +44,10 @@ class Console:
         self.rich.print(f"[yellow]warning:[/yellow] {_escape(text)}")
 
     def heat_map(self, tokens: Sequence[str], weights: Sequence[float]) -> None:
-        """Tokens coloured by weight, see core.heatmap."""
-        self.rich.print(heatmap.terminal(tokens, weights))
+        """Tokens coloured by weight; with marks where the terminal has no colours."""
+        coloured = self.rich.color_system is not None
+        rounded = [round(weight, 2) for weight in weights]
+        self.rich.print((heatmap.coloured if coloured else heatmap.marked)(tokens, rounded), markup=False)
 
     def plan(self, plan: Plan) -> None:
         """The whole plan: stages, roles, data, batch arithmetic, trained tokens, cost."""

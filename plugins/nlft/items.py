@@ -30,6 +30,8 @@ class Item:
     """The own answer as it was sampled; empty where it came as text."""
     right: bool | None = None
     judgement: str | None = None
+    tokens: int = 0
+    """Tokens of prompt and answer, of one that is not made yet the most it may have."""
 
 
 def final_answer(gold: str) -> str:

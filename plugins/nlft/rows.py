@@ -25,15 +25,21 @@ class Example:
     """Token ids of an answer and of the prompts before it.
 
     prompts: by condition; `base` always, `correct` where there is a gold answer, `judge` for a judged wrong answer.
-    marked: for span feedback, which tokens of the answer are marked.
+    marked: for span feedback, which tokens of the answer are marked. place: its place in the set.
     """
 
     prompts: dict[str, list[int]]
     answer: list[int]
     right: bool
     marked: tuple[bool, ...] | None = None
+    place: int = 0
 
-    def tokens(self, conditions: Sequence[str]) -> int:
+    @property
+    def tokens(self) -> int:
+        """Real tokens of prompt and answer."""
+        return self.tokens_under(["base"])
+
+    def tokens_under(self, conditions: Sequence[str]) -> int:
         """Real tokens of the answer under `conditions` in a row."""
         return sum(len(self.prompts[name]) + len(self.answer) for name in conditions)
 
@@ -133,7 +139,7 @@ def training_rows(
         return all_conditions(examples[index]) if live else trained_conditions(examples[index], cfg)
 
     parts = split_by_tokens(
-        range(len(examples)), lambda index: examples[index].tokens(conditions(index)), cfg.micro_batch_tokens
+        range(len(examples)), lambda index: examples[index].tokens_under(conditions(index)), cfg.micro_batch_tokens
     )
     return [
         NlftRow(

@@ -12,7 +12,7 @@ from core.api import Section, heatmap
 if TYPE_CHECKING:
     from core.run import StageRun
 
-LEGEND = "blue is made likelier, red less likely, the stronger the colour the more; plain tokens count for nothing"
+LEGEND = "green (above 0) is made likelier, orange (below 0) less likely; plain tokens count for nothing"
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ def print_heat_maps(run: StageRun, answers: Sequence[AnnotatedAnswer]) -> None:
 def annotation_section(answers: Sequence[AnnotatedAnswer], counts: dict[str, int]) -> Section:
     """The report's part."""
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    html = [f"<p>Answers: {escape(told)}. In the maps {LEGEND}.</p>"]
+    html = [f"<style>{heatmap.CSS}</style><p>Answers: {escape(told)}. In the maps {LEGEND}.</p>"]
     markdown = [f"Answers: {told}.", ""]
     for answer in answers:
         html.append(f"<h3>{escape(answer.title)}</h3><pre>{escape(answer.prompt)}</pre>")
-        html.append(heatmap.html(answer.tokens, answer.weights))
+        html.append(heatmap.to_html(answer.tokens, answer.weights))
         strongest = sorted(zip(answer.tokens, answer.weights, strict=True), key=lambda one: -abs(one[1]))[:5]
         named = ", ".join(f"`{token.strip() or token!r}` {weight:+.2f}" for token, weight in strongest)
         markdown.append(f"- {answer.title}; strongest: {named}")

@@ -16,12 +16,12 @@ clusters join by similarity (`cluster_measure`), the plain likelihood of a wrong
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from core.api import Batch, ConfigError, DataError, LossOutput, Record, Section, hookimpl
+from core.api import Batch, ConfigError, DataError, LossOutput, Record, Section, heatmap, hookimpl
 from core.torch_api import (
     Models,
     StageData,
@@ -131,10 +131,10 @@ class Nlft:
     def collect_batch(self, run: StageRun, step: int) -> Batch:
         """The next `batch_size` answers."""
         cfg = run.cfg.stage
-        places = step_items(range(len(self.examples)), step, cfg.batch_size, run.seed_for("order"))
-        examples = [self.examples[place] for place in places]
+        examples = step_items(self.examples, step, cfg.batch_size, run.seed_for("order"))
         frozen = cfg.annotation is Annotator.frozen
-        rows = training_rows(examples, [self.annotations[place] for place in places] if frozen else None, cfg)
+        notes = [self.annotations[example.place] for example in examples] if frozen else None
+        rows = training_rows(examples, notes, cfg)
         return Batch(
             [list(rows)],
             {"right_share": sum(example.right for example in examples) / len(examples),
@@ -172,14 +172,13 @@ class Nlft:
         """Mean p(base) of the seed tokens of right and of wrong answers."""
         sums: dict[str, float] = defaultdict(float)
         counts: Counter[str] = Counter()
-        places = range(min(cfg.probe_items, len(self.examples)))
-        for part in split_by_tokens(places, lambda i: self.examples[i].tokens(["base"]), cfg.micro_batch_tokens):
-            examples = [self.examples[i] for i in part]
-            layout = lay_out(examples, [["base"]] * len(part))
+        probed = self.examples[: cfg.probe_items]
+        for part in split_by_tokens(probed, lambda one: one.tokens, cfg.micro_batch_tokens):
+            layout = lay_out(part, [["base"]] * len(part))
             prob_M = models.call("policy", layout.packed)[0].exp().cpu()
-            for example, at, i in zip(examples, layout.places, part, strict=True):
+            for example, at in zip(part, layout.places, strict=True):
                 name = "salient_prob" if example.right else "negative_prob"
-                prob_T = prob_M[at["base"]][self.annotations[i].seed_T]
+                prob_T = prob_M[at["base"]][self.annotations[example.place].seed_T]
                 sums[name] += prob_T.sum().item()
                 counts[name] += len(prob_T)
         return {name: sums[name] / count for name, count in counts.items() if count}
@@ -201,20 +200,21 @@ def _fitting(run: StageRun, items: list[Item]) -> list[Item]:
         if tokens > run.cfg.model.max_length:
             run.drop(item.record, f"{tokens} tokens, more than model.max_length={run.cfg.model.max_length}")
         else:
-            fitting.append(item)
+            fitting.append(replace(item, tokens=tokens))
     return fitting
 
 
 def examples_of(run: StageRun, items: list[Item]) -> tuple[list[Example], list[str]]:
     """Token ids of finished items, and why others are left out."""
-    examples, dropped = [], []
+    examples: list[Example] = []
+    dropped: list[str] = []
     for item in items:
         example = _example(run, item)
         names = list(example.prompts)
-        if max(example.tokens([name]) for name in names) > run.cfg.model.max_length:
+        if max(example.tokens_under([name]) for name in names) > run.cfg.model.max_length:
             dropped.append(f"longer than model.max_length={run.cfg.model.max_length} with its judgement or gold answer")
         else:
-            examples.append(example)
+            examples.append(replace(example, place=len(examples)))
     return examples, dropped
 
 
@@ -242,7 +242,7 @@ def _example(run: StageRun, item: Item) -> Example:
 def annotate(models: Models, examples: list[Example], cfg: NlftConfig) -> list[Annotation]:
     """Weights of all answers' tokens by the policy as it is now."""
     annotations: list[Annotation] = []
-    for part in split_by_tokens(examples, lambda one: one.tokens(all_conditions(one)), cfg.micro_batch_tokens):
+    for part in split_by_tokens(examples, lambda one: one.tokens_under(all_conditions(one)), cfg.micro_batch_tokens):
         layout = lay_out(part, [all_conditions(example) for example in part])
         annotations += _annotations(layout, part, *_forward(models, layout, cfg), cfg)
     return annotations
@@ -281,8 +281,8 @@ def _counts(annotations: list[Annotation], examples: list[Example]) -> dict[str,
 
 def annotated_answer(run: StageRun, example: Example, annotation: Annotation) -> AnnotatedAnswer:
     """What the heat map of an answer shows."""
-    tokenizer: Any = run.codec.tokenizer
-    tokens = [tokenizer.decode([token]) for token in example.answer]
+    tokenizer = run.codec.tokenizer
+    tokens = heatmap.token_texts(tokenizer, example.answer)
     asked = tokenizer.decode(example.prompts["base"], skip_special_tokens=True)
     kind = "right" if example.right else "wrong" if example.marked is None else "marked"
     return AnnotatedAnswer(asked, kind, tokens, annotation.shown_T.tolist(), int(annotation.seed_T.sum()))
