@@ -48,7 +48,7 @@ class Retention:
 
     def __init__(self, run: StageRun, models: Models) -> None:
         cfg = run.cfg.retention
-        self.models, self.limit = models, cfg.micro_batch_tokens
+        self.models, self.limit = models, run.cfg.stage.micro_batch_tokens
         self.dialogues: list[PromptGroup] = []
         if cfg.general:
             prompts = run.codec.prompts([[Message("user", question)] for question, _ in GENERAL])

@@ -367,13 +367,10 @@ class RetentionConfig:
     """Most questions of one file or folder, and most pieces of text."""
     piece_tokens: int = 256
     """Length of a piece of text in tokens."""
-    micro_batch_tokens: int = 2048
-    """Most tokens in one forward pass."""
 
     def __post_init__(self) -> None:
         require(self.max_items > 0, "retention.max_items", "> 0", self.max_items)
         require(self.piece_tokens > 1, "retention.piece_tokens", "> 1", self.piece_tokens)
-        require(self.micro_batch_tokens > 0, "retention.micro_batch_tokens", "> 0", self.micro_batch_tokens)
 
 
 @dataclass

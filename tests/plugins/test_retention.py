@@ -39,7 +39,7 @@ def sets(tmp_path: Path) -> dict[str, Path]:
 
 def words(sets: dict[str, Path]) -> list[str]:
     return [f"retention.texts={sets['text']}", f"retention.choices=[{sets['questions']},{sets['table']}]",
-            "retention.piece_tokens=20", "retention.max_items=5", "retention.micro_batch_tokens=150"]  # fmt: skip
+            "retention.piece_tokens=20", "retention.max_items=5", "stage.micro_batch_tokens=150"]  # fmt: skip
 
 
 def plain_logprobs(module: torch.nn.Module, context: list[int], continuation: list[int]) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_numbers_equal_plain_loops(make_stage, sets):
 
 def test_training_does_not_notice(make_stage, sets):
     weights = []
-    for more in (["retention.general=false"], words(sets)):
+    for more in (["retention.general=false", "stage.micro_batch_tokens=150"], words(sets)):
         stage = make_stage("stage=sft", "stage.max_steps=3", "peft=lora", "peft.dropout=0.3", *more)
         before = torch.get_rng_state()
         Retention.of(stage.run, stage.models)
