@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from core import heatmap
 from core.errors import ArtifactError, ConfigError, DataError, ModelError, PluginError, PreftuneError, TrainingError
+from core.files import disk_guard
 from core.hookspecs import API_VERSION, PROJECT, hookimpl
+from core.jsonl import read_rows
 from core.records import Message, Record
 from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig, TransformConfig, require
 from core.scoring import GuardedScorer, ScorerContext, summarise
@@ -18,5 +21,6 @@ __all__ = [
     "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score",
     "ScoreRequest", "Scorer", "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TooLong",
     "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
-    "TransformSpec", "Transformed", "hookimpl", "require", "summarise", "text_of", "texts_of", "words_of",
+    "TransformSpec", "Transformed", "disk_guard", "heatmap", "hookimpl", "read_rows", "require", "summarise",
+    "text_of", "texts_of", "words_of",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from core.schema import (
     EvalConfig,
     ModelConfig,
     PeftConfig,
+    RetentionConfig,
     RewardConfig,
     RolloutConfig,
     RunConfig,
@@ -40,6 +41,7 @@ PARTS: dict[str, type] = {
     "tracker": TrackerConfig,
     "runtime": RuntimeConfig,
     "eval": EvalConfig,
+    "retention": RetentionConfig,
 }
 """Groups of fields that a misplaced key is looked for in."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.heatmap import coloured, marked
@@ -46,6 +47,13 @@ class Console:
     def warn(self, text: str) -> None:
         """One line that should not be missed."""
         self.rich.print(f"[yellow]warning:[/yellow] {_escape(text)}")
+
+    def heat_map(self, texts: Sequence[str], weights: Sequence[float], end: str = "\n") -> None:
+        """Tokens coloured by weight; with marks where the terminal has no colours."""
+        shown: Any = marked(texts, [round(weight, 2) for weight in weights])
+        if self.rich.color_system is not None:
+            shown = coloured(texts, weights)
+        self.rich.print(shown, end=end, markup=False)
 
     def plan(self, plan: Plan) -> None:
         """The whole plan: stages, roles, data, batch arithmetic, trained tokens, cost."""
@@ -94,11 +102,8 @@ class Console:
         context: tokens shown before the first and after the last one with a weight.
         """
         part = row.around(context)
-        shown: Any = marked(part.texts, part.weights)
-        if self.rich.color_system is not None:
-            shown = coloured(part.texts, part.weights)
         self.rich.print(f"  {label:<13} ", end="", markup=False)
-        self.rich.print(shown, end=" ", markup=False)
+        self.heat_map(part.texts, part.weights, end=" ")
         self.rich.print(f"({row.trained} of {len(row.weights)} tokens trained)", style="dim", markup=False)
 
     def begin(self, title: str, total: int) -> None:
@@ -182,6 +187,10 @@ class Console:
                 self.line(f"{label}: {_number(last[f'{key}_before'])} → {_number(last[f'{key}_after'])}")
         if last.get("kl_to_reference") is not None:
             self.line(f"KL to the reference: {last['kl_to_reference']:.3f} nats a completion")
+        from core.report.format import change_text
+
+        for row in last.get("retention") or []:
+            self.line(f"{row['name'].replace('_', ' ')}: {change_text(row)}")
         self.line(f"peak memory: {last['peak_memory_gb']:.2f} GB")
         folder = plan.target.run_dir
         for label, name in (("report", "report.html"), ("artifact", "artifact"), ("metrics", "metrics.jsonl")):

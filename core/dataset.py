@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "preference": ("preference",),
     "prompts": ("prompts", "sft", "preference"),
     "text": ("text",),
+    "feedback": ("feedback", "sft", "preference"),
 }
 """Schema to the files of a folder that can serve it, by name without suffix, best first."""
 
@@ -41,6 +42,7 @@ NEEDS = {
     "preference": "chosen and rejected completions of one prompt",
     "prompts": "a prompt",
     "text": "raw text",
+    "feedback": "a prompt and a completion, good or bad (or chosen and rejected ones)",
 }
 """Schema to what it asks of a record."""
 
@@ -208,6 +210,7 @@ def as_schema(records: Iterable[Record], schema: str, dialects: Iterable[Dialect
 
     sft: a preference pair serves with its chosen completion; a record labelled bad does not serve.
     prompts: every record with a prompt serves, equal prompts once, the one with an answer before the others.
+    feedback: completions of any label and pairs serve as they are.
     dialects: those that were found, for the message.
     Raises: DataError when no record serves.
     """
@@ -230,6 +233,8 @@ def serving(record: Record, schema: str) -> Record | None:
         if record.chosen is not None:
             return replace(record, completion=record.chosen, chosen=None, rejected=None, margin=None)
         return None
+    if schema == "feedback":
+        return record if record.prompt and (record.completion or record.chosen) else None
     serves = record.text is not None if schema == "text" else record.chosen is not None and record.rejected is not None
     return record if serves else None
 

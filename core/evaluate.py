@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 _RESAMPLES = 2000
 
 
-def bootstrap(items: list[float], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `items`, from 2000 resamples."""
+def bootstrap(items: list[float], seed: int = 0, weights: list[float] | None = None) -> tuple[float, float]:
+    """95 % percentile interval of the mean of `items` (weighted, where there are weights), from 2000 resamples."""
     values = np.asarray(items, dtype=float)
     draws = np.random.default_rng(seed).integers(0, len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    if weights is None:
+        means = values[draws].mean(axis=1)
+    else:
+        weight = np.asarray(weights, dtype=float)
+        means = (values * weight)[draws].sum(axis=1) / weight[draws].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 

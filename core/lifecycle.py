@@ -59,6 +59,7 @@ def carry_out(run: StageRun) -> dict[str, Any]:
             "stage": run.stage_name,
             "algorithm": run.plan.algorithm,
             **headline(run),
+            "retention": run.retention,
             "tokens": counts["tokens"],
             "steps": counts["steps"],
             "seconds": round(counts["seconds"], 2),

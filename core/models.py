@@ -127,15 +127,8 @@ class TokenModel(_PackedModel):
             return logits_logprobs(logits_MV, targets, temperature, want_entropy, smoothing)
         if not self.plain_head:
             with self._noisy_embeddings(noise_Td):
-                out = self.module(
-                    input_ids=packed.input_ids_T[None],
-                    position_ids=packed.position_ids_T[None],
-                    attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device),
-                    use_cache=False,
-                    logits_to_keep=predict,
-                    packed=packed,
-                )
-            return logits_logprobs(out.logits[0], targets, temperature, want_entropy, smoothing)
+                logits_MV = self.logits(packed, only_M)
+            return logits_logprobs(logits_MV, targets, temperature, want_entropy, smoothing)
         with self._noisy_embeddings(noise_Td):
             hidden = self.hidden(packed)[predict]
         weight = self.base.get_output_embeddings().weight
@@ -159,6 +152,36 @@ class TokenModel(_PackedModel):
             yield
         finally:
             handle.remove()
+
+    def logits(self, packed: Packed, only_M: Tensor | None = None) -> Tensor:
+        """Logits [M, V] that predict the completion tokens, in the model's number format; whole, so M must be small."""
+        packed = packed.to(self.device)
+        if self.padded:
+            return self._padded_logits(packed, only_M)
+        out = self.module(
+            input_ids=packed.input_ids_T[None],
+            position_ids=packed.position_ids_T[None],
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device),
+            use_cache=False,
+            logits_to_keep=packed.predict_M if only_M is None else packed.predict_M[only_M],
+            packed=packed,
+        )
+        return out.logits[0]
+
+    def logprobs_and_states(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Log-probability of the completion tokens in nats, float32 [M], and the last hidden state at each of them,
+        float32 [M, d], detached. Raises ModelError for a prompt method, whose rows are not packed."""
+        if self.padded:
+            raise ModelError(
+                "a prompt method's hidden states cannot be had from packed rows", mend="take another peft="
+            )
+        packed = packed.to(self.device)
+        hidden = self.hidden(packed)
+        states = hidden.detach()[packed.taken_M].float()
+        if not self.plain_head:
+            return self(packed)[0], states
+        weight = self.base.get_output_embeddings().weight
+        return linear_logprobs(hidden[packed.predict_M], weight, packed.targets_M)[0], states
 
     def _padded_logits(self, packed: Packed, only_M: Tensor | None) -> Tensor:
         """Logits [M, V] that predict the completion tokens, one padded row a completion."""

@@ -25,6 +25,7 @@ from core.heatmap import TokenRow
 from core.ledger import Found, Ledger
 from core.providers import blamed
 from core.registry import Registry, importable
+from core.retention_sets import check_retention
 from core.schema import RunConfig
 from core.scoring import find_spec, involved
 from core.sources import artifact_folder, cache_dir, check_verified, folder_fingerprint, source_fingerprint
@@ -249,6 +250,7 @@ def _plan_stage(
             "put 'reward' before this stage, set reward.source=FOLDER, or choose a rule as reward",
         )
     _check_scorers(cfg, spec, parents, registry)
+    check_retention(cfg.retention)
     owner = registry.owner_of(spec)
     plan = StagePlan(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
@@ -404,6 +406,7 @@ def _key(plan: StagePlan, fingerprint: str) -> str:
         "data": {**plain(cfg.data), "fingerprint": plan.dataset.info["fingerprint"], **_built_with(plan)},
         "runtime": plain(cfg.runtime),
         "eval": plain(cfg.eval),
+        "retention": plain(cfg.retention),
         "code": {"preftune": __version__, "owner": plan.owner},
     }
     if plan.engine:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from core.console import Console
 from core.draws import seed_from
-from core.errors import PluginError
+from core.errors import ConfigError, PluginError
 from core.examples import encoded_prompts
 from core.files import disk_guard
 from core.jsonl import MetricsWriter
@@ -23,7 +23,7 @@ from core.providers import Providers, Watched
 from core.records import BadRow, Record
 from core.registry import Registry
 from core.schema import Device, Dtype, RunConfig
-from core.scoring import GuardedScorer, ScorerContext
+from core.scoring import GuardedScorer, ScorerContext, find_spec
 from core.sources import artifact_folder, resolve_source
 from core.tokens import ChatCodec, load_codec
 from core.types import RolloutEngine
@@ -87,6 +87,8 @@ class StageRun:
         """Score of each held-out item of the last evaluation."""
         self.eval_metric = ""
         """Name of the headline metric where the stage has its own."""
+        self.retention: list[dict[str, Any]] = []
+        """What the last measurement says of general ability, one row a measure; see core.retention."""
         self._eval_rows: list[dict[str, Any]] = []
         self._engines: dict[str, RolloutEngine] = {}
         self._scorers: dict[str, GuardedScorer] = {}
@@ -298,6 +300,17 @@ class StageRun:
                 scorer = GuardedScorer(specs[config.name], config, context)
             self._scorers[name] = cast(GuardedScorer, Watched(scorer, self.providers, owner, ("score",)))
         return self._scorers[name]
+
+    def rule_scorer(self, name: str) -> GuardedScorer:
+        """The reward model `name` with its default settings, for a stage that checks answers while it builds data.
+        Raises ConfigError for a name that is not registered, or one that needs settings or a model."""
+        specs = {key: entry.spec for key, entry in self.registry.reward_models.items()}
+        spec = find_spec(name, specs)
+        if spec.needs_model:
+            raise ConfigError(f"'{name}' needs a reward model, which this stage has not", mend="choose a rule")
+        config = spec.config(name=name)
+        config.check()
+        return self._scorer(f"rule {name}", config)
 
     def scorers(self) -> list[GuardedScorer]:
         """The scorers that were needed so far."""

@@ -379,6 +379,26 @@ class EvalConfig:
 
 
 @dataclass
+class RetentionConfig:
+    """What is measured before and after training beside the task: what the model may have forgotten."""
+
+    general: bool = True
+    """Loss and KL to the start model on a few short general dialogues that come with preftune."""
+    texts: str | None = None
+    """File of raw text on which the loss is measured."""
+    choices: list[str] = field(default_factory=list)
+    """Files of multiple-choice questions (JSON Lines or MMLU's CSV), or folders of them."""
+    max_items: int = 100
+    """Most questions of one file or folder, and most pieces of text."""
+    piece_tokens: int = 256
+    """Length of a piece of text in tokens."""
+
+    def __post_init__(self) -> None:
+        require(self.max_items > 0, "retention.max_items", "> 0", self.max_items)
+        require(self.piece_tokens > 1, "retention.piece_tokens", "> 1", self.piece_tokens)
+
+
+@dataclass
 class PipelineConfig:
     """Which stages run before the named one."""
 
@@ -415,6 +435,7 @@ class RunConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
     runs_dir: str = "runs"
     """Folder under which every run gets its own."""
     group: str | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig, TransformConfig
 
 ROLES = ("policy", "reference", "reward_model", "value_model", "teacher")
-SCHEMAS = ("sft", "preference", "prompts", "text")
+SCHEMAS = ("sft", "preference", "prompts", "text", "feedback")
 
 
 @dataclass(frozen=True)

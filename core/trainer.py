@@ -24,6 +24,7 @@ from core.combinations import has_dropout
 from core.errors import ArtifactError, TrainingError
 from core.models import Models
 from core.optim import MasterAdamW, decay_groups, lr_factor
+from core.retention import Retention
 from core.run import StageRun
 
 
@@ -54,6 +55,7 @@ class StepLoop:
             models.wrapped[role] = run.accelerator.prepare_model(model)
         self.optimizer = MasterAdamW(groups, self.cfg)
         self.scheduled = [model.module for model in trained.values() if is_rank_scheduled(model.module)]
+        self.retention: Retention | None = None
         self.step = 0
         self.tokens = 0
         self.seconds_before = 0.0
@@ -68,6 +70,8 @@ class StepLoop:
 
     def _fit(self) -> dict[str, float]:
         run = self.run
+        with run.timed("retention"):
+            self.retention = Retention.of(run, self.models)  # of the start model, whatever was done since
         self._resume()
         self.began = time.perf_counter()
         if self.step == 0:
@@ -84,7 +88,7 @@ class StepLoop:
             run.warn(f"stopped at step {self.step} of {self.total}: {run.stop_reason}")
             run.total_steps = self.step  # the evaluation that follows is the one after training
         run.step = self.step
-        self._evaluate()
+        self._evaluate(last=True)
         return {"steps": self.step, "tokens": self.tokens, "seconds": self.elapsed()}
 
     def elapsed(self) -> float:
@@ -188,12 +192,18 @@ class StepLoop:
             "lower stage.lr, check the rewards and rows of this step; the last checkpoint is kept",
         )
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, last: bool = False) -> None:
         run, seconds = self.run, self.elapsed()
         with run.timed("evaluate"), torch.no_grad():
             state = torch.get_rng_state()
             metrics = run.hook.evaluate(run=run, models=self.models, data=self.data, step=self.step)
             torch.set_rng_state(state)
+        if self.retention is not None and self.step == 0:
+            metrics |= self.retention.metrics()
+        elif self.retention is not None and last:
+            with run.timed("retention"):
+                now, run.retention = self.retention.compare()
+            metrics |= now
         run.observe_eval(self.step, self.tokens, seconds, metrics)
 
     def _save(self) -> None:

@@ -17,6 +17,7 @@ from core.report.format import (
     Pairs,
     as_dict,
     as_list,
+    change_text,
     count,
     first,
     flat,
@@ -205,6 +206,10 @@ def _tables(plan: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]
     plugins = as_dict(result.get("time_by_plugin")).items()
     if times := [(str(name), seconds(value)) for name, item in plugins if (value := number(item)) is not None]:
         tables.append({"title": "Time by plugin", "pairs": times})
+    kept = [(str(row.get("name")).replace("_", " "), change_text(row)) for row in as_list(result.get("retention"))
+            if isinstance(row, dict)]  # fmt: skip
+    if kept:
+        tables.append({"title": "What was forgotten", "pairs": kept})
     return tables
 
 

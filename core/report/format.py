@@ -144,3 +144,14 @@ def interval_of(value: Any) -> tuple[float, float] | None:
     if len(ends) != 2 or ends[0] is None or ends[1] is None:
         return None
     return min(ends[0], ends[1]), max(ends[0], ends[1])
+
+
+def change_text(row: Mapping[str, Any]) -> str:
+    """A row of result.json's `retention`: before → after, the change with its interval, and how many items."""
+    low, high = [*(row.get("interval") or []), None, None][:2]
+    change = number(row.get("change"))
+    sign = "+" if change is not None and change > 0 else ""
+    return (
+        f"{decimal(row.get('before'))} → {decimal(row.get('after'))} (change {sign}{decimal(change)}, 95 % "
+        f"{decimal(low)} … {decimal(high)}, {count(row.get('items'))} items)"
+    )

@@ -16,7 +16,7 @@ HEAVY = {
     "gguf", "tensorboard",
 }  # fmt: skip
 TORCH_SIDE = (
-    "adapters artifact attention checkpoint defaults evaluate lifecycle loading logprobs models optim packed "
+    "adapters artifact attention checkpoint defaults evaluate lifecycle loading logprobs models optim packed retention "
     "run supervised sync torch_api trainer verify"
 ).split()
 MAY_IMPORT_TORCH = {f"core/{name}.py" for name in TORCH_SIDE}

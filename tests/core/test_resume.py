@@ -56,6 +56,25 @@ def test_the_command_killed_and_repeated(lab: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("annotation", ["frozen", "live"])
+def test_nlft_killed_after_its_token_weights_were_made(lab: Lab, tmp_path: Path, annotation: str) -> None:
+    """Token weights and the retention's start are those of the start model, also in the process that resumes."""
+
+    def words(runs: Path) -> list[str]:
+        more = ["stage.max_steps=5", "stage.save_every_steps=2", "stage.ratio=0.9", "stage.min_prob=0.0001"]
+        return ["stage=nlft", *lab.common(runs), "model.max_length=256", f"stage.annotation={annotation}", *more]
+
+    kill_at(words(tmp_path / "runs"), "nlft:step:3", tmp_path)
+    assert run_apart(words(tmp_path / "runs"), tmp_path / "last.txt") == 0, (tmp_path / "last.txt").read_text()
+    assert "resumed from step-00000002: 2 of 5" in (tmp_path / "last.txt").read_text()
+    assert run_apart(words(tmp_path / "straight"), tmp_path / "out.txt") == 0
+    killed, straight = only_folder(tmp_path / "runs", "nlft"), only_folder(tmp_path / "straight", "nlft")
+    assert_same(killed, straight)
+    results = [read_json(folder / "result.json")["retention"] for folder in (killed, straight)]
+    assert results[0] == results[1] and results[0][1]["after"] > 0
+
+
+@pytest.mark.slow
 def test_ppo_killed_in_every_stage(lab: Lab, tmp_path: Path) -> None:
     """Mid-epoch, at the end of an epoch, after the last checkpoint; the adaptive KL coefficient moves all the while."""
     more = ["stage.kl_target=0.5", "stage.kl_horizon=50", "stage.inner_epochs=2", "stage.minibatches=2"]

@@ -1,0 +1,190 @@
+"""Natural-language fine-tuning: token weights from a judgement in words (arXiv:2412.20382). Torch-free entry module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from core.api import Schedule, StageConfig, StageSpec, hookimpl, require
+
+
+class Completions(str, Enum):
+    """What the completion of a record is."""
+
+    auto = "auto"
+    """The model's own answer where the row brings a judgement, a gold column, spans or a label; else the gold one."""
+    gold = "gold"
+    own = "own"
+
+
+class Judge(str, Enum):
+    """Who says in words why an answer is wrong."""
+
+    rules = "rules"
+    """A sentence that names the right answer."""
+    self = "self"
+    """The model that is trained, as it starts."""
+    endpoint = "endpoint"
+    """An OpenAI-compatible chat endpoint."""
+
+
+class Annotator(str, Enum):
+    """Which model's probabilities weigh the tokens."""
+
+    frozen = "frozen"
+    """The start model, once, without dropout."""
+    live = "live"
+    """The model in training, in every step (as in the released code)."""
+
+
+class ClusterMeasure(str, Enum):
+    """What joins a neighbour to a cluster when it exceeds the threshold."""
+
+    similarity = "similarity"
+    """Cosine similarity of the hidden states."""
+    distance = "distance"
+    """1 - cosine similarity (as in the released code): joins unlike neighbours."""
+
+
+class NegativeNll(str, Enum):
+    """The plain likelihood term of a wrong answer."""
+
+    judge = "judge"
+    """Of the answer under the judge's prompt, where it is what was asked for (CUT, arXiv:2312.14591)."""
+    none = "none"
+    misaligned = "misaligned"
+    """The judge's row read at the positions of the base row (as in the released code)."""
+
+
+JUDGE_SYSTEM = "Write a bad response: one that shows the weaknesses which the judgement names."
+JUDGE_PROMPT = "{prompt}\n\nJudgement: {judgement}"
+CORRECT_SYSTEM = "You are an expert. Consult the standard answer before you respond."
+CORRECT_PROMPT = "{prompt}\n\nStandard answer: {gold}"
+
+
+@dataclass
+class NlftConfig(StageConfig):
+    """Settings of `stage=nlft`."""
+
+    lr: float = 5e-5
+    """Peak learning rate (5e-5 with LoRA in the released code)."""
+    epochs: float = 3.0
+    """Passes over the answers (10 in the released code, 3 for its larger sets)."""
+    batch_size: int = 4
+    """Answers in one step."""
+    schedule: Schedule = Schedule.cosine
+    """Shape of the learning rate after warm-up."""
+    warmup_frac: float = 0.1
+    """Share of the steps in which the learning rate rises from 0."""
+
+    completions: Completions = Completions.auto
+    """Whether a record's completion is the gold answer or the model's own."""
+    gold_column: str = "gold"
+    """Column with the gold answer, where the completion is the model's own."""
+    judgement_column: str = "judgement"
+    """Column with the judgement; an empty one says that the answer is right."""
+    check: str = "auto"
+    """Rule that tells right from wrong answers: a reward model; auto takes numeric for numbers, else exact."""
+    judge: Judge = Judge.rules
+    """Who says why an answer is wrong, where the row does not."""
+    max_new_tokens: int = 128
+    """Longest answer that the stage makes, in tokens (512 in the released code)."""
+    temperature: float = 0.3
+    """Sampling temperature of the answers."""
+    judge_tokens: int = 96
+    """Longest judgement in tokens."""
+    endpoint_url: str = ""
+    """Address of an OpenAI-compatible service, up to and without /chat/completions."""
+    endpoint_model: str = ""
+    """Name of the model at the endpoint."""
+    endpoint_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the endpoint's key; the key itself is written nowhere."""
+    endpoint_timeout_s: float = 60.0
+    """Longest wait for one judgement, in seconds."""
+
+    judge_system: str = JUDGE_SYSTEM
+    """System message of the judge's row."""
+    judge_prompt: str = JUDGE_PROMPT
+    """User message of the judge's row; `{prompt}` and `{judgement}` are filled in."""
+    correct_system: str = CORRECT_SYSTEM
+    """System message of the correct row."""
+    correct_prompt: str = CORRECT_PROMPT
+    """User message of the correct row; `{prompt}` and `{gold}` are filled in."""
+
+    annotation: Annotator = Annotator.frozen
+    """Whether the start model weighs the tokens once, or the model in training in every step."""
+    tau: float = 0.95
+    """A token of a right answer is salient where its probability given the gold answer exceeds this."""
+    salient_power: float = 5.0
+    """Exponent of the salient tokens' extra weight."""
+    clustered_power: float = 0.3
+    """Exponent of p / tau for the neighbours of salient tokens."""
+    other_power: float = 0.6
+    """Exponent of p / tau for all other tokens of a right answer."""
+    ratio: float = 1.5
+    """A token of a wrong answer is negative where p(judge) / p(base) and p(judge) / p(correct) both exceed this."""
+    min_prob: float = 0.01
+    """And where p(judge) exceeds this."""
+    theta: float = 1.5
+    """Shift of the negative tokens' weight 2 sigmoid(ratio - theta) (1.1 by default in the released code)."""
+    max_negative_share: float = 0.06
+    """Above this share of negative tokens only they are trained on in a wrong answer; 1 never."""
+    cluster: bool = True
+    """Let the hidden states join neighbours to the salient and negative tokens."""
+    cluster_threshold: float = 0.4
+    """A neighbour joins where the measure exceeds this."""
+    cluster_measure: ClusterMeasure = ClusterMeasure.similarity
+    """Cosine similarity, or the distance that the released code takes for it."""
+    nll_weight: float = 1.0
+    """Weight of the plain likelihood term beside the weighted one; 0 leaves it out."""
+    negative_nll: NegativeNll = NegativeNll.judge
+    """The plain likelihood term of wrong answers."""
+    span_labels: list[str] = field(default_factory=list)
+    """Labels of span feedback that count as errors; unset takes all."""
+    span_weight: float = 1.0
+    """Weight of the unlikelihood of tokens that span feedback marks."""
+    scale: float = 1.0
+    """Factor on the whole loss (10 in the released code; it matters with gradient clipping)."""
+    mixed_rows_drop_positive: bool = False
+    """Right answers lose their weighted term in a micro-batch with wrong ones (as in the released code)."""
+    heat_maps: int = 3
+    """Answers whose token weights are shown in the terminal; the report shows four times as many."""
+    probe_items: int = 64
+    """Answers on which the probability of salient and negative tokens is followed in evaluations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_new_tokens", "judge_tokens", "endpoint_timeout_s", "ratio", "scale"):
+            require(getattr(self, name) > 0, f"stage.{name}", "> 0", getattr(self, name))
+        for name in (
+            "temperature", "salient_power", "clustered_power", "other_power", "nll_weight", "span_weight", "heat_maps",
+            "probe_items",
+        ):  # fmt: skip
+            require(getattr(self, name) >= 0, f"stage.{name}", ">= 0", getattr(self, name))
+        require(0 < self.tau < 1, "stage.tau", "between 0 and 1", self.tau)
+        require(0 <= self.min_prob < 1, "stage.min_prob", "in [0, 1)", self.min_prob)
+        require(0 <= self.max_negative_share <= 1, "stage.max_negative_share", "in [0, 1]", self.max_negative_share)
+        if self.judge is Judge.endpoint:
+            require(
+                self.endpoint_url.startswith(("http://", "https://")), "stage.endpoint_url", "an http(s) address",
+                self.endpoint_url,
+            )  # fmt: skip
+            require(bool(self.endpoint_model), "stage.endpoint_model", "the name of a model", self.endpoint_model)
+        for name, words in (("judge_prompt", ("{prompt}", "{judgement}")), ("correct_prompt", ("{prompt}", "{gold}"))):
+            text = getattr(self, name)
+            require(all(word in text for word in words), f"stage.{name}", f"a text with {' and '.join(words)}", text)
+
+
+@hookimpl
+def register_stages() -> list[StageSpec]:
+    """The stage `nlft`."""
+    return [
+        StageSpec(
+            name="nlft",
+            config=NlftConfig,
+            impl="plugins.nlft.stage:Nlft",
+            data="feedback",
+            summary="natural-language fine-tuning: token weights from a judgement of the model's own answers",
+            paper="Liu et al. 2024, arXiv:2412.20382; CUT: Xu et al. 2023, arXiv:2312.14591",
+        )
+    ]

@@ -1,0 +1,288 @@
+"""Natural-language fine-tuning (Liu et al. 2024, arXiv:2412.20382): a judgement in words becomes weights of tokens.
+
+1. The start model answers the questions for which rows bring no answer; a rule says which answers are right; a judge
+   says in words why the others are wrong (plugins/nlft/build.py).
+2. Each answer is scored under the plain prompt, under the judgement, and with the gold answer at hand, in one packed
+   pass (rows.py), and its tokens are weighted by how these probabilities differ (saliency.py).
+3. Right answers: weighted likelihood. Wrong answers: unlikelihood on the tokens that the judgement makes likelier,
+   weighted likelihood on the rest.
+
+Departures from the released code, each with a switch back: weights come from the frozen start model (`annotation`),
+clusters join by similarity (`cluster_measure`), the plain likelihood of a wrong answer is that of the judge's row
+(`negative_nll`), a row may mix right and wrong answers (`mixed_rows_drop_positive`), the loss is not multiplied by ten
+(`scale`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from core.api import Batch, ConfigError, DataError, LossOutput, Record, Section, heatmap, hookimpl
+from core.torch_api import (
+    Models,
+    StageData,
+    StageRun,
+    demonstrations,
+    models_for_roles,
+    score_heldout,
+    split_by_tokens,
+    step_items,
+    weighted_nll,
+    weighted_rows,
+)
+from plugins.nlft import Annotator, NegativeNll, NlftConfig
+from plugins.nlft.build import build_items
+from plugins.nlft.items import Item, conditioned, item_of, marked, tokens_of_spans
+from plugins.nlft.rows import (
+    Example,
+    Layout,
+    NlftRow,
+    all_conditions,
+    annotation_of,
+    lay_out,
+    signed_loss,
+    token_weights,
+    training_rows,
+)
+from plugins.nlft.saliency import Annotation
+from plugins.nlft.show import AnnotatedAnswer, annotation_section, print_heat_maps
+
+
+class Nlft:
+    """The stage."""
+
+    def __init__(self) -> None:
+        self.data = StageData([])
+        self.examples: list[Example] = []
+        self.annotations: list[Annotation] = []
+        """Of the start model, one for each example."""
+        self.shown: list[AnnotatedAnswer] = []
+        self.counts: dict[str, int] = {}
+
+    @hookimpl
+    def build_data(self, run: StageRun) -> StageData:
+        """What the records bring; answers are made once the model stands. Held out: the gold answers."""
+        cfg = run.cfg.stage
+        if cfg.check != "auto":
+            run.rule_scorer(cfg.check)
+        items = [item_of(record, cfg) for record in run.plan.dataset.train]
+        gold = [
+            Record(item.record.prompt, item.gold, meta=item.record.meta)
+            for item in (item_of(record, cfg) for record in run.plan.dataset.heldout)
+            if item.gold
+        ]
+        self.data = StageData(_fitting(run, items), demonstrations(run, gold))
+        return self.data
+
+    @hookimpl
+    def build_models(self, run: StageRun) -> Models:
+        """The policy; and with it, as it starts, the answers, judgements and token weights."""
+        cfg = run.cfg.stage
+        run.models = models = models_for_roles(run)
+        assert models.policy is not None
+        if models.policy.padded and (cfg.cluster or cfg.negative_nll is NegativeNll.misaligned):
+            raise ConfigError(
+                "a prompt method puts virtual tokens before the row, whose hidden states and positions NLFT would read",
+                f"peft={run.cfg.peft.method}",
+                "set stage.cluster=false and stage.negative_nll=judge, or take peft=lora",
+            )  # fmt: skip
+        with run.timed("annotate"):
+            built = build_items(run, self.data.train)
+            self.examples, dropped = examples_of(run, built.items)
+            # In place, for the loop counts its steps by it: what failed takes none.
+            self.data.train[:] = self.examples
+            self._tell(run, [reason for _, reason in built.failures] + dropped)
+            with torch.no_grad():
+                self.annotations = annotate(models, self.examples, cfg)
+            self._show(run)
+        return models
+
+    def _tell(self, run: StageRun, failures: list[str]) -> None:
+        wrong = sum(not example.right for example in self.examples)
+        self.counts = {"right": len(self.examples) - wrong, "wrong": wrong, "left out": len(failures)}
+        if failures:
+            reasons = ", ".join(f"{count} × {reason}" for reason, count in Counter(failures).most_common(3))
+            run.warn(f"{len(failures)} answers are left out: {reasons}")
+        if not self.examples:
+            raise DataError("no answer is left to train on", run.stage_name, f"see {run.dir}/log.txt")
+        run.say(f"answers: {self.counts['right']} right, {wrong} wrong, {len(failures)} left out")
+
+    def _show(self, run: StageRun) -> None:
+        cfg = run.cfg.stage
+        seeds = [int(annotation.seed_T.sum()) for annotation in self.annotations]
+        bare = sum(not count and not example.right for count, example in zip(seeds, self.examples, strict=True))
+        if bare:
+            run.say(f"answers: in {bare} of {self.counts['wrong']} wrong ones the judgement singles out no token")
+        self.counts["wrong without a negative token"] = bare
+        # One right and one wrong answer in turn, those with something to see first.
+        order = sorted(range(len(seeds)), key=lambda index: not seeds[index])
+        sides = [[i for i in order if self.examples[i].right], [i for i in order if not self.examples[i].right]]
+        turns = [side[place] for place in range(len(seeds)) for side in sides if place < len(side)]
+        self.shown = [
+            annotated_answer(run, self.examples[index], self.annotations[index]) for index in turns[: 4 * cfg.heat_maps]
+        ]
+        print_heat_maps(run, self.shown[: cfg.heat_maps])
+
+    @hookimpl
+    def collect_batch(self, run: StageRun, step: int) -> Batch:
+        """The next `batch_size` answers."""
+        cfg = run.cfg.stage
+        examples = step_items(self.examples, step, cfg.batch_size, run.seed_for("order"))
+        frozen = cfg.annotation is Annotator.frozen
+        notes = [self.annotations[example.place] for example in examples] if frozen else None
+        rows = training_rows(examples, notes, cfg)
+        return Batch(
+            [list(rows)],
+            {"right_share": sum(example.right for example in examples) / len(examples),
+             "target_tokens": float(sum(len(example.answer) for example in examples))},
+            tokens=sum(row.layout.packed.tokens for row in rows),
+        )  # fmt: skip
+
+    @hookimpl
+    def compute_loss(self, run: StageRun, models: Models, micro_batch: NlftRow) -> LossOutput:
+        """Weighted likelihood and unlikelihood of the answers' tokens."""
+        cfg = run.cfg.stage
+        if micro_batch.annotations is not None:
+            pull_M, push_M = token_weights(micro_batch, micro_batch.annotations, cfg)
+            kept_M = (pull_M != 0) | (push_M != 0)
+            logprob_M, _ = models.call("policy", micro_batch.layout.packed.keep(kept_M))
+            loss = signed_loss(logprob_M, pull_M[kept_M], push_M[kept_M])
+            return LossOutput(loss, _counts(micro_batch.annotations, micro_batch.examples))
+        logprob_M, state_Md = _forward(models, micro_batch.layout, cfg)
+        annotations = _annotations(micro_batch.layout, micro_batch.examples, logprob_M, state_Md, cfg)
+        loss = signed_loss(logprob_M, *token_weights(micro_batch, annotations, cfg))
+        return LossOutput(loss, _counts(annotations, micro_batch.examples))
+
+    @hookimpl
+    def evaluate(self, run: StageRun, models: Models, data: StageData) -> dict[str, float]:
+        """Scored held-out completions; `heldout_loss` of the gold answers in nats a token; mean probability of the
+        first answers' salient and negative tokens (those of the start model's annotation)."""
+        cfg = run.cfg.stage
+        metrics = score_heldout(run, models)
+        if data.heldout:
+            rows = weighted_rows(data.heldout, cfg.micro_batch_tokens)
+            metrics["heldout_loss"] = sum(weighted_nll(models, row).item() for row in rows)
+        return metrics | self._followed(models, cfg)
+
+    def _followed(self, models: Models, cfg: NlftConfig) -> dict[str, float]:
+        """Mean p(base) of the seed tokens of right and of wrong answers."""
+        sums: dict[str, float] = defaultdict(float)
+        counts: Counter[str] = Counter()
+        probed = self.examples[: cfg.probe_items]
+        for part in split_by_tokens(probed, lambda one: one.tokens, cfg.micro_batch_tokens):
+            layout = lay_out(part, [["base"]] * len(part))
+            prob_M = models.call("policy", layout.packed)[0].exp().cpu()
+            for example, at in zip(part, layout.places, strict=True):
+                name = "salient_prob" if example.right else "negative_prob"
+                prob_T = prob_M[at["base"]][self.annotations[example.place].seed_T]
+                sums[name] += prob_T.sum().item()
+                counts[name] += len(prob_T)
+        return {name: sums[name] / count for name, count in counts.items() if count}
+
+    @hookimpl
+    def report_section(self) -> Section:
+        """The token weights of some answers."""
+        return annotation_section(self.shown, self.counts)
+
+
+def _fitting(run: StageRun, items: list[Item]) -> list[Item]:
+    """Items whose prompt leaves room for the answer; the others go to quarantine."""
+    cfg = run.cfg.stage
+    prompts = run.codec.prompts([item.record.prompt for item in items])
+    answers = run.codec.completions([item.answer or "" for item in items])
+    fitting = []
+    for item, prompt, answer in zip(items, prompts, answers, strict=True):
+        tokens = len(prompt) + (cfg.max_new_tokens if item.answer is None else len(answer))
+        if tokens > run.cfg.model.max_length:
+            run.drop(item.record, f"{tokens} tokens, more than model.max_length={run.cfg.model.max_length}")
+        else:
+            fitting.append(replace(item, tokens=tokens))
+    return fitting
+
+
+def examples_of(run: StageRun, items: list[Item]) -> tuple[list[Example], list[str]]:
+    """Token ids of finished items, and why others are left out."""
+    examples: list[Example] = []
+    dropped: list[str] = []
+    for item in items:
+        example = _example(run, item)
+        names = list(example.prompts)
+        if max(example.tokens_under([name]) for name in names) > run.cfg.model.max_length:
+            dropped.append(f"longer than model.max_length={run.cfg.model.max_length} with its judgement or gold answer")
+        else:
+            examples.append(replace(example, place=len(examples)))
+    return examples, dropped
+
+
+def _example(run: StageRun, item: Item) -> Example:
+    cfg: NlftConfig = run.cfg.stage
+    codec, prompt = run.codec, item.record.prompt
+    text = item.answer or ""
+    # A sampled answer is taken as it was drawn: tokenized again, other ids could stand for the same text.
+    answer = list(item.answer_ids) or codec.completions([text])[0]
+    marks = None
+    if spans := marked(item.record, cfg):
+        offsets = codec.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        marks = (*tokens_of_spans(text, offsets, spans), False)  # the end of the turn was not marked
+    dialogues = {"base": list(prompt)}
+    if item.right is False and marks is None:
+        dialogues["judge"] = conditioned(prompt, cfg.judge_system, cfg.judge_prompt, judgement=item.judgement or "")
+    # A right answer is its own gold answer where the row has none.
+    gold = item.gold or (text if item.right else "")
+    if gold:
+        dialogues["correct"] = conditioned(prompt, cfg.correct_system, cfg.correct_prompt, gold=gold)
+    prompts = dict(zip(dialogues, codec.prompts(list(dialogues.values())), strict=True))
+    return Example(prompts, answer, bool(item.right), marks)
+
+
+def annotate(models: Models, examples: list[Example], cfg: NlftConfig) -> list[Annotation]:
+    """Weights of all answers' tokens by the policy as it is now."""
+    annotations: list[Annotation] = []
+    for part in split_by_tokens(examples, lambda one: one.tokens_under(all_conditions(one)), cfg.micro_batch_tokens):
+        layout = lay_out(part, [all_conditions(example) for example in part])
+        annotations += _annotations(layout, part, *_forward(models, layout, cfg), cfg)
+    return annotations
+
+
+def _forward(models: Models, layout: Layout, cfg: NlftConfig) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities [M], and where clustering needs them the hidden states [M, d], of one packed pass."""
+    if cfg.cluster:
+        assert models.policy is not None
+        return models.policy.logprobs_and_states(layout.packed)
+    return models.call("policy", layout.packed)[0], None
+
+
+def _annotations(
+    layout: Layout, examples: list[Example], logprob_M: Tensor, state_Md: Tensor | None, cfg: NlftConfig
+) -> list[Annotation]:
+    return [
+        annotation_of(
+            example,
+            {name: logprob_M[place] for name, place in places.items()},
+            None if state_Md is None else state_Md[places["base"]],
+            cfg,
+        )
+        for example, places in zip(examples, layout.places, strict=True)
+    ]
+
+
+def _counts(annotations: list[Annotation], examples: list[Example]) -> dict[str, float]:
+    """Salient tokens of right answers and negative tokens of wrong ones, and the neighbours that joined them."""
+    counts = {"salient_tokens": 0.0, "negative_tokens": 0.0, "clustered_tokens": 0.0}
+    for example, annotation in zip(examples, annotations, strict=True):
+        counts["salient_tokens" if example.right else "negative_tokens"] += int(annotation.seed_T.sum())
+        counts["clustered_tokens"] += int(annotation.joined_T.sum())
+    return counts
+
+
+def annotated_answer(run: StageRun, example: Example, annotation: Annotation) -> AnnotatedAnswer:
+    """What the heat map of an answer shows."""
+    tokenizer = run.codec.tokenizer
+    tokens = heatmap.token_texts(tokenizer, example.answer)
+    asked = tokenizer.decode(example.prompts["base"], skip_special_tokens=True)
+    kind = "right" if example.right else "wrong" if example.marked is None else "marked"
+    return AnnotatedAnswer(asked, kind, tokens, annotation.shown_T.tolist(), int(annotation.seed_T.sum()))
