@@ -5,7 +5,16 @@ from __future__ import annotations
 from core.errors import ArtifactError, ConfigError, DataError, ModelError, PluginError, PreftuneError, TrainingError
 from core.hookspecs import API_VERSION, PROJECT, hookimpl
 from core.records import Message, Record
-from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig, TransformConfig, require
+from core.schema import (
+    RewardConfig,
+    RolloutConfig,
+    Schedule,
+    StageConfig,
+    TrackerConfig,
+    TransformConfig,
+    check_regex,
+    require,
+)
 from core.scoring import GuardedScorer, ScorerContext, summarise
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec, TransformSpec
 from core.supervision import TooLong, TrainOn
@@ -18,5 +27,6 @@ __all__ = [
     "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score",
     "ScoreRequest", "Scorer", "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TooLong",
     "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
-    "TransformSpec", "Transformed", "hookimpl", "require", "summarise", "text_of", "texts_of", "words_of",
+    "TransformSpec", "Transformed", "check_regex", "hookimpl", "require", "summarise", "text_of", "texts_of",
+    "words_of",
 ]  # fmt: skip
