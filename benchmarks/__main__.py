@@ -1,4 +1,4 @@
-"""`python -m benchmarks [sft|dpo|rloo|help|prepare|all]`: see README.md beside this file."""
+"""`python -m benchmarks [sft|dpo|rloo|build|prepare|help|all]`: see README.md beside this file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.build_speed import build_table, run_build
 from benchmarks.help_speed import help_table, run_help
 from benchmarks.prepare import run_prepare
 from benchmarks.prepare import table as prepare_table
@@ -21,7 +22,8 @@ from benchmarks.tasks import TASKS
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Race, print a table for each benchmark, write the JSON. Returns what the JSON holds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("benchmark", nargs="?", default="all", choices=[*TASKS, "help", "prepare", "all"])
+    choices = [*TASKS, "build", "prepare", "help", "all"]
+    parser.add_argument("benchmark", nargs="?", default="all", choices=choices)
     parser.add_argument("--rounds", type=int, default=6, help="turns of each contender, warm-up apart (6)")
     parser.add_argument("--steps", type=int, default=1, help="steps in one turn (1)")
     parser.add_argument("--only", action="append", default=[], help="contenders whose name holds this; repeatable")
@@ -35,9 +37,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     asked = parser.parse_args(arguments)
     if min(asked.rounds, asked.steps) < 1 or asked.together < 2:
         parser.error("--rounds and --steps must be at least 1, --together at least 2")
+    if asked.model == "tiny" and asked.benchmark == "build":
+        parser.error("build needs longer prompts than the random model takes")
     folder = Path(tempfile.mkdtemp(prefix="preftune-bench-"))
     model = _tiny(folder / "tiny") if asked.model == "tiny" else asked.model
-    names = [*TASKS, "help", "prepare"] if asked.benchmark == "all" else [asked.benchmark]
+    builds = [] if asked.model == "tiny" else ["build"]
+    names = [*TASKS, *builds, "prepare", "help"] if asked.benchmark == "all" else [asked.benchmark]
     measured: dict[str, Any] = {"environment": environment(), "benchmarks": {}}
     print(environment_line(measured["environment"]))
     failed = False
@@ -52,6 +57,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             entries = run_prepare(generate("sft", asked.count), source, asked.rounds, folder / name, asked.llamafactory)
             measured["benchmarks"][name] = {"contenders": entries}
             print(f"\n## prepare\n\n{asked.count} generated rows\n\n{prepare_table(entries)}", flush=True)
+            _write(asked.json, measured)
+            continue
+        if name == "build":
+            rows = run_build(asked.rounds, model, asked.only, folder / name)
+            measured["benchmarks"][name] = {"contenders": rows}
+            print(f"\n## build\n\n{build_table(rows)}", flush=True)
             _write(asked.json, measured)
             continue
         task = TASKS[name]

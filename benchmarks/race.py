@@ -143,7 +143,7 @@ def _run_heat(
     try:
         for number, result in enumerate(results):
             contender = result.contender
-            _say(f"{job['task']}: starting {contender.name}")
+            say(f"{job['task']}: starting {contender.name}")
             own = {"side": contender.side, "options": contender.options, "folder": str(folder / str(number))}
             if contender.side == "trl":
                 own["model"] = job["trl_model"]
@@ -166,7 +166,7 @@ def _run_heat(
                     _fail(result, error)
                     continue
                 seconds = sum(step["seconds"] for step in result.steps[-1])
-                _say(f"{job['task']}: round {number + 1} of {rounds}, {result.contender.name}: {seconds:.2f} s")
+                say(f"{job['task']}: round {number + 1} of {rounds}, {result.contender.name}: {seconds:.2f} s")
     finally:
         for worker in workers:
             worker.close()
@@ -186,8 +186,9 @@ def _prepare(job: dict[str, Any], folder: Path, timeout_s: float) -> dict[str, A
 
 def _fail(result: Result, error: WorkerError) -> None:
     result.error = str(error)
-    _say(f"{result.contender.name} failed: {error}")
+    say(f"{result.contender.name} failed: {error}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line of progress, on stderr."""
     print(text, file=sys.stderr, flush=True)

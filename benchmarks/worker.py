@@ -16,6 +16,10 @@ def main() -> None:
         from benchmarks.ours import write_steps
 
         write_steps(job, gate)
+    elif job["side"] == "build":
+        from benchmarks.build_speed import work
+
+        work(job, gate)
     elif job["side"] == "ours":
         from benchmarks.ours import race
 

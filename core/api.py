@@ -8,7 +8,16 @@ from core.files import disk_guard
 from core.hookspecs import API_VERSION, PROJECT, hookimpl
 from core.jsonl import read_rows
 from core.records import Message, Record
-from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig, TransformConfig, require
+from core.schema import (
+    RewardConfig,
+    RolloutConfig,
+    Schedule,
+    StageConfig,
+    TrackerConfig,
+    TransformConfig,
+    check_regex,
+    require,
+)
 from core.scoring import GuardedScorer, ScorerContext, summarise
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec, TransformSpec
 from core.supervision import TooLong, TrainOn
@@ -21,6 +30,6 @@ __all__ = [
     "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score",
     "ScoreRequest", "Scorer", "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TooLong",
     "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
-    "TransformSpec", "Transformed", "disk_guard", "heatmap", "hookimpl", "read_rows", "require", "summarise",
-    "text_of", "texts_of", "words_of",
+    "TransformSpec", "Transformed", "check_regex", "disk_guard", "heatmap", "hookimpl", "read_rows", "require",
+    "summarise", "text_of", "texts_of", "words_of",
 ]  # fmt: skip

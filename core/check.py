@@ -37,6 +37,7 @@ PARTS: dict[str, type] = {
     "peft": PeftConfig,
     "data": DataConfig,
     "reward": RewardConfig,
+    "judge": RewardConfig,
     "rollout": RolloutConfig,
     "tracker": TrackerConfig,
     "runtime": RuntimeConfig,
@@ -184,10 +185,11 @@ def _own_error(error: BaseException | None) -> ConfigError | None:
 
 
 def _at(error: ConfigError, prefix: str, names: list[str]) -> ConfigError:
-    """The same error with its key under `prefix`: checks of a stage say `stage.lr` wherever the stage stands."""
+    """The same error with its key under `prefix`: checks of a stage say `stage.lr` wherever the stage stands, those of
+    a reward model `reward.threshold` where it is the judge."""
     what, mend = error.what, error.mend
     for name in names:
-        for old in (f"stage.{name}", f"{prefix}.{name}", name):
+        for old in (f"stage.{name}", f"reward.{name}", f"{prefix}.{name}", name):
             if f"'{old}'" in what:
                 new = f"{prefix}.{name}"
                 mend = mend.replace(f"set {old}=", f"set {new}=")

@@ -136,7 +136,7 @@ def _adapter(cfg: RunConfig) -> bool:
 
 
 def _engine(cfg: RunConfig, spec: StageSpec, name: str) -> bool:
-    return spec.rollouts and getattr(cfg.rollout, "name", "") == name
+    return spec.samples and getattr(cfg.rollout, "name", "") == name
 
 
 def _scores(spec: StageSpec) -> bool:

@@ -106,12 +106,14 @@ def _typed_options(registry: Registry) -> list[LazyNode]:
             nodes.append(LazyNode("stage", stage, entry.owner, partial(OmegaConf.create, choose)))
     parts: list[tuple[str, dict[str, Any]]] = [
         ("reward", registry.reward_models),
+        ("judge", registry.reward_models),
         ("rollout", registry.engines),
         ("tracker", registry.trackers),
     ]
     for group, table in parts:
         for name, entry in table.items():
             nodes.append(LazyNode(group, name, entry.owner, partial(_named, entry.spec.config, name=name)))
+    nodes.append(LazyNode("judge", "auto", presets.OWN, partial(_named, RewardConfig, name="auto")))
     nodes.append(LazyNode("rollout", "auto", presets.OWN, partial(_named, RolloutConfig, name="auto")))
     nodes.append(LazyNode("tracker", "none", presets.OWN, partial(_named, TrackerConfig, name="none")))
     return nodes
@@ -151,6 +153,7 @@ def _root(registry: Registry, defaults: list[Any]) -> Any:
     with flag_override(node, "no_deepcopy_set_nodes", True):
         node.upstream = upstream
     node.reward = structured(RewardConfig)
+    node.judge = structured(RewardConfig)
     node.rollout = structured(RolloutConfig)
     node.tracker = structured(TrackerConfig)
     return node

@@ -81,7 +81,9 @@ class Console:
             self.line(f"  {role:<13} {source}")
         if target.engine is not None:
             self.line(f"  {'rollouts':<13} {target.engine.name}")
-            self.line(f"  {'reward':<13} {target.cfg.reward.name}")
+        for part in ("reward", "judge"):
+            if getattr(target, part) is not None:
+                self.line(f"  {part:<13} {getattr(target, part).name}")
         from core.report.sets import mixture_pairs, transform_pairs
 
         for label, pairs in (

@@ -26,6 +26,12 @@ def build_models(run: StageRun) -> Models:
 
 
 @_hookimpl(trylast=True)
+def make_data(data: Any) -> Any:
+    """The data as `build_data` made it."""
+    return data
+
+
+@_hookimpl(trylast=True)
 def total_steps(run: StageRun, data: Any) -> int:
     """`max_steps`, or epochs over the training examples."""
     cfg = run.cfg.stage

@@ -114,7 +114,7 @@ def stage_help(overrides: list[str], registry: Registry) -> str:
         ("records", spec.data),
         ("models", ", ".join(spec.roles)),
         ("runs before it", ", ".join(f"{need} for the {role}" for role, need in spec.after.items())),
-        ("rollouts", "yes" if spec.rollouts else "no"),
+        ("rollouts", "in each step" if spec.rollouts else "before the first step" if spec.builds else "no"),
         ("other algorithms", ", ".join(name for name in algorithms if name != algorithm)),
     ]
     blocks = [_block(title, [(name, text) for name, text in facts if text])]

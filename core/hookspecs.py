@@ -84,6 +84,10 @@ class StageHooks:
         """Models by role."""
 
     @hookspec(firstresult=True)
+    def make_data(self, run: StageRun, models: Models, data: Any) -> Any:
+        """What takes the place of `data` once the models stand: examples made with the rollout engine."""
+
+    @hookspec(firstresult=True)
     def total_steps(self, run: StageRun, data: Any) -> int:
         """Number of steps of the run."""
 

@@ -109,7 +109,7 @@ class MetricsWriter:
                 with draft.open("wb") as file:
                     for row in kept:
                         if _step(row) <= step and row.get("when") != "after":
-                            file.write(_line(row))
+                            file.write(line_of(row))
                     file.flush()
                     os.fsync(file.fileno())
                 draft.replace(path)
@@ -126,10 +126,10 @@ class MetricsWriter:
             with disk_guard(self.run_dir / name):
                 _cut_torn_line(self.run_dir / name)
                 file = self._files[name] = io.FileIO(self.run_dir / name, "a")
-        _append_whole(file, _line(row), self.run_dir / name)
+        append_whole(file, line_of(row), self.run_dir / name)
 
 
-def _append_whole(file: io.FileIO, line: bytes, path: Path) -> None:
+def append_whole(file: io.FileIO, line: bytes, path: Path) -> None:
     """Append without a buffer that could hold a refused row back and write it later."""
     end = os.fstat(file.fileno()).st_size
     try:
@@ -142,7 +142,8 @@ def _append_whole(file: io.FileIO, line: bytes, path: Path) -> None:
         raise
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """A row as one line of UTF-8 JSON, see `plain`."""
     text = json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", "backslashreplace")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,15 @@ def carry_out(run: StageRun) -> dict[str, Any]:
         _open_folder(run)
         with run.timed("load"):
             data = run.hook.build_data(run=run)
-            with disk_guard(run.dir / "quarantine.jsonl"):
-                write_quarantine([*run.dropped, *run.plan.dataset.set_aside], run.dir / "quarantine.jsonl")
-            if not data.train:
-                first = f"; the first: {run.dropped[0]}" if run.dropped else ""
-                raise DataError(
-                    f"no example is left to train on{first}", run.stage_name, f"see {run.dir}/quarantine.jsonl"
-                )
-            _check_bad_share(run, len(data.train))
+            _check_train(run, data.train)
             run.total_steps = run.hook.total_steps(run=run, data=data)
             run.models = run.hook.build_models(run=run)
-        run.ledger.enter(run.key, run.dir)
         run.observers.on_run_start(run)
+        with run.timed("make data"):
+            data = run.hook.make_data(run=run, models=run.models, data=data)
+            _check_train(run, data.train)
+            run.total_steps = run.hook.total_steps(run=run, data=data)
+        run.ledger.enter(run.key, run.dir)
         run.console.begin(run.plan.title, run.total_steps)
         phase = "fit"
         counts = run.hook.fit(run=run, models=run.models, data=data)
@@ -69,6 +67,7 @@ def carry_out(run: StageRun) -> dict[str, Any]:
             "resumed_at": run.resumed_at,
             "time_by_part": {part: round(value, 2) for part, value in run.seconds.items()},
             "time_by_plugin": run.seconds_by_plugin(),
+            "facts": run.facts,
             "reward_errors": sum(scorer.errors for scorer in run.scorers()),
             "run_dir": str(run.dir),
             "data": _data_of(run),
@@ -116,7 +115,14 @@ def _open_folder(run: StageRun) -> None:
     _write_yaml(run.dir / "config.yaml", run.config_json)
 
 
-def _check_bad_share(run: StageRun, kept: int) -> None:
+def _check_train(run: StageRun, train: Sequence[Any]) -> None:
+    """Raise DataError where no example is left, or too many were put into quarantine."""
+    with disk_guard(run.dir / "quarantine.jsonl"):
+        write_quarantine([*run.dropped, *run.plan.dataset.set_aside], run.dir / "quarantine.jsonl")
+    if not train:
+        example = f"; the first: {run.dropped[0]}" if run.dropped else ""
+        raise DataError(f"no example is left to train on{example}", run.stage_name, f"see {run.dir}/quarantine.jsonl")
+    kept = len(train)
     share = len(run.dropped) / max(len(run.dropped) + kept, 1)
     run.plan.dataset.info["quarantined"] = len(run.dropped)
     if not run.dropped:

@@ -103,6 +103,7 @@ def _is_free(path: str, registry: Registry) -> bool:
     tables: dict[str, list[Any]] = {
         "stage": list(registry.stages.values()),
         "reward": list(registry.reward_models.values()),
+        "judge": list(registry.reward_models.values()),
         "rollout": list(registry.engines.values()),
         "tracker": list(registry.trackers.values()),
     }

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from core import __version__
 from core.building import build_dataset
 from core.combinations import changes_base, check_chain, check_combinations
 from core.dataset import Dataset
 from core.errors import ConfigError, PluginError
-from core.files import sha256_file
 from core.heatmap import TokenRow
+from core.keys import artifact_key
 from core.ledger import Found, Ledger
 from core.providers import blamed
 from core.registry import Registry, importable
 from core.retention_sets import check_retention
-from core.schema import RunConfig
+from core.schema import RewardConfig, RunConfig
 from core.scoring import find_spec, involved
-from core.sources import artifact_folder, cache_dir, check_verified, folder_fingerprint, source_fingerprint
+from core.sources import artifact_folder, cache_dir, source_fingerprint
 from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec
 from core.transforms import bind_transforms
 
@@ -49,7 +46,10 @@ class StagePlan:
     dataset: Dataset
     engine: EngineSpec | None
     reward: RewardSpec | None
+    judge: RewardSpec | None = None
     key: str = ""
+    fingerprint: str = ""
+    """What identifies the weights that the chain starts from."""
     parents: dict[str, StagePlan] = field(default_factory=dict)
     state: str = "run"
     run_dir: Path | None = None
@@ -143,6 +143,7 @@ class Plan:
             "data": stage.dataset.info,
             "engine": stage.engine.name if stage.engine else None,
             "reward": stage.cfg.reward.name if stage.reward else None,
+            "judge": stage.judge.name if stage.judge else None,
             **stage.preview,
             "warnings": stage.warnings,
         }
@@ -230,8 +231,10 @@ def _plan_stage(
 ) -> StagePlan:
     registry.check_requires(spec)
     dataset = dataset_for(cfg, spec.data, registry)
-    engine = _engine(cfg, spec, registry) if spec.rollouts else None
+    engine = _engine(cfg, spec, registry) if spec.samples else None
     reward = registry.reward_models[cfg.reward.name].spec if spec.rollouts else None
+    if spec.builds:
+        cfg.judge = _judge(cfg, dataset, registry)
     parents: dict[str, StagePlan] = {}
     for kind in ("policy", "reward_model"):
         made = [stage for stage in before if stage.spec.makes == kind]
@@ -254,7 +257,8 @@ def _plan_stage(
     owner = registry.owner_of(spec)
     plan = StagePlan(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
-        engine, reward, parents=parents, warnings=list(dataset.warnings),
+        engine, reward, registry.reward_models[cfg.judge.name].spec if spec.builds else None,
+        fingerprint=fingerprint, parents=parents, warnings=list(dataset.warnings),
     )  # fmt: skip
     findings = check_combinations(cfg, spec)
     if "policy" in parents and (broken := check_chain(cfg, parents["policy"].stage)) is not None:
@@ -263,8 +267,51 @@ def _plan_stage(
         if finding.level == "error":
             raise ConfigError(finding.message, f"stage {spec.name}", finding.mend)
         plan.warnings.append(f"{finding.message}; {finding.mend}" if finding.mend else finding.message)
-    plan.key = _key(plan, fingerprint)
+    plan.key = artifact_key(plan)
     return plan
+
+
+def _judge(cfg: RunConfig, dataset: Dataset, registry: Registry) -> RewardConfig:
+    """The judge that was named; for `auto` the reward model for the kind of gold answers that the records carry.
+
+    Raises ConfigError for a judge that lacks a setting, or that needs a reward model.
+    """
+    config = cfg.judge
+    specs = {name: entry.spec for name, entry in registry.reward_models.items()}
+    if config.name == "auto":
+        kind = answer_kind([record.answer for record in dataset.train]) or "text"
+        fitting = next((spec for spec in specs.values() if spec.answers == kind), None)
+        if fitting is None:
+            raise ConfigError(f"no reward model compares {kind} answers", "judge=auto", "name one: judge=NAME")
+        shared = {item.name: getattr(config, item.name) for item in dataclasses.fields(RewardConfig)}
+        config = fitting.config(**{**shared, "name": fitting.name})
+    spec = find_spec(config.name, specs, "judge")
+    try:
+        asked = involved(spec, config, specs)
+    except ConfigError as error:
+        raise ConfigError(error.what.replace("'reward.", "'judge."), "judge", error.mend) from error
+    if any(item.needs_model for item in asked):
+        raise ConfigError(
+            f"judge={config.name} scores with the run's reward model, which a judge has not",
+            "judge", "choose a rule, or a judge with a model of its own",
+        )  # fmt: skip
+    registry.check_requires(spec)
+    return config
+
+
+def answer_kind(answers: Sequence[str | None]) -> str:
+    """Kind of answers, as RewardSpec.answers names it: "number", "text", or empty where not all are there."""
+    if not answers or not all(answers):
+        return ""
+    return "number" if all(_is_number(answer) for answer in answers) else "text"
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float((text or "").replace(",", ""))
+    except ValueError:
+        return False
+    return True
 
 
 def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan], registry: Registry) -> None:
@@ -341,79 +388,3 @@ def _generated(source: DataSourceSpec, seed: int, registry: Registry) -> Path:
         if not any(folder.iterdir()):
             raise PluginError(f"the data source '{source.name}' wrote no file", source.impl)
     return folder
-
-
-_NOT_IN_KEY = {
-    "stage": ("save_every_steps", "keep_checkpoints"),
-    "rollout": (),
-    "data": ("path", "stream", "token_cache"),
-}
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, enums and paths as JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _file_hash(name: str | None) -> str | None:
-    """SHA-256 of a file that the config names; None where there is none (whoever reads it says so)."""
-    path = Path(name).expanduser() if name else None
-    return sha256_file(path) if path and path.is_file() else None
-
-
-def _reward_fingerprint(cfg: RunConfig) -> str | None:
-    """What identifies the weights that `reward.source` names; None where it names none.
-
-    Raises ModelError for an artifact that was not verified or was altered since.
-    """
-    source = getattr(cfg.reward, "source", None)
-    if not source:
-        return None
-    folder = artifact_folder(Path(source).expanduser())
-    check_verified(folder, f"reward.source={source}")
-    return folder_fingerprint(folder)
-
-
-def _built_with(plan: StagePlan) -> dict[str, Any]:
-    """The sources without the places that they were read from, and versions and owners of the transforms."""
-    mixture = {name: {**plain(source), "path": None} for name, source in plan.cfg.data.mixture.items()}
-    made = [[step["name"], step["version"], step["owner"]] for step in plan.dataset.info.get("transforms", [])]
-    return {"mixture": mixture, "made": made}
-
-
-def _key(plan: StagePlan, fingerprint: str) -> str:
-    """Hash of all that the artifact depends on, 24 hex digits."""
-    cfg = plan.cfg
-    parts: dict[str, Any] = {
-        "stage": plain(cfg.stage),
-        "stage_files": {name: _file_hash(name) for name in cfg.stage.files()},
-        "model": {
-            **plain(cfg.model),
-            "source": fingerprint,
-            "chat_template": _file_hash(cfg.model.chat_template) or cfg.model.chat_template,
-        },
-        "parents": {kind: parent.key for kind, parent in plan.parents.items()},
-        "peft": plain(cfg.peft),
-        "quant": cfg.quant.value,
-        "data": {**plain(cfg.data), "fingerprint": plan.dataset.info["fingerprint"], **_built_with(plan)},
-        "runtime": plain(cfg.runtime),
-        "eval": plain(cfg.eval),
-        "retention": plain(cfg.retention),
-        "code": {"preftune": __version__, "owner": plan.owner},
-    }
-    if plan.engine:
-        parts["rollout"] = {**plain(cfg.rollout), "name": plan.engine.name}
-    if plan.reward:
-        parts["reward"] = {**plain(cfg.reward), "source": _reward_fingerprint(cfg)}
-    for part, names in _NOT_IN_KEY.items():
-        for name in names:
-            parts.get(part, {}).pop(name, None)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

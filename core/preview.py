@@ -124,7 +124,7 @@ def estimate(stage: StagePlan, examples: Sequence[Any]) -> dict[str, Any]:
     per_record = sum(example.tokens for example in examples) / max(len(examples), 1)
     group = getattr(cfg, "group_size", 1)
     if stage.engine is not None:
-        per_record += group * cfg.max_new_tokens
+        per_record += group * getattr(cfg, "max_new_tokens", 0)
     tokens = per_record * cfg.batch_size
     unit = {"prompts": "prompts", "preference": "pairs"}.get(stage.spec.data, "records")
     text = f"{cfg.batch_size} {unit}" + (f" × {group}" if group > 1 else "") + f", ≈ {tokens:,.0f} tokens"

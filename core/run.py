@@ -16,9 +16,10 @@ from core.errors import ConfigError, PluginError
 from core.examples import encoded_prompts
 from core.files import disk_guard
 from core.jsonl import MetricsWriter
+from core.keys import plain
 from core.ledger import Ledger
 from core.observers import Observers
-from core.plan import Plan, StagePlan, dataset_for, plain
+from core.plan import Plan, StagePlan, answer_kind, dataset_for
 from core.providers import Providers, Watched
 from core.records import BadRow, Record
 from core.registry import Registry
@@ -93,6 +94,8 @@ class StageRun:
         self._engines: dict[str, RolloutEngine] = {}
         self._scorers: dict[str, GuardedScorer] = {}
         self._synced: dict[str, int] = {}
+        self.facts: dict[str, Any] = {}
+        """What the stage has to tell in result.json beside the common fields; JSON values."""
         self.dropped: list[BadRow] = list(plan.dataset.quarantined)
         self.config_json = {**config_json, "stage": plain(plan.cfg.stage)}
 
@@ -257,12 +260,13 @@ class StageRun:
         return self._ready(self.plan.engine.name)
 
     def evaluation_engine(self) -> RolloutEngine:
-        """The stage's engine, or the one that samples from the trainer's own weights where the stage has none."""
-        if self.plan.engine is not None:
+        """The stage's engine where its steps use one, else the one that samples from the trainer's own weights."""
+        if self.plan.spec.rollouts:
             return self.engine()
-        return self._ready(self._sharing_engine())
+        return self._ready(self.sharing_engine())
 
-    def _sharing_engine(self) -> str:
+    def sharing_engine(self) -> str:
+        """Name of the engine that samples from the trainer's own weights."""
         for name, entry in self.registry.engines.items():
             if entry.spec.shares_policy:
                 return name
@@ -320,12 +324,17 @@ class StageRun:
         """The reward that the stage trains on; None for a stage without rollouts."""
         return self._scorer("reward", self.cfg.reward) if self.plan.reward else None
 
+    def judge(self) -> GuardedScorer:
+        """What tells right answers from wrong ones where the stage makes its examples: a score of at least
+        `config.threshold` is right, an error is not."""
+        assert self.plan.judge is not None
+        return self._scorer("judge", self.cfg.judge)
+
     def _answer_scorer(self) -> str:
         """The reward model for the kind of answers that the held-out records carry; empty where they carry none."""
-        answers = [record.answer for record in self.plan.dataset.heldout_prompts]
-        if not answers or not all(answers):
+        kind = answer_kind([record.answer for record in self.plan.dataset.heldout_prompts])
+        if not kind:
             return ""
-        kind = "number" if all(_is_number(answer) for answer in answers) else "text"
         fitting = (name for name, entry in self.registry.reward_models.items() if entry.spec.answers == kind)
         return next(fitting, "")
 
@@ -350,6 +359,14 @@ class StageRun:
         self.records.metrics(step, named, tokens, seconds)
         self.observers.on_step_end(self, step, named)
         self.console.step(step, self.total_steps, metrics)
+
+    def observe_facts(self, facts: dict[str, float]) -> None:
+        """Record numbers of the examples that were made: in result.json, and as metrics `data/…` of step 0."""
+        self.facts |= facts
+        if self.plan.state != "resume":
+            named = {f"data/{name}": value for name, value in facts.items()}
+            self.records.metrics(0, named)
+            self.observers.on_step_end(self, 0, named)
 
     def observe_eval(self, step: int, tokens: int, seconds: float, metrics: dict[str, float]) -> None:
         """Record a held-out evaluation; the first and the last one make the headline."""
@@ -399,14 +416,6 @@ class StageRun:
         self.models = None
         if "accelerator" in vars(self):
             self.accelerator.free_memory()
-
-
-def _is_number(text: str | None) -> bool:
-    try:
-        float((text or "").replace(",", ""))
-    except ValueError:
-        return False
-    return True
 
 
 def _has_cuda() -> bool:

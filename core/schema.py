@@ -6,6 +6,8 @@ Defaults live here and in the stage dataclasses of the plugins, nowhere else; YA
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -19,6 +21,17 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
     """Raise ConfigError("<key> must be <rule>, got <value>") unless `condition` holds."""
     if not condition:
         raise ConfigError(f"'{key}' must be {rule}, got {value!r}", mend=f"set {key}=… to a value that is {rule}")
+
+
+def check_regex(key: str, pattern: str) -> None:
+    """Raise ConfigError naming `key` unless `pattern` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(
+            f"'{key}' must be a regular expression, got {pattern!r}: {error}",
+            mend=f"correct {key} (syntax of Python's re module)",
+        ) from error
 
 
 class Dtype(str, Enum):
@@ -312,9 +325,12 @@ class RewardConfig:
     """Reward model name; set by the registry."""
     timeout_s: float = 10.0
     """Wall-clock limit for one completion, in seconds; over it the score counts as an error."""
+    threshold: float = 0.5
+    """As a judge: a completion counts as right from this score on. As a reward it is not read."""
 
     def __post_init__(self) -> None:
         require(self.timeout_s > 0, "reward.timeout_s", "> 0", self.timeout_s)
+        require(math.isfinite(self.threshold), "reward.threshold", "finite", self.threshold)
 
     def check(self) -> None:
         """Raise ConfigError for what has no default and was not set. Called on the chosen reward model only."""
@@ -419,7 +435,7 @@ class PluginsConfig:
 @dataclass
 class RunConfig:
     """A whole run. `stage` holds the chosen stage's (or algorithm's) own dataclass, `upstream` those that the plan
-    may put before it; `reward`, `rollout`, `tracker` the chosen ones'."""
+    may put before it; `reward`, `judge` (a reward model too), `rollout`, `tracker` the chosen ones'."""
 
     stage: Any = MISSING
     upstream: Any = None
@@ -430,6 +446,7 @@ class RunConfig:
     """Storage of frozen base weights (bitsandbytes); needs an adapter."""
     data: DataConfig = field(default_factory=DataConfig)
     reward: Any = MISSING
+    judge: Any = MISSING
     rollout: Any = MISSING
     tracker: Any = MISSING
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

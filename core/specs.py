@@ -25,7 +25,9 @@ class StageSpec:
     makes: kind of model that its artifact holds, "policy" or "reward_model".
     after: stages that the plan puts before it where the config names no model for a role:
         {"policy": "sft", "reward_model": "reward"}.
-    rollouts: whether it needs a rollout engine.
+    rollouts: whether its steps sample from the policy and are scored by the run's reward.
+    builds: whether it makes its examples with a rollout engine before the first step (the hook `make_data`), judged
+        by the run's judge.
     requires: import names looked for before anything heavy loads.
     paper: where the method comes from.
     """
@@ -41,14 +43,23 @@ class StageSpec:
     makes: str = "policy"
     after: dict[str, str] = field(default_factory=dict)
     rollouts: bool = False
+    builds: bool = False
     requires: tuple[str, ...] = ()
     paper: str = ""
+
+    @property
+    def samples(self) -> bool:
+        """Whether it needs a rollout engine at all."""
+        return self.rollouts or self.builds
 
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """A reward model. `impl` is "package.module:build"; build(config, context) returns a Scorer, where `context`
-    has `run` (the StageRun or None), `device` and `dtype`."""
+    """A reward model, which is a judge too: see RewardConfig.threshold.
+
+    `impl` is "package.module:build"; build(config, context) returns a Scorer, where `context` has `run` (the StageRun
+    or None), `device` and `dtype`.
+    """
 
     name: str
     config: type[RewardConfig]

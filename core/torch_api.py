@@ -15,8 +15,10 @@ from core.examples import (
     prompts,
     split_by_tokens,
 )
+from core.guests import Guest, plain_body
 from core.loading import models_for_roles, trainable_scorer
 from core.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
+from core.making import build_rows, save_rows
 from core.models import Models, ScoreModel, TokenModel
 from core.order import step_items
 from core.packed import Packed, PromptGroup, pack, pack_texts
@@ -25,8 +27,9 @@ from core.supervised import WeightedRow, weighted_nll, weighted_rows
 from core.supervision import Supervision
 
 __all__ = [
-    "Demonstration", "Models", "Packed", "Pair", "Prompt", "PromptGroup", "ScoreModel", "StageData", "StageRun",
-    "Supervision", "TokenModel", "WeightedRow", "check_trained", "demonstrations", "export_models", "linear_logprobs",
-    "logits_logprobs", "models_for_roles", "pack", "pack_texts", "pairs", "prompts", "score_heldout",
-    "split_by_tokens", "step_items", "sum_by_completion", "trainable_scorer", "weighted_nll", "weighted_rows",
+    "Demonstration", "Guest", "Models", "Packed", "Pair", "Prompt", "PromptGroup", "ScoreModel", "StageData",
+    "StageRun", "Supervision", "TokenModel", "WeightedRow", "build_rows", "check_trained", "demonstrations",
+    "export_models", "linear_logprobs", "logits_logprobs", "models_for_roles", "pack", "pack_texts", "pairs",
+    "plain_body", "prompts", "save_rows", "score_heldout", "split_by_tokens", "step_items", "sum_by_completion",
+    "trainable_scorer", "weighted_nll", "weighted_rows",
 ]  # fmt: skip

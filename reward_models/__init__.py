@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from core.api import ConfigError, RewardConfig, RewardSpec, hookimpl, require
+from core.api import ConfigError, RewardConfig, RewardSpec, check_regex, hookimpl, require
+from reward_models.verdict import FIELDS, QUESTION
 
 
 class Penalty(StrEnum):
@@ -38,17 +39,6 @@ class Aggregate(StrEnum):
     sum = "sum"
     min = "min"
     median = "median"
-
-
-def check_regex(key: str, pattern: str) -> None:
-    """Raise ConfigError naming `key` unless `pattern` is a regular expression."""
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(
-            f"'{key}' must be a regular expression, got {pattern!r}: {error}",
-            mend=f"correct {key} (syntax of Python's re module)",
-        ) from error
 
 
 @dataclass
@@ -211,6 +201,107 @@ class JsonConfig(RewardConfig):
 
 
 @dataclass
+class CodeConfig(RewardConfig):
+    """1.0 where the program in the completion passes all tests of its record in a sandbox, else 0.0."""
+
+    tests: str = "test_list"
+    """Column of the record with the tests: Python statements (asserts), a list or one text; the record's `answer` is
+    the test where there is no such column."""
+    setup: str = "test_setup_code"
+    """Column of the record with code that runs before the program; it may be missing."""
+    limit_s: float = 4.0
+    """Time for the program and its tests, wall clock, in seconds; over it they have failed. Below timeout_s."""
+    memory_mb: int = 512
+    """Address space of a process, in MB."""
+    disk_mb: int = 16
+    """What the program may write, in MB."""
+    processes: int = 8
+    """Processes and threads at a time."""
+    confine: bool = True
+    """Run it in namespaces of its own, without network and the machine's files (Linux). false leaves resource limits
+    alone: the program can then do what its user can."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("limit_s", "memory_mb", "disk_mb", "processes"):
+            require(getattr(self, key) > 0, f"reward.{key}", "> 0", getattr(self, key))
+        require(self.limit_s < self.timeout_s, "reward.limit_s", "below reward.timeout_s", self.limit_s)
+
+
+@dataclass
+class EmbeddingConfig(RewardConfig):
+    """Cosine (-1..1) of the completion's and the gold answer's mean last hidden states."""
+
+    threshold: float = 0.9
+    """As a judge: a completion counts as right from this cosine on."""
+    source: str | None = None
+    """Model to embed with, as model.source; unset takes the policy."""
+    max_tokens: int = 512
+    """Longer texts are cut."""
+    batch_tokens: int = 4096
+    """Most tokens in one forward pass, padding included."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.max_tokens > 0, "reward.max_tokens", "> 0", self.max_tokens)
+        require(self.batch_tokens > 0, "reward.batch_tokens", "> 0", self.batch_tokens)
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise ConfigError unless a judge's prompt holds its fields."""
+    for name in FIELDS:
+        require(name in prompt, "reward.prompt", f"a text with {name}", prompt)
+
+
+@dataclass
+class LlmConfig(RewardConfig):
+    """Verdict of a model on whether the completion agrees with the gold answer: the policy's, or another model's."""
+
+    source: str | None = None
+    """Judging model, as model.source; unset takes the policy."""
+    prompt: str = QUESTION
+    """What it is asked; {question}, {reference} and {answer} are filled in. It must ask for "Verdict: yes" or
+    "Verdict: no"."""
+    max_new_tokens: int = 0
+    """Longest reply in tokens; 0 compares the probabilities of the two verdicts instead of writing one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_prompt(self.prompt)
+        require(self.max_new_tokens >= 0, "reward.max_new_tokens", ">= 0", self.max_new_tokens)
+
+
+@dataclass
+class EndpointConfig(RewardConfig):
+    """Verdict of a model behind an OpenAI-compatible endpoint: 1.0 for yes, 0.0 for no."""
+
+    timeout_s: float = 60.0
+    """Wall-clock limit for one request, in seconds; over it the score counts as an error."""
+    url: str = ""
+    """Address of the API up to the version, e.g. http://localhost:8000/v1; must be set."""
+    model: str = ""
+    """Name of the model at the endpoint; must be set."""
+    key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; empty where none is needed. The key itself is no setting."""
+    prompt: str = QUESTION
+    """What it is asked, see `llm`."""
+    max_new_tokens: int = 256
+    """Longest reply in tokens."""
+    concurrency: int = 8
+    """Requests at a time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_prompt(self.prompt)
+        require(self.max_new_tokens > 0, "reward.max_new_tokens", "> 0", self.max_new_tokens)
+        require(self.concurrency > 0, "reward.concurrency", "> 0", self.concurrency)
+
+    def check(self) -> None:
+        require(bool(self.model), "reward.model", "set", self.model)
+        require(self.url.startswith(("http://", "https://")), "reward.url", "an http or https address", self.url)
+
+
+@dataclass
 class EnsembleConfig(RewardConfig):
     """Several reward models as one: aggregate(members) - spread_coef * spread."""
 
@@ -272,6 +363,14 @@ def register_reward_models() -> list[RewardSpec]:
         RewardSpec("numeric", NumericConfig, "reward_models.numeric:build",
                    "same number or formula as the gold answer (math-verify)", isolated=True, answers="number",
                    needs_answer=True, requires=("math_verify",)),
+        RewardSpec("code", CodeConfig, "reward_models.code:build",
+                   "1 where the program in the completion passes its tests, in a sandbox", isolated=True),
+        RewardSpec("embedding", EmbeddingConfig, "reward_models.embedding:build",
+                   "likeness to the gold answer: cosine of mean hidden states"),
+        RewardSpec("llm", LlmConfig, "reward_models.llm:build",
+                   "verdict of the policy or another model on agreement with the gold answer"),
+        RewardSpec("endpoint", EndpointConfig, "reward_models.endpoint:build",
+                   "the same verdict from an OpenAI-compatible endpoint", requires=("httpx",)),
         RewardSpec("ensemble", EnsembleConfig, "reward_models.ensemble:build",
                    "several reward models as one, with their spread"),
     ]  # fmt: skip

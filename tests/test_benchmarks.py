@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.build_speed import LOOP, build_table
 from benchmarks.race import Result, heats
 from benchmarks.report import summarise, table
 from benchmarks.rows import generate
@@ -46,6 +47,13 @@ def test_every_heat_holds_the_reference() -> None:
 def test_a_contender_that_failed_is_told_and_not_counted() -> None:
     summary = summarise([Result(TASKS["sft"].contenders[0], error="exit code 1")])
     assert "failed: exit code 1" in table(summary)
+
+
+def test_builders_are_compared_with_the_loop() -> None:
+    pace = {"least": 1.0, "most": 9.0, "peak_gb": 1.0}
+    rows = [{"name": "vllm", "items_per_s": 6.0, **pace}, {"name": LOOP, "items_per_s": 1.5, **pace}]
+    assert "| vllm | 6.00 | 1.00–9.00 | 4.0 | 1.00 |" in build_table(rows)
+    assert "| vllm | 6.00 | 1.00–9.00 | – | 1.00 |" in build_table(rows[:1])
 
 
 @pytest.mark.slow

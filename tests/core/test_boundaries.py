@@ -16,8 +16,8 @@ HEAVY = {
     "gguf", "tensorboard",
 }  # fmt: skip
 TORCH_SIDE = (
-    "adapters artifact attention checkpoint defaults evaluate lifecycle loading logprobs models optim packed retention "
-    "run supervised sync torch_api trainer verify"
+    "adapters artifact attention checkpoint defaults evaluate guests lifecycle loading logprobs models optim packed "
+    "retention run supervised sync torch_api trainer verify"
 ).split()
 MAY_IMPORT_TORCH = {f"core/{name}.py" for name in TORCH_SIDE}
 WORDS = ("beta", "advantage", "advantages", "clip_range", "kl_coef", "wandb", "vllm", "ppo", "dpo", "grpo")

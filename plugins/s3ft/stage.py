@@ -1,0 +1,219 @@
+"""S3FT, SSR and SDFT: targets built once with the start model, then supervised training on them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from core.api import Message, Rollout, Sampling, Score, ScoreRequest, Section, hookimpl
+from core.torch_api import (
+    Demonstration,
+    Models,
+    PromptGroup,
+    StageData,
+    StageRun,
+    build_rows,
+    demonstrations,
+    pack,
+    save_rows,
+    split_by_tokens,
+    sum_by_completion,
+)
+from plugins.s3ft.composition import composition, section
+from plugins.s3ft.route import PARAPHRASE, SELF, Answer, Candidate, Filters, Item, Target, route
+from plugins.shared.supervised import SupervisedStage
+
+BUILD_SETTINGS = (
+    "algorithm", "samples", "temperature", "top_p", "max_new_tokens", "remnants", "rewrite_prompt", "leaks",
+)  # fmt: skip
+"""Settings of the stage that its targets depend on; the others are of training."""
+
+
+@dataclass
+class BuiltData(StageData):
+    """Demonstrations, and what they are made of: one for each item."""
+
+    items: list[Item] = field(default_factory=list)
+
+
+class S3ft(SupervisedStage):
+    """The stage; a variant differs in its branches alone. Training and evaluation are those of plain supervised
+    fine-tuning: weight 1 on the target and its end-of-turn token."""
+
+    branches: tuple[str, ...] = (SELF, PARAPHRASE)
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    @hookimpl
+    def build_data(self, run: StageRun) -> BuiltData:
+        """The items with their gold answers as demonstrations; `make_data` puts the targets in their place."""
+        records = run.plan.dataset.train
+        prompts = run.codec.prompts([record.prompt for record in records])
+        texts = [record.completion or record.chosen or "" for record in records]
+        items = []
+        for record, prompt, text, gold in zip(records, prompts, texts, run.codec.completions(texts), strict=True):
+            tokens = len(prompt) + len(gold)
+            if tokens > run.cfg.model.max_length:
+                run.drop(record, f"{tokens} tokens, more than model.max_length={run.cfg.model.max_length}")
+            else:
+                items.append(Item(record, prompt, text, gold))
+        heldout = [record for record in run.plan.dataset.heldout if record.completion or record.chosen]
+        train = [Demonstration.of(item.prompt, item.gold) for item in items]
+        return BuiltData(train, demonstrations(run, heldout), items)
+
+    @hookimpl
+    def make_data(self, run: StageRun, models: Models, data: BuiltData) -> BuiltData:
+        """Let the start model answer, keep what is judged right, save the targets and their composition."""
+        cfg = run.cfg.stage
+        settings = {name: getattr(cfg, name) for name in BUILD_SETTINGS if hasattr(cfg, name)}
+        self.rows = build_rows(run, data.items, partial(self._targets, run, models), settings, cfg.build_batch)
+        run.close_engines()
+        run.say(f"targets: {save_rows(run.dir / 'built', 'sft', self.rows)}")
+        run.observe_facts(composition(self.rows))
+        failed = [error for row in self.rows for error in row["judge_errors"]]
+        if failed:
+            first = Counter(failed).most_common(1)[0][0]
+            run.warn(f"the judge failed on {len(failed)} answers, which count as wrong; most often: {first}")
+        data.train = [
+            Demonstration.of(item.prompt, row["completion_ids"])
+            for item, row in zip(data.items, self.rows, strict=True)
+        ]
+        return data
+
+    @hookimpl
+    def report_section(self, run: StageRun) -> Section:
+        """Composition of the targets, their log-probabilities under the start model, examples of each branch."""
+        return section(self.rows, run.plan.algorithm, run.cfg.judge.name)
+
+    # -- making targets ----------------------------------------------------------------------------------------------
+
+    def _targets(self, run: StageRun, models: Models, items: Sequence[Item]) -> list[dict[str, Any]]:
+        """One row for each item; see docs/s3ft.md for its fields."""
+        cfg = run.cfg.stage
+        filters = Filters(
+            cfg.remnants, getattr(cfg, "leaks", ()), run.codec.tokenizer.all_special_ids, run.cfg.model.max_length
+        )
+        targets = route(
+            items, self.branches, partial(_sample, run), filters, partial(_judge, run), run.cfg.judge.threshold,
+            partial(_likeliest, run, models),
+        )  # fmt: skip
+        means = _mean_logprobs(run, models, [(item, [target.ids, item.gold])
+                                             for item, target in zip(items, targets, strict=True)])  # fmt: skip
+        return [_row(*one) for one in zip(items, targets, means, strict=True)]
+
+
+class Ssr(S3ft):
+    """Own answers alone."""
+
+    branches = (SELF,)
+
+
+class Sdft(S3ft):
+    """Own rewritings of the gold answers alone."""
+
+    branches = (PARAPHRASE,)
+
+
+def _row(item: Item, target: Target, means: Sequence[float]) -> dict[str, Any]:
+    turns = [message.as_dict() for message in item.record.prompt]
+    row = {
+        "messages": [*turns, {"role": "assistant", "content": target.text}],
+        "branch": target.branch,
+        "gold": item.gold_text,
+        "logprob": means[0],
+        "gold_logprob": means[1],
+        "completion_ids": target.ids,
+        "gold_tokens": len(item.gold),
+        "rejected": target.rejected,
+        "judge_errors": target.errors,
+    }
+    return row if item.record.answer is None else {**row, "answer": item.record.answer}
+
+
+def _sample(run: StageRun, branch: str, items: Sequence[Item]) -> list[list[Answer]]:
+    """`samples` answers of the start model to each item; none where the prompt leaves no room for the longest one."""
+    cfg = run.cfg.stage
+    prompts = [item.prompt for item in items]
+    if branch == PARAPHRASE:
+        prompts = run.codec.prompts([_rewriting(item, cfg.rewrite_prompt) for item in items])
+    fits = [len(prompt) + cfg.max_new_tokens <= run.max_sequence_tokens for prompt in prompts]
+    asked = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+    sampling = Sampling(
+        max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, n=cfg.samples,
+        seed=run.seed_for("build", branch, *(item.record.key for item in items[:1])),
+        stop_token_ids=(run.codec.eos,),
+    )  # fmt: skip
+    with run.timed("rollout"):
+        rollouts = run.engine().generate(asked, sampling) if asked else []
+    drawn = iter(rollouts)
+    return [[_answer(run, next(drawn)) for _ in range(cfg.samples)] if fit else [] for fit in fits]
+
+
+def _answer(run: StageRun, rollout: Rollout) -> Answer:
+    return Answer(rollout.completion_ids, run.codec.text(rollout.completion_ids), rollout.finished)
+
+
+def _rewriting(item: Item, template: str) -> tuple[Message, ...]:
+    """The prompt with its last message replaced by the request to rewrite the gold answer."""
+    *before, last = item.record.prompt
+    texts = {"{question}": last.content, "{reference}": item.gold_text}
+    # In one pass, so that a question which holds "{reference}" stays as it is.
+    request = re.sub(r"\{question\}|\{reference\}", lambda found: texts[found[0]], template)
+    return (*before, last._replace(content=request))
+
+
+def _judge(run: StageRun, candidates: Sequence[Candidate]) -> list[Score]:
+    """Scores of the run's judge against the record's short answer where it has one, else the gold answer."""
+    requests = [
+        ScoreRequest(
+            prompt=item.record.prompt[-1].content,
+            completion=answer.text,
+            prompt_ids=tuple(item.prompt),
+            completion_ids=tuple(answer.ids),
+            answer=item.gold_text if item.record.answer is None else item.record.answer,
+            meta={**item.record.meta, "reference": item.gold_text},
+        )
+        for item, answer in candidates
+    ]
+    with run.timed("judge"):
+        return run.judge().score(requests)
+
+
+def _likeliest(run: StageRun, models: Models, cases: Sequence[tuple[Item, Sequence[Answer]]]) -> list[int]:
+    """The answer with the highest mean log-probability a token, an index for each item."""
+    several = [(place, [answer.ids for answer in answers]) for place, (_, answers) in enumerate(cases)
+               if len(answers) > 1]  # fmt: skip
+    means = _mean_logprobs(run, models, [(cases[place][0], ids) for place, ids in several])
+    picked = [0] * len(cases)
+    for (place, _), values in zip(several, means, strict=True):
+        picked[place] = values.index(max(values))
+    return picked
+
+
+def _mean_logprobs(
+    run: StageRun, models: Models, cases: Sequence[tuple[Item, Sequence[Sequence[int]]]]
+) -> list[list[float]]:
+    """Mean log-probability in nats a token of each completion of each item's prompt under the start model.
+
+    The policy is the start model as long as no step was made, whatever its adapter.
+    """
+    assert models.policy is not None
+
+    def tokens(case: tuple[Item, Sequence[Sequence[int]]]) -> int:
+        return len(case[0].prompt) + sum(len(ids) for ids in case[1])
+
+    means: list[list[float]] = []
+    for part in split_by_tokens(list(cases), tokens, run.cfg.stage.micro_batch_tokens):
+        row = pack([PromptGroup(item.prompt, completions) for item, completions in part]).to(run.device)
+        with torch.no_grad(), run.timed("start log-probabilities"):
+            logprob_M, _ = models.policy(row)
+        sums = iter(sum_by_completion(logprob_M, row.completion_M, row.completions).tolist())
+        means += [[next(sums) / len(ids) for ids in completions] for _, completions in part]
+    return means

@@ -1,0 +1,255 @@
+"""What a program in the sandbox cannot do, each tried for real; and the scorer that runs tests in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from core.api import ConfigError, GuardedScorer, PluginError, ScorerContext, ScoreRequest
+from reward_models import CodeConfig, register_reward_models
+from reward_models.code import program, record_tests
+from reward_models.sandbox import CHILD, NOBODY, Limits, Sandbox
+
+SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    try:
+        return Sandbox(Limits(seconds=SECONDS))
+    except PluginError as error:
+        pytest.skip(f"no namespaces here: {error}")
+
+
+def processes_with(mark: str) -> list[int]:
+    """Ids of living processes whose command line or environment holds `mark`."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and mark.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def error_of(sandbox: Sandbox, code: str) -> str:
+    outcome = sandbox.run(code)
+    assert outcome.report is not None, outcome
+    return outcome.report.get("error", "")
+
+
+def test_tests_are_run_one_by_one(sandbox):
+    outcome = sandbox.run("def f(x):\n    return x + K", ["assert f(1) == 3", "assert f(1) == 4", "f("], setup="K = 2")
+    assert outcome.report["tests"][0] is None
+    assert outcome.report["tests"][1].startswith("AssertionError")
+    assert outcome.report["tests"][2].startswith("SyntaxError")
+    assert not outcome.timed_out
+
+
+def test_an_endless_loop_ends_at_the_time_limit(sandbox):
+    began = time.monotonic()
+    outcome = sandbox.run("while True: pass")
+    assert outcome.timed_out and outcome.report is None
+    assert SECONDS <= time.monotonic() - began < SECONDS + 10
+
+
+def test_a_fork_bomb_is_counted_and_killed(sandbox):
+    code = """
+import os, sys, time
+made = 0
+try:
+    while True:
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(600)
+        made += 1
+except OSError as error:
+    raise RuntimeError(f"{made} {type(error).__name__}")
+"""
+    before = set(processes_with("sandbox_child.py"))
+    assert error_of(sandbox, code) == f"RuntimeError: {Limits.processes - 1} BlockingIOError"
+    assert set(processes_with("sandbox_child.py")) <= before  # though each had a session of its own
+
+
+def test_an_exponential_fork_bomb_leaves_nothing(sandbox):
+    before = set(processes_with("sandbox_child.py"))
+    outcome = sandbox.run("import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass")
+    assert outcome.timed_out
+    deadline = time.monotonic() + 5
+    while set(processes_with("sandbox_child.py")) - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert set(processes_with("sandbox_child.py")) <= before
+
+
+def test_no_session_of_its_own_outlives_the_time_limit(sandbox):
+    code = """
+import ctypes, os
+ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)  # not even without the signal of its parent's death
+os.setsid()
+while True: pass
+"""
+    before = set(processes_with("sandbox_child.py"))
+    assert sandbox.run(code).timed_out
+    deadline = time.monotonic() + 5
+    while set(processes_with("sandbox_child.py")) - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert set(processes_with("sandbox_child.py")) <= before
+
+
+def test_ten_gigabytes_cannot_be_had(sandbox):
+    assert error_of(sandbox, "data = bytearray(10 << 30)").startswith("MemoryError")
+
+
+@pytest.mark.parametrize("place", ["/usr/new", "/new", "/etc/passwd", f"{sys.base_prefix}/new"])
+def test_files_outside_its_folder_cannot_be_written(sandbox, place):
+    assert "Error" in error_of(sandbox, f"open({place!r}, 'a').write('x')")
+    assert not Path("/new").exists() and not Path("/usr/new").exists()
+
+
+def test_the_machines_files_cannot_be_seen(sandbox, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("s", encoding="ascii")
+    tmp_path.chmod(0o755)
+    assert error_of(sandbox, f"open({str(secret)!r})").startswith("FileNotFoundError")
+    assert error_of(sandbox, "import os; raise RuntimeError(sorted(os.environ))").find("HOME") < 0
+
+
+def test_what_it_writes_is_gone(sandbox):
+    code = "open('note', 'w').write('a'); open('/tmp/note', 'w').write('b')"
+    assert error_of(sandbox, code) == ""
+    assert error_of(sandbox, "open('/tmp/note')").startswith("FileNotFoundError")
+    assert not Path("/tmp/note").exists()
+
+
+def test_a_full_disk_is_its_own(sandbox):
+    code = "for i in range(100):\n    open(f'/tmp/{i}', 'wb').write(b'a' * (1 << 20))"
+    assert "No space left" in error_of(sandbox, code)
+
+
+def test_there_is_no_network(sandbox):
+    code = "import socket\nsocket.create_connection(('127.0.0.1', %d), timeout=1)"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert "Error" in error_of(sandbox, code % server.getsockname()[1])
+
+
+def test_it_is_no_root_and_cannot_mount(sandbox):
+    code = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.mount(b"none", b"/tmp", b"tmpfs", 0, None) == -1
+assert libc.mount(b"none", b"/usr", None, 32 | 4096, None) == -1
+try:
+    os.chroot("/tmp")
+except PermissionError:
+    pass
+else:
+    raise RuntimeError("allowed")
+"""
+    assert error_of(sandbox, code) == ""
+
+
+def test_leaving_early_is_not_passing(sandbox):
+    outcome = sandbox.run("import os\nos._exit(0)", ["assert False"])
+    assert outcome.report is None and not outcome.timed_out
+
+
+def test_limits_hold_without_namespaces(tmp_path):
+    """The script alone, as another user with the system's Python: no namespaces, resource limits only."""
+    system = shutil.which("python3", path="/usr/bin")
+    if os.geteuid() != 0 or system is None:
+        pytest.skip("needs root, to become another user, and a Python that others can read")
+    folder = Path(tempfile.mkdtemp(prefix="preftune-test-"))
+    try:
+        folder.chmod(0o755)
+        script = folder / CHILD.name
+        shutil.copy(CHILD, script)
+        script.chmod(0o644)
+
+        def run(code: str) -> dict:
+            job = {"seconds": 5, "memory_mb": 512, "disk_mb": 1, "processes": 1, "code": code, "tests": [],
+                   "setup": "", "confine": False, "user": NOBODY, "libraries": [], "folder": str(folder)}  # fmt: skip
+            read_fd, write_fd = os.pipe()
+            done = subprocess.run(
+                [system, "-I", "-S", "-B", str(script), str(write_fd)], input=json.dumps(job) + "\n", timeout=60,
+                pass_fds=(write_fd,), capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            os.close(write_fd)
+            with os.fdopen(read_fd) as pipe:
+                text = pipe.read()
+            assert text, done.stderr
+            return json.loads(text)
+
+        assert run("x = 1") == {"tests": []}
+        assert run("data = bytearray(10 << 30)")["error"].startswith("MemoryError")
+        assert run("import os\nos.fork()")["error"].startswith("BlockingIOError")
+        assert run(f"open({str(folder / 'x')!r}, 'w')")["error"].startswith("PermissionError")
+    finally:
+        shutil.rmtree(folder)
+
+
+# ---- the scorer -----------------------------------------------------------------------------------------------------
+
+MBPP = {"test_list": ["assert twice(2) == 4", "assert twice(-1) == -2"], "test_setup_code": ""}
+
+
+@pytest.fixture(scope="module")
+def scorer(sandbox):
+    [spec] = [spec for spec in register_reward_models() if spec.name == "code"]
+    scorer = GuardedScorer(spec, CodeConfig(name="code", limit_s=SECONDS, timeout_s=30), ScorerContext())
+    yield scorer
+    scorer.close()
+
+
+def ask(completion: str, **extra: object) -> ScoreRequest:
+    return ScoreRequest("p", completion, meta={"extra": {**MBPP, **extra}})
+
+
+def test_programs_are_scored_by_their_tests(scorer):
+    right = "Here it is:\n```python\ndef twice(x):\n    return 2 * x\n```\nDone."
+    half = "[BEGIN]\ndef twice(x):\n    return x * x\n[DONE]"
+    endless = "def twice(x):\n    while True: pass"
+    scores = scorer.score([ask(right), ask(half), ask(endless), ask("no code at all"), ask("import os; os._exit(0)")])
+    assert [score.value for score in scores] == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert scores[1].parts == {"passed": 0.5, "timed_out": 0.0}
+    assert scores[2].parts["timed_out"] == 1.0
+    assert scorer.errors == 0
+
+
+def test_a_record_without_tests_is_an_error(scorer):
+    [score] = scorer.score([ScoreRequest("p", "x = 1")])
+    assert score.value is None and "no column 'test_list'" in score.error
+
+
+def test_programs_and_tests_are_found():
+    config = CodeConfig()
+    assert program("a\n```py\nx = 1\n```\nb\n```\ny = 2\n```") == "x = 1\n\ny = 2"
+    assert program("x = 1") == "x = 1"
+    assert record_tests(ScoreRequest("p", "c", answer="assert True"), config) == (["assert True"], "")
+    assert record_tests(ScoreRequest("p", "c", meta={"test_list": '["a", "b"]'}), config) == (["a", "b"], "")
+    with pytest.raises(ValueError, match="must hold texts"):
+        record_tests(ScoreRequest("p", "c", meta={"test_list": [1]}), config)
+
+
+def test_the_limit_stands_below_the_workers():
+    with pytest.raises(ConfigError, match="limit_s"):
+        CodeConfig(limit_s=10.0)
+
+
+def test_real_solutions_pass(scorer):
+    data = Path(os.environ.get("PREFTUNE_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
+    file = data / "mbpp" / "mbpp.jsonl"
+    if not file.is_file():
+        pytest.skip("no MBPP rows")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][:12]
+    requests = [ScoreRequest(row["text"], row["code"], meta={"extra": row}) for row in rows]
+    assert [score.value for score in scorer.score(requests)] == [1.0] * len(rows)
