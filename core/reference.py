@@ -62,7 +62,7 @@ def _kept(entry: Any, own: bool) -> bool:
 
 def _parts() -> dict[str, type]:
     """The fields of RunConfig that are dataclasses with settings of their own."""
-    found = {}
+    found: dict[str, type] = {}
     for item in dataclasses.fields(RunConfig):
         if isinstance(item.default_factory, type) and dataclasses.is_dataclass(item.default_factory):
             found[item.name] = item.default_factory

@@ -11,6 +11,7 @@ from core.examples import (
     StageData,
     check_trained,
     demonstrations,
+    encoded_prompts,
     pairs,
     prompts,
     split_by_tokens,
@@ -29,7 +30,7 @@ from core.supervision import Supervision
 __all__ = [
     "Demonstration", "Guest", "Models", "Packed", "Pair", "Prompt", "PromptGroup", "ScoreModel", "StageData",
     "StageRun", "Supervision", "TokenModel", "WeightedRow", "build_rows", "check_trained", "demonstrations",
-    "export_models", "linear_logprobs", "logits_logprobs", "models_for_roles", "pack", "pack_texts", "pairs",
-    "plain_body", "prompts", "save_rows", "score_heldout", "split_by_tokens", "step_items", "sum_by_completion",
-    "trainable_scorer", "weighted_nll", "weighted_rows",
+    "encoded_prompts", "export_models", "linear_logprobs", "logits_logprobs", "models_for_roles", "pack",
+    "pack_texts", "pairs", "plain_body", "prompts", "save_rows", "score_heldout", "split_by_tokens", "step_items",
+    "sum_by_completion", "trainable_scorer", "weighted_nll", "weighted_rows",
 ]  # fmt: skip

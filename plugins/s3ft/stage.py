@@ -20,6 +20,7 @@ from core.torch_api import (
     StageRun,
     build_rows,
     demonstrations,
+    encoded_prompts,
     pack,
     save_rows,
     split_by_tokens,
@@ -54,13 +55,14 @@ class S3ft(SupervisedStage):
     @hookimpl
     def build_data(self, run: StageRun) -> BuiltData:
         """The items with their gold answers as demonstrations; `make_data` puts the targets in their place."""
-        records = run.plan.dataset.train
-        prompts = run.codec.prompts([record.prompt for record in records])
-        texts = [record.completion or record.chosen or "" for record in records]
+        encoded = encoded_prompts(run.codec, run.plan.dataset.train, run.drop)
+        texts = [record.completion or record.chosen or "" for record, _ in encoded]
         items = []
-        for record, prompt, text, gold in zip(records, prompts, texts, run.codec.completions(texts), strict=True):
+        for (record, prompt), text, gold in zip(encoded, texts, run.codec.completions(texts), strict=True):
             tokens = len(prompt) + len(gold)
-            if tokens > run.cfg.model.max_length:
+            if record.calls or record.reasoning:
+                run.drop(record, "a final turn with tool calls or reasoning, which no judge can compare")
+            elif tokens > run.cfg.model.max_length:
                 run.drop(record, f"{tokens} tokens, more than model.max_length={run.cfg.model.max_length}")
             else:
                 items.append(Item(record, prompt, text, gold))
