@@ -393,8 +393,7 @@ class PluginsConfig:
 
 @dataclass
 class RunConfig:
-    """A whole run. `stage` holds the chosen stage's (or algorithm's) own dataclass, `upstream` those that the plan
-    may put before it; `reward`, `rollout`, `tracker` the chosen ones'."""
+    """A whole run. `stage`, `reward`, `rollout`, `tracker` hold the chosen ones' settings, `upstream` earlier stages'."""
 
     stage: Any = MISSING
     upstream: Any = None
