@@ -393,7 +393,7 @@ class PluginsConfig:
 
 @dataclass
 class RunConfig:
-    """A whole run. `stage`, `reward`, `rollout`, `tracker` hold the chosen ones' settings, `upstream` earlier stages'."""
+    """A whole run. `stage`, `reward`, `rollout`, `tracker` hold the chosen ones' settings, `upstream` earlier ones'."""
 
     stage: Any = MISSING
     upstream: Any = None
