@@ -434,8 +434,8 @@ class PluginsConfig:
 
 @dataclass
 class RunConfig:
-    """A whole run. `stage` holds the chosen stage's (or algorithm's) own dataclass, `upstream` those that the plan
-    may put before it; `reward`, `judge` (a reward model too), `rollout`, `tracker` the chosen ones'."""
+    """A whole run. `stage`, `reward`, `judge`, `rollout`, `tracker` hold the chosen ones' settings, `upstream` those of
+    stages before."""
 
     stage: Any = MISSING
     upstream: Any = None
