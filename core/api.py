@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from core.errors import ArtifactError, ConfigError, DataError, ModelError, PluginError, PreftuneError, TrainingError
 from core.hookspecs import API_VERSION, PROJECT, hookimpl
-from core.records import Message, Record
+from core.readers.rows import Row
+from core.records import Message, Record, Span, Step
 from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig, TransformConfig, require
 from core.scoring import GuardedScorer, ScorerContext, summarise
-from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec, TransformSpec
+from core.specs import (
+    DataSourceSpec,
+    DialectSpec,
+    EngineSpec,
+    ReaderSpec,
+    RewardSpec,
+    StageSpec,
+    TrackerSpec,
+    TransformSpec,
+)
 from core.supervision import TooLong, TrainOn
 from core.transforms import TextPart, TransformContext, Transformed, text_of, texts_of, words_of
+from core.turns import RowError, to_messages, to_text
 from core.types import Batch, LossOutput, Rollout, RolloutEngine, Sampling, Score, Scorer, ScoreRequest, Section
 
 __all__ = [
-    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec",
-    "GuardedScorer", "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record",
-    "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score",
-    "ScoreRequest", "Scorer", "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TooLong",
-    "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
-    "TransformSpec", "Transformed", "hookimpl", "require", "summarise", "text_of", "texts_of", "words_of",
+    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "DialectSpec",
+    "EngineSpec", "GuardedScorer", "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError",
+    "ReaderSpec", "Record", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Row",
+    "RowError", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext", "Section", "Span",
+    "StageConfig", "StageSpec", "Step", "TextPart", "TooLong", "TrackerConfig", "TrackerSpec", "TrainOn",
+    "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "hookimpl", "require",
+    "summarise", "text_of", "texts_of", "to_messages", "to_text", "words_of",
 ]  # fmt: skip

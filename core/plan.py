@@ -21,9 +21,10 @@ from core.combinations import changes_base, check_chain, check_combinations
 from core.dataset import Dataset
 from core.errors import ConfigError, PluginError
 from core.files import sha256_file
+from core.installing import importable
 from core.ledger import Found, Ledger
 from core.providers import blamed
-from core.registry import Registry, importable
+from core.registry import Registry
 from core.schema import RunConfig
 from core.scoring import find_spec, involved
 from core.sources import artifact_folder, cache_dir, check_verified, folder_fingerprint, source_fingerprint
@@ -300,7 +301,7 @@ def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan
 def dataset_for(cfg: RunConfig, schema: str, registry: Registry) -> Dataset:
     """The records that a config names, as `schema`, filtered, augmented and mixed as it says."""
     transforms = bind_transforms(cfg.data.transforms, registry)
-    return build_dataset(cfg.data, _places(cfg, registry), schema, cfg.runtime.seed, transforms)
+    return build_dataset(cfg.data, _places(cfg, registry), schema, cfg.runtime.seed, transforms, registry.formats())
 
 
 def _places(cfg: RunConfig, registry: Registry) -> Path | dict[str, Path]:
