@@ -7,7 +7,8 @@ from core.errors import ArtifactError, ConfigError, DataError, ModelError, Plugi
 from core.files import disk_guard
 from core.hookspecs import API_VERSION, PROJECT, hookimpl
 from core.jsonl import read_rows
-from core.records import Message, Record
+from core.readers.rows import Row
+from core.records import Message, Record, Span, Step
 from core.schema import (
     RewardConfig,
     RolloutConfig,
@@ -19,17 +20,28 @@ from core.schema import (
     require,
 )
 from core.scoring import GuardedScorer, ScorerContext, summarise
-from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec, TransformSpec
+from core.specs import (
+    DataSourceSpec,
+    DialectSpec,
+    EngineSpec,
+    ReaderSpec,
+    RewardSpec,
+    StageSpec,
+    TrackerSpec,
+    TransformSpec,
+)
 from core.supervision import TooLong, TrainOn
 from core.transforms import TextPart, TransformContext, Transformed, text_of, texts_of, words_of
+from core.turns import RowError, to_messages, to_text
 from core.types import Batch, LossOutput, Rollout, RolloutEngine, Sampling, Score, Scorer, ScoreRequest, Section
 
 __all__ = [
-    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "EngineSpec",
-    "GuardedScorer", "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError", "Record",
-    "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Sampling", "Schedule", "Score",
-    "ScoreRequest", "Scorer", "ScorerContext", "Section", "StageConfig", "StageSpec", "TextPart", "TooLong",
-    "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
-    "TransformSpec", "Transformed", "check_regex", "disk_guard", "heatmap", "hookimpl", "read_rows", "require",
-    "summarise", "text_of", "texts_of", "words_of",
+    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "DialectSpec",
+    "EngineSpec", "GuardedScorer", "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError",
+    "ReaderSpec", "Record", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Row",
+    "RowError", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext", "Section", "Span",
+    "StageConfig", "StageSpec", "Step", "TextPart", "TooLong", "TrackerConfig", "TrackerSpec", "TrainOn",
+    "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "check_regex",
+    "disk_guard", "heatmap", "hookimpl", "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages",
+    "to_text", "words_of",
 ]  # fmt: skip

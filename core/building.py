@@ -11,6 +11,7 @@ from typing import Any
 
 from core.dataset import Dataset, load_dataset, prompts_of, with_system
 from core.errors import DataError
+from core.formats import BUILT_IN, Formats
 from core.mixing import mixed
 from core.records import Record, fingerprint
 from core.schema import Choice, DataConfig
@@ -23,6 +24,7 @@ def build_dataset(
     schema: str,
     seed: int,
     transforms: Sequence[BoundTransform] = (),
+    formats: Formats = BUILT_IN,
 ) -> Dataset:
     """Training and held-out records for a stage.
 
@@ -32,11 +34,11 @@ def build_dataset(
     """
     seed = seed if cfg.seed is None else cfg.seed
     if isinstance(places, Mapping):
-        loaded = {name: _load_source(cfg, name, place, schema, seed) for name, place in places.items()}
+        loaded = {name: _load_source(cfg, name, place, schema, seed, formats) for name, place in places.items()}
     elif transforms:
-        loaded = {"": load_dataset(replace(cfg, system=None, stream=Choice.never), places, schema, seed)}
+        loaded = {"": load_dataset(replace(cfg, system=None, stream=Choice.never), places, schema, seed, formats)}
     else:
-        return load_dataset(cfg, places, schema, seed)
+        return load_dataset(cfg, places, schema, seed, formats)
     parts = list(loaded.values())
     brought = _in_turn([part.heldout for part in parts if part.brings_heldout])
     drawn = _in_turn([part.heldout for part in parts if not part.brings_heldout])
@@ -63,17 +65,19 @@ def build_dataset(
     if built.reports:
         info["transforms"] = built.reports
     info["fingerprint"] = fingerprint(chain(train, heldout, prompts))
+    warnings = [*dict.fromkeys(chain(*(part.warnings for part in parts), built.warnings))]
     quarantined = [row for part in parts for row in part.quarantined]
-    return Dataset(train, heldout, prompts, info, quarantined, built.set_aside, built.warnings, bool(brought))
+    return Dataset(train, heldout, prompts, info, quarantined, built.set_aside, warnings, bool(brought))
 
 
-def _load_source(cfg: DataConfig, name: str, place: Path | str, schema: str, seed: int) -> Dataset:
+def _load_source(cfg: DataConfig, name: str, place: Path | str, schema: str, seed: int, formats: Formats) -> Dataset:
     """One source of a mixture, its records and bad rows under its name."""
     own = replace(
-        cfg, columns=cfg.mixture[name].columns, mixture={}, mix_size=None, mix_rate_max=None, limit=None, system=None,
-        heldout_max=math.ceil(cfg.heldout_max / len(cfg.mixture)), stream=Choice.never,
+        cfg, columns=cfg.mixture[name].columns, dialect=cfg.mixture[name].dialect, mixture={}, mix_size=None,
+        mix_rate_max=None, limit=None, system=None, stream=Choice.never,
+        heldout_max=math.ceil(cfg.heldout_max / len(cfg.mixture)),
     )  # fmt: skip
-    part = load_dataset(own, place, schema, seed)
+    part = load_dataset(own, place, schema, seed, formats)
     return replace(
         part,
         train=[_under(name, record) for record in part.train],

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from core.registry import importable, install_hint
+from core.installing import importable, install_hint
 from core.schema import PeftConfig, Quant, RunConfig
 from core.specs import StageSpec
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from core.dialects import ALIASES, Dialect, detect
+from core.data_files import NEEDS, find_files
+from core.dialects import Dialect, detect
 from core.draws import shuffled
-from core.errors import ConfigError, DataError
-from core.readers import READERS, Row, is_data_file, read_hub, read_rows
+from core.errors import DataError
+from core.formats import BUILT_IN, Formats
+from core.placeholders import placeholder_warnings
+from core.readers.hub import read_hub
+from core.readers.rows import Row
 from core.record_store import RecordWriter, StoredRecords, hash_keys
 from core.records import BadRow, Message, Record, excerpt, fingerprint
 from core.schema import DataConfig
@@ -26,29 +29,12 @@ from core.turns import RowError
 SAMPLE_ROWS = 50
 """Rows that a dialect is found from."""
 
-PARTS: dict[str, tuple[str, ...]] = {
-    "sft": ("sft", "preference"),
-    "preference": ("preference",),
-    "prompts": ("prompts", "sft", "preference"),
-    "text": ("text",),
-    "feedback": ("feedback", "sft", "preference"),
-}
-"""Schema to the files of a folder that can serve it, by name without suffix, best first."""
-
-HELDOUT = "heldout"
-
-NEEDS = {
-    "sft": "a prompt and a completion (or a chosen one)",
-    "preference": "chosen and rejected completions of one prompt",
-    "prompts": "a prompt",
-    "text": "raw text",
-    "feedback": "a prompt and a completion, good or bad (or chosen and rejected ones)",
-}
-"""Schema to what it asks of a record."""
+_LOOKED_AT = 10_000
+"""Records kept on disk that are looked at for placeholders."""
 
 NAME_COLUMNS = (
-    "say which column holds what, e.g. data.columns={prompt: …, completion: …}; "
-    f"the fields are {', '.join(ALIASES)}; a CSV or TSV file must name its columns in the first line"
+    "say which column holds what, e.g. data.columns={prompt: …, completion: …}, or name the layout with "
+    "data.dialect=…; docs/data.md lists fields and layouts"
 )
 
 
@@ -105,29 +91,41 @@ def load_records(
     columns: Mapping[str, str] | None = None,
     max_bad_frac: float = 0.05,
     root: Path | None = None,
+    dialect: str | None = None,
+    formats: Formats = BUILT_IN,
     into: RecordWriter | None = None,
 ) -> Loaded:
     """Read files (or the hub dataset of that name), find the dialect of each, and put the bad rows aside.
 
     columns: canonical field to column, where the names do not say it.
+    dialect: name of the dialect that all rows have, where it should not be found from them.
     max_bad_frac: share of bad rows, 0..1, above which it is an error.
     root: folder that file names are told relative to; the files' own folders when unset.
+    formats: readers and dialects.
     into: takes the records one by one instead of the list.
-    Raises: DataError when a file holds no row that can be used or is damaged, and when too many rows are bad;
-        ConfigError for unknown fields in `columns`.
+    Raises: DataError when no row can be used, when a file is damaged, and when too many rows are bad; ConfigError for
+        unknown fields in `columns`.
     """
     if isinstance(files, str):
         sources: Iterable[tuple[str, str, Iterator[Row]]] = [(files, files, read_hub(files))]
     else:
         sources = (
-            (file.relative_to(root).as_posix() if root else file.name, str(file), read_rows(file)) for file in files
+            (file.relative_to(root).as_posix() if root else file.name, str(file), formats.readers.rows(file))
+            for file in files
         )
+    find = partial(detect, columns=columns or {}, specs=formats.dialects, wanted=dialect)
     listed: list[Record] = []
     records = listed if into is None else into
     bad: list[BadRow] = []
     dialects: dict[str, Dialect] = {}
+    faults: list[DataError] = []
     for name, where, rows in sources:
-        dialects[name] = _load_file(rows, name, where, columns or {}, records=records, bad=bad)
+        try:
+            dialects[name] = _load_file(rows, name, where, find, columns or {}, records=records, bad=bad)
+        except _Unusable as error:
+            faults.append(error)
+    if not records and faults:
+        raise faults[0]
     total = len(records) + len(bad)
     if len(bad) > max_bad_frac * total:
         first = "; ".join(str(row) for row in bad[:3])
@@ -137,10 +135,19 @@ def load_records(
     return Loaded(listed, bad, dialects)
 
 
+class _Unusable(DataError):
+    """No row of the file can be used; its rows are among the bad ones."""
+
+
+Find = Callable[[Sequence[Mapping[str, Any]]], Dialect | None]
+"""Objects to the dialect that they have."""
+
+
 def _load_file(
     rows: Iterator[Row],
     name: str,
     where: str,
+    find: Find,
     columns: Mapping[str, str],
     *,
     records: list[Record] | RecordWriter,
@@ -148,30 +155,34 @@ def _load_file(
 ) -> Dialect:
     """Append the file's records and bad rows; returns its dialect. Rows are read one by one."""
     counts = len(records), len(bad)
-    sampled, dialect = _sample(rows, where, columns)
-    make = dialect.record
-    for line, value, fault in chain(sampled, rows):
-        if fault is None and type(value) is dict:
+    sampled, dialect, fault = _sample(rows, where, find, columns)
+    for line, value, reason in chain(sampled, rows):
+        why = reason or ("" if type(value) is dict else "not an object") or (fault.what if fault else "")
+        if dialect is not None and not why:
             try:
-                records.append(make(value, {"file": name, "line": line, "source": where}))
+                records.extend(dialect.records(value, {"file": name, "line": line, "source": where}))
                 continue
             except RowError as error:
-                reason = error.reason
-        else:
-            reason = fault or "not an object"
-        bad.append(BadRow(name, line, reason, excerpt(value)))
+                why = error.reason
+        bad.append(BadRow(name, line, why, excerpt(value)))
+    if dialect is None:
+        raise fault or _Unusable("the file holds no rows", where, "point data.path at a file that is not empty")
     if len(records) == counts[0]:
         faults = bad[counts[1] :]
         what = f"none of the {len(faults)} rows can be used"
-        raise DataError(what, "; ".join(str(row) for row in faults[:3]), NAME_COLUMNS)
+        raise _Unusable(what, "; ".join(str(row) for row in faults[:3]), NAME_COLUMNS)
     return dialect
 
 
-def _sample(rows: Iterator[Row], where: str, columns: Mapping[str, str]) -> tuple[list[Row], Dialect]:
-    """Rows up to the first SAMPLE_ROWS objects, and the dialect that these show. More rows, where they show none or
-    lack one of the columns asked for. Raises: DataError when all rows show none."""
+def _sample(
+    rows: Iterator[Row], where: str, find: Find, columns: Mapping[str, str]
+) -> tuple[list[Row], Dialect | None, _Unusable | None]:
+    """Rows up to the first SAMPLE_ROWS objects, and the dialect that these show or why all rows show none. More rows,
+    where they show none or lack one of the columns asked for. Raises: DataError where the columns are not there."""
     read: list[Row] = []
     objects: list[dict[str, Any]] = []
+    known: dict[str, None] = {}
+    lost: list[str] = []
     while True:
         wanted = 2 * len(objects) or SAMPLE_ROWS
         for row in rows:
@@ -180,26 +191,26 @@ def _sample(rows: Iterator[Row], where: str, columns: Mapping[str, str]) -> tupl
                 objects.append(row.value)
                 if len(objects) == wanted:
                     break
-        dialect = detect(objects, columns)
+        dialect = find(objects)
         known = dict.fromkeys(column for value in objects for column in value)
         lost = [column for column in columns.values() if column not in known]
         if dialect is not None and not lost:
-            return read, dialect
+            return read, dialect, None
         if len(objects) < wanted:
             break
     if not read:
-        raise DataError("the file holds no rows", where, "point data.path at a file that is not empty")
+        return [], None, _Unusable("the file holds no rows", where, "point data.path at a file that is not empty")
     if not objects:
         first = "; ".join(f"line {row.line}: {row.fault or 'not an object'}" for row in read[:3])
         mend = "each row must be a JSON object, each text in UTF-8"
-        raise DataError(f"none of the {len(read)} rows can be read", f"{where}: {first}", mend)
+        return read, None, _Unusable(f"none of the {len(read)} rows can be read", f"{where}: {first}", mend)
     names = ", ".join(str(column)[:40] for column in list(known)[:20]) or "none"
     if lost:
         near = difflib.get_close_matches(lost[0], known, 1)
         what = f"'data.columns' names '{lost[0]}', the columns are {names}"
         raise DataError(what, where, f"use '{near[0]}'" if near else "name one of these columns")
     asked = f" with data.columns={dict(columns)}" if columns else ""
-    raise DataError(f"no known layout fits the columns {names}{asked}", where, NAME_COLUMNS)
+    return read, None, _Unusable(f"no known layout fits the columns {names}{asked}", where, NAME_COLUMNS)
 
 
 # 2. Views by schema.
@@ -208,7 +219,8 @@ def _sample(rows: Iterator[Row], where: str, columns: Mapping[str, str]) -> tupl
 def as_schema(records: Iterable[Record], schema: str, dialects: Iterable[Dialect] = ()) -> list[Record]:
     """The records that serve a schema (one of core.specs.SCHEMAS), with the fields that it asks for.
 
-    sft: a preference pair serves with its chosen completion; a record labelled bad does not serve.
+    sft: a preference pair serves with its chosen completion, of several records of one row the first alone; a record
+        labelled bad does not serve.
     prompts: every record with a prompt serves, equal prompts once, the one with an answer before the others.
     feedback: completions of any label and pairs serve as they are.
     dialects: those that were found, for the message.
@@ -230,7 +242,7 @@ def serving(record: Record, schema: str) -> Record | None:
     if schema == "sft":
         if record.completion is not None and record.label is not False and record.prompt:
             return record
-        if record.chosen is not None:
+        if record.chosen is not None and not record.meta.get("part"):
             return replace(record, completion=record.chosen, chosen=None, rejected=None, margin=None)
         return None
     if schema == "feedback":
@@ -257,30 +269,41 @@ def prompts_of(records: Iterable[Record]) -> list[Record]:
             known = found.get(record.prompt_key)
             if known is None or (known.answer is None and record.answer is not None):
                 found[record.prompt_key] = record
-    return [Record(prompt=record.prompt, answer=record.answer, meta=record.meta) for record in found.values()]
+    return [
+        Record(prompt=record.prompt, answer=record.answer, tools=record.tools, meta=record.meta)
+        for record in found.values()
+    ]
 
 
 # 3. Everything for a stage.
 
 
-def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int) -> Dataset:
+def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int, formats: Formats = BUILT_IN) -> Dataset:
     """Training and held-out records for a stage.
 
-    path: a file, a folder (see PARTS; `heldout.*` is the held-out part) or a hub dataset `owner/name`.
+    path: a file, a folder (see PARTS; `heldout.*` is the held-out part), a pattern, or a hub dataset (see HubId).
     schema: one of core.specs.SCHEMAS.
     seed: draws the held-out prompts where the data brings no held-out part.
     Raises: ConfigError when there is nothing at `path`; DataError when its records cannot be read or do not serve.
     """
-    files, heldout_files, root = find_files(path, schema)
-    held = load_records(heldout_files, cfg.columns, cfg.max_bad_frac, root) if heldout_files else None
+    files, heldout_files, root = find_files(path, schema, formats)
+    load = partial(
+        load_records,
+        columns=cfg.columns,
+        max_bad_frac=cfg.max_bad_frac,
+        root=root,
+        dialect=cfg.dialect,
+        formats=formats,
+    )
+    held = load(heldout_files) if heldout_files else None
     train: Sequence[Record]
     if not isinstance(files, str) and is_streamed(cfg, files, schema):
-        streamed = stream_records(cfg, files, root, schema, cfg.system)
+        streamed = stream_records(cfg, files, root, schema, cfg.system, load)
         train, unfit, described, quarantined = (
             streamed.records, streamed.unfit, streamed.described, streamed.quarantined,
         )  # fmt: skip
     else:
-        loaded = load_records(files, cfg.columns, cfg.max_bad_frac, root)
+        loaded = load(files)
         train = as_schema(loaded.records, schema, loaded.dialects.values())
         unfit, described, quarantined = len(loaded.records) - len(train), describe(loaded), loaded.quarantined
     if cfg.shuffle:
@@ -316,9 +339,11 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int) -> D
     }
     if held is not None:
         info["train"]["also_heldout"] = doubled
+
         info["heldout"] |= describe(held)
     quarantined = [*quarantined, *(held.quarantined if held else [])]
-    return Dataset(train, heldout, prompts, info, quarantined, brings_heldout=brings_heldout)
+    looked_at = train if isinstance(train, list) else train[:_LOOKED_AT]
+    return Dataset(train, heldout, prompts, info, quarantined, [], placeholder_warnings(looked_at), brings_heldout)
 
 
 def _without(records: Sequence[Record], seen: set[str]) -> Sequence[Record]:
@@ -367,57 +392,3 @@ def describe(loaded: Loaded) -> dict[str, Any]:
     names = dict.fromkeys(str(one["dialect"]) for one in found.values())
     by_file = {key: {name: one[key] for name, one in found.items()} for key in ("mapping", "extra_columns")}
     return {"dialect": ", ".join(names), **by_file, "files": loaded.files}
-
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-
-def find_files(path: Path | str, schema: str) -> tuple[list[Path] | str, list[Path], Path | None]:
-    """Training files (or the id of a hub dataset), held-out files, and the folder that both are in.
-
-    Raises: ConfigError when there is nothing at `path`; DataError for a folder without files for the schema.
-    """
-    place = Path(path)
-    if place.is_file():
-        return [place], [], None
-    if not place.exists():
-        name = place.as_posix()
-        if _HUB_ID.fullmatch(name) and not place.parent.exists() and place.suffix not in (*READERS, ".gz"):
-            return name, [], None
-        raise _not_found(place)
-    data = sorted(file for file in place.iterdir() if is_data_file(file))
-    stems: dict[str, list[Path]] = {}
-    for file in data:
-        stems.setdefault(file.name.partition(".")[0], []).append(file)
-    heldout = stems.pop(HELDOUT, [])
-    named = [part for part in dict.fromkeys(chain(*PARTS.values())) if part in stems]
-    serving = [part for part in PARTS[schema] if part in stems]
-    if serving:
-        files = stems[serving[0]]
-    elif named:
-        what = f"the folder holds {', '.join(named)}, and none of these serves: the stage needs {NEEDS[schema]}"
-        raise DataError(what, str(place), f"add {PARTS[schema][0]}.jsonl, or point data.path at one file")
-    else:
-        files = [file for file in data if file not in heldout]
-    for part in (files if serving else [], heldout):
-        if len(part) > 1:
-            what = f"the folder holds the same part more than once: {', '.join(file.name for file in part)}"
-            raise DataError(what, str(place), "keep one of these files")
-    if not files:
-        mend = f"point data.path at a file or folder of {', '.join(sorted(READERS))} (.gz too)"
-        raise DataError("the folder holds no file of records", str(place), mend)
-    return files, heldout, place
-
-
-def _not_found(path: Path) -> ConfigError:
-    folder = path.parent
-    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, 1)
-    if near:
-        mend = f"use data.path={folder / near[0]}"
-    elif folder.is_dir():
-        files = [name for name in names if is_data_file(folder / name)]
-        mend = f"'{folder}' holds {', '.join(files[:8])}" if files else f"'{folder}' holds no file of records"
-    else:
-        mend = f"there is no folder '{folder}' either; give a file, a folder, or a hub id like owner/name"
-    return ConfigError(f"'{path}' does not exist", where="data.path", mend=mend)

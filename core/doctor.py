@@ -21,7 +21,8 @@ import core
 from core import combinations, peft_methods
 from core.errors import ConfigError
 from core.hookspecs import API_VERSION
-from core.registry import Registry, importable, install_hint
+from core.installing import importable, install_hint
+from core.registry import Registry
 from core.switches import is_switch
 
 WIDTH = 118

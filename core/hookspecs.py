@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from core.plan import Plan
     from core.run import StageRun
     from core.schema import RunConfig
-    from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec, TransformSpec
+    from core.specs import (
+        DataSourceSpec,
+        DialectSpec,
+        EngineSpec,
+        ReaderSpec,
+        RewardSpec,
+        StageSpec,
+        TrackerSpec,
+        TransformSpec,
+    )
     from core.types import Batch, LossOutput, Section
 
 PROJECT = "preftune"
@@ -58,6 +67,14 @@ class RegistrationHooks:
     @hookspec
     def register_record_transforms(self) -> list[TransformSpec]:
         """Filters, de-duplications, augmentations and checks of records that the plugin brings."""
+
+    @hookspec
+    def register_readers(self) -> list[ReaderSpec]:
+        """File formats that the plugin reads."""
+
+    @hookspec
+    def register_dialects(self) -> list[DialectSpec]:
+        """Layouts of rows that the plugin knows; tried before the built-in ones."""
 
     @hookspec
     def register_trackers(self) -> list[TrackerSpec]:

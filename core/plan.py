@@ -18,10 +18,11 @@ from core.combinations import changes_base, check_chain, check_combinations
 from core.dataset import Dataset
 from core.errors import ConfigError, PluginError
 from core.heatmap import TokenRow
+from core.installing import importable
 from core.keys import artifact_key
 from core.ledger import Found, Ledger
 from core.providers import blamed
-from core.registry import Registry, importable
+from core.registry import Registry
 from core.retention_sets import check_retention
 from core.schema import RewardConfig, RunConfig
 from core.scoring import find_spec, involved
@@ -352,7 +353,7 @@ def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan
 def dataset_for(cfg: RunConfig, schema: str, registry: Registry) -> Dataset:
     """The records that a config names, as `schema`, filtered, augmented and mixed as it says."""
     transforms = bind_transforms(cfg.data.transforms, registry)
-    return build_dataset(cfg.data, _places(cfg, registry), schema, cfg.runtime.seed, transforms)
+    return build_dataset(cfg.data, _places(cfg, registry), schema, cfg.runtime.seed, transforms, registry.formats())
 
 
 def _places(cfg: RunConfig, registry: Registry) -> Path | dict[str, Path]:

@@ -90,7 +90,8 @@ class Record:
     steps: tuple[Step, ...] = ()
     """The completion's steps, labelled one by one."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """`file`, `line` and `source` of the row; `extra` holds the columns that no field stands for."""
+    """`file`, `line` and `source` of the row; `part` counts from 0 where it holds several records; `extra` holds the
+    columns that no field stands for."""
 
     def turns(self) -> tuple[Message, ...]:
         """The whole dialogue: the prompt, and the completion as the final assistant turn."""

@@ -7,8 +7,6 @@ of them the user means.
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import re
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -18,7 +16,9 @@ from typing import Any
 
 import pluggy
 
+from core import __version__, dialects, readers
 from core.errors import PluginError
+from core.formats import Formats
 from core.hookspecs import (
     API_ATTRIBUTE,
     API_VERSION,
@@ -29,10 +29,20 @@ from core.hookspecs import (
     RegistrationHooks,
     StageHooks,
 )
+from core.installing import importable, install_hint
 from core.owners import Owner, PluginRecord, Registered
 from core.providers import blamed
-from core.spec_checks import Spec, check_spec, specs_of, structured
-from core.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec, TrackerSpec, TransformSpec
+from core.spec_checks import LoadedSpec, Spec, check_spec, specs_of, structured
+from core.specs import (
+    DataSourceSpec,
+    DialectSpec,
+    EngineSpec,
+    ReaderSpec,
+    RewardSpec,
+    StageSpec,
+    TrackerSpec,
+    TransformSpec,
+)
 from core.switches import DISABLE_VARIABLE, Switches
 
 STAGE_HOOKS = tuple(name for name in vars(StageHooks) if not name.startswith("_"))
@@ -53,6 +63,9 @@ class Registry:
     trackers: dict[str, Registered[TrackerSpec]] = field(default_factory=dict)
     data_sources: dict[str, Registered[DataSourceSpec]] = field(default_factory=dict)
     transforms: dict[str, Registered[TransformSpec]] = field(default_factory=dict)
+    readers: dict[str, Registered[ReaderSpec]] = field(default_factory=dict)
+    """By suffix."""
+    dialects: dict[str, Registered[DialectSpec]] = field(default_factory=dict)
     config_dirs: list[tuple[str, Owner]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     """One line for each broken plugin, to be shown to the user."""
@@ -69,6 +82,7 @@ class Registry:
         for specs in (RegistrationHooks, StageHooks, ObserverHooks):
             manager.add_hookspecs(specs)
         registry = cls(manager)
+        registry._take_formats()
         switches = Switches.read()
         found = sorted(metadata.entry_points(group=PROJECT), key=lambda point: (point.name, point.value))
         for point in found:
@@ -136,6 +150,12 @@ class Registry:
         self._refuse_stage_hooks(plugin)
         return self._collect(plugin, record.hooks)
 
+    def _take_formats(self) -> None:
+        """The built-in readers and dialects, so that no plugin takes their names."""
+        core = Owner("core", PROJECT, __version__)
+        self.readers = {suffix: Registered(spec, core) for spec in readers.BUILT_IN for suffix in spec.suffixes}
+        self.dialects = {spec.name: Registered(spec, core) for spec in dialects.BUILT_IN}
+
     def _refuse_stage_hooks(self, plugin: object) -> None:
         """Stage hooks belong to the chosen stage's own class; an entry module may only wrap them."""
         for name in STAGE_HOOKS:
@@ -157,6 +177,8 @@ class Registry:
             "register_trackers": (TrackerSpec, TrackerConfig),
             "register_data_sources": (DataSourceSpec, None),
             "register_record_transforms": (TransformSpec, TransformConfig),
+            "register_readers": (ReaderSpec, None),
+            "register_dialects": (DialectSpec, None),
             "register_config_dirs": (str, None),
         }
         collected: dict[str, list[Any]] = {}
@@ -187,10 +209,13 @@ class Registry:
             ("register_trackers", "tracker", self.trackers),
             ("register_data_sources", "data source", self.data_sources),
             ("register_record_transforms", "transform", self.transforms),
+            ("register_dialects", "dialect", self.dialects),
         ]
         for hook, kind, table in tables:
             for spec in collected[hook]:
                 self._put(f"{kind} {spec.name}", table, spec.name, spec, record)
+        for suffix, reader in [(suffix, spec) for spec in collected["register_readers"] for suffix in spec.suffixes]:
+            self._put(f"reader {suffix}", self.readers, suffix, reader, record)
         for folder in collected["register_config_dirs"]:
             self.config_dirs.append((folder, owner))
             record.adds.append(f"config {folder}")
@@ -270,12 +295,19 @@ class Registry:
                 record = next(record for record in self.plugins if record.owner == entry.owner)
                 record.state, record.reason = "broken", error.what
 
+    def formats(self) -> Formats:
+        """The readers and dialects of this run; dialects of plugins are tried before the built-in ones."""
+        own = [entry.spec for entry in self.dialects.values() if entry.spec not in dialects.BUILT_IN]
+        table = readers.Readers({suffix: entry.spec for suffix, entry in self.readers.items()}, self.resolve)
+        return Formats(table, (*own, *dialects.BUILT_IN))
+
     # -- the heavy side ----------------------------------------------------------------------------------------------
 
     def owner_of(self, spec: Spec) -> Owner:
         """The plugin that registered `spec`."""
         tables: list[dict[Any, Any]] = [
             self.stages, self.reward_models, self.engines, self.trackers, self.data_sources, self.transforms,
+            self.readers, self.dialects,
         ]  # fmt: skip
         for table in tables:
             for entry in table.values():
@@ -298,7 +330,7 @@ class Registry:
                     mend=install_hint(name, owner.distribution),
                 )
 
-    def resolve(self, spec: Spec) -> Any:
+    def resolve(self, spec: LoadedSpec) -> Any:
         """Import what `spec.impl` names, after looking for `requires`; PluginError when that fails."""
         self.check_requires(spec)
         module_name, _, attribute = spec.impl.partition(":")
@@ -356,29 +388,3 @@ def _import(value: str) -> object:
     for part in filter(None, attribute.strip().split(".")):
         found = getattr(found, part)
     return found
-
-
-def importable(name: str) -> bool:
-    """Whether a module can be found, without importing it."""
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def install_hint(name: str, distribution: str) -> str:
-    """The command that installs the module `name`: by an extra of `distribution` where one lists it."""
-    try:
-        requirements = metadata.requires(distribution) or [] if distribution else []
-    except metadata.PackageNotFoundError:
-        requirements = []
-    wanted = name.partition(".")[0].lower().replace("_", "-")
-    extras = []
-    for requirement in requirements:
-        package = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
-        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", requirement)
-        if extra and (package == wanted or package.startswith(wanted + "-")):
-            extras.append(extra.group(1))
-    if extras:
-        return " or ".join(f"pip install '{distribution}[{extra}]'" for extra in extras)
-    return f"pip install {wanted}"

@@ -220,6 +220,8 @@ class SourceConfig:
     """Name of a registered data source, in place of `path`."""
     columns: dict[str, str] = field(default_factory=dict)
     """Canonical field to column, as in `data.columns`."""
+    dialect: str | None = None
+    """Name of the layout of its rows, as in `data.dialect`."""
     cap: int | None = None
     """Most training records that count as there, drawn by the seed; unset takes all."""
     rate: float | None = None
@@ -233,10 +235,13 @@ class DataConfig:
     source: str | None = None
     """Name of a registered data source (a generator), e.g. `demo`."""
     path: str | None = None
-    """File or folder of records; wins over `source`. A folder may hold sft.jsonl, preference.jsonl, prompts.jsonl,
-    heldout.jsonl; any other file serves every stage whose schema can be read from its rows."""
+    """File, folder or pattern of files, or a dataset of the hub as `owner/name:split`; wins over `source`. A folder may
+    hold sft.jsonl, preference.jsonl, prompts.jsonl, heldout.jsonl; any other file serves every stage whose schema can
+    be read from its rows."""
     columns: dict[str, str] = field(default_factory=dict)
     """Canonical field to column of the file, e.g. `{prompt: question}`; found from the rows when unset."""
+    dialect: str | None = None
+    """Name of the layout of the rows (see docs/data.md); found from the rows when unset."""
     heldout_frac: float = 0.1
     """Share of the records held out when the data brings no held-out part."""
     heldout_max: int = 200
@@ -302,6 +307,9 @@ class DataConfig:
         if self.columns:
             mend = "name them by source: data.mixture.NAME.columns={…}"
             raise ConfigError("data.columns does not say which source's columns it names", "data.columns", mend)
+        if self.dialect is not None:
+            mend = "name it by source: data.mixture.NAME.dialect=…"
+            raise ConfigError("data.dialect does not say which source's layout it names", "data.dialect", mend)
         for name, source in self.mixture.items():
             key = f"data.mixture.{name}"
             if (source.path is None) == (source.source is None):

@@ -11,17 +11,23 @@ from core.specs import (
     SCHEMAS,
     TRANSFORM_KINDS,
     DataSourceSpec,
+    DialectSpec,
     EngineSpec,
+    ReaderSpec,
     RewardSpec,
     StageSpec,
     TrackerSpec,
     TransformSpec,
 )
 
-Spec = StageSpec | RewardSpec | EngineSpec | TrackerSpec | DataSourceSpec | TransformSpec
+LoadedSpec = StageSpec | RewardSpec | EngineSpec | TrackerSpec | DataSourceSpec | TransformSpec | ReaderSpec
+"""What names its code by `impl`."""
+
+Spec = LoadedSpec | DialectSpec
 """Anything that a plugin registers."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_SUFFIX = re.compile(r"\.[a-z0-9_]+")
 _IMPL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -36,6 +42,9 @@ def check_spec(spec: Any, base: type | None) -> None:
     """Raise PluginError unless a spec can be used as it stands."""
     if not _NAME.fullmatch(spec.name):
         raise PluginError(f"{type(spec).__name__} has the name {spec.name!r}; use letters, digits and _")
+    if isinstance(spec, DialectSpec):
+        _check_dialect(spec)
+        return
     if not _IMPL.fullmatch(spec.impl):
         raise PluginError(f"{spec.name}: impl is {spec.impl!r}; write 'package.module:Name'")
     if base is not None:
@@ -46,12 +55,30 @@ def check_spec(spec: Any, base: type | None) -> None:
     if isinstance(spec, TransformSpec) and spec.kind not in TRANSFORM_KINDS:
         raise PluginError(f"{spec.name}: kind is {spec.kind!r}; must be one of {', '.join(TRANSFORM_KINDS)}")
     if isinstance(spec, StageSpec):
-        if spec.data not in SCHEMAS:
-            raise PluginError(f"{spec.name}: data is {spec.data!r}; must be one of {', '.join(SCHEMAS)}")
-        if unknown := [role for role in (*spec.roles, *spec.after) if role not in ROLES]:
-            raise PluginError(f"{spec.name}: unknown role {unknown[0]!r}; must be one of {', '.join(ROLES)}")
-        if spec.algorithm and not _NAME.fullmatch(spec.algorithm):
-            raise PluginError(f"{spec.name}: algorithm has the name {spec.algorithm!r}; use letters, digits and _")
+        _check_stage(spec)
+    if isinstance(spec, ReaderSpec) and not (spec.suffixes and all(map(_SUFFIX.fullmatch, spec.suffixes))):
+        raise PluginError(f"{spec.name}: suffixes is {spec.suffixes!r}; write e.g. ('.xyz',), in lower case")
+
+
+def _check_stage(spec: StageSpec) -> None:
+    if spec.data not in SCHEMAS:
+        raise PluginError(f"{spec.name}: data is {spec.data!r}; must be one of {', '.join(SCHEMAS)}")
+    if unknown := [role for role in (*spec.roles, *spec.after) if role not in ROLES]:
+        raise PluginError(f"{spec.name}: unknown role {unknown[0]!r}; must be one of {', '.join(ROLES)}")
+    if spec.algorithm and not _NAME.fullmatch(spec.algorithm):
+        raise PluginError(f"{spec.name}: algorithm has the name {spec.algorithm!r}; use letters, digits and _")
+
+
+def _check_dialect(spec: DialectSpec) -> None:
+    if not spec.required:
+        raise PluginError(f"{spec.name}: required is empty, so every row would fit")
+    tests = {**spec.required, **spec.optional, "parse": spec.parse}
+    if wrong := [name for name, test in tests.items() if not callable(test)]:
+        raise PluginError(f"{spec.name}: '{wrong[0]}' is no function")
+    if wrong := [name for name in spec.aliases if name not in tests]:
+        raise PluginError(f"{spec.name}: aliases names '{wrong[0]}', which is neither required nor optional")
+    if spec.named and not spec.aliases.get("prompt"):
+        raise PluginError(f"{spec.name}: named=True asks for the columns of 'prompt' in aliases")
 
 
 def structured(config: type) -> Any:

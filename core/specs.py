@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig, TransformConfig
 
@@ -136,3 +138,38 @@ class TransformSpec:
     """Part of the artifact key; raise it when the outcome changes."""
     summary: str = ""
     requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReaderSpec:
+    """A file format. `impl` is "package.module:read"; read(file, path) takes a binary file that can be rewound, already
+    unpacked where it was compressed, and yields a core.api.Row for every row, also for those that it cannot read."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    """Endings of the files that it reads, in lower case and with the dot."""
+    impl: str
+    summary: str = ""
+    documents: bool = False
+    """A file is one text. In a folder such files are taken only where there are no others (a README is no data)."""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DialectSpec:
+    """A way to lay out rows. Found by its `required` fields; `parse` makes the fields of one record, or a list of
+    these where a row holds several, out of the values by canonical field."""
+
+    name: str
+    required: Mapping[str, Callable[[Any], bool]]
+    """Canonical field to the test that its values pass."""
+    parse: Callable[[Mapping[str, Any]], dict[str, Any] | list[dict[str, Any]]]
+    """Raises core.api.RowError for a row that does not fit."""
+    summary: str = ""
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Canonical field to the columns that it is looked for in, best first, where they differ from those of
+    core.dialects.ALIASES. Case does not matter, and a space or hyphen is an underscore."""
+    optional: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
+    """Fields that it takes along where a column of theirs passes the test."""
+    named: bool = False
+    """Known by the name of its prompt column alone; steps back when the user names another."""

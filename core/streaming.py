@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,24 +47,24 @@ def is_streamed(cfg: DataConfig, files: Sequence[Path] | str, schema: str) -> bo
 
 
 def stream_records(
-    cfg: DataConfig, files: Sequence[Path], root: Path | None, schema: str, system: str | None
+    cfg: DataConfig, files: Sequence[Path], root: Path | None, schema: str, system: str | None, load: Callable[..., Any]
 ) -> Streamed:
     """The records of the files that serve `schema`, from the cache or by one pass over the files.
+
+    load: core.dataset.load_records with everything but the files and `into`.
 
     Raises what `core.dataset.load_records` and `as_schema` raise.
     """
     folder = cache_dir() / "records" / _key(cfg, files, root, schema, system)
     if not (folder / "store.json").is_file():
-        _write(folder, cfg, files, root, schema, system)
+        _write(folder, files, schema, system, load)
     facts = json.loads((folder / "store.json").read_text(encoding="utf-8"))
     bad = [BadRow(**row) for row in facts["quarantined"]]
     return Streamed(StoredRecords.open(folder), facts["unfit"], facts["described"], bad)
 
 
-def _write(
-    folder: Path, cfg: DataConfig, files: Sequence[Path], root: Path | None, schema: str, system: str | None
-) -> None:
-    from core.dataset import describe, load_records, none_serves, serving, with_system
+def _write(folder: Path, files: Sequence[Path], schema: str, system: str | None, load: Callable[..., Any]) -> None:
+    from core.dataset import describe, none_serves, serving, with_system
 
     def serve(record: Record) -> Record | None:
         return serving(record, schema)
@@ -74,7 +74,7 @@ def _write(
 
     with atomic_folder(folder) as part:
         with RecordWriter(part, serve, finish) as writer:
-            loaded = load_records(files, cfg.columns, cfg.max_bad_frac, root, into=writer)
+            loaded = load(files, into=writer)
         if writer.unfit == len(writer):
             raise none_serves(schema, loaded.dialects.values())
         facts = {
@@ -91,6 +91,7 @@ def _key(cfg: DataConfig, files: Sequence[Path], root: Path | None, schema: str,
     parts: Mapping[str, Any] = {
         "files": [[str(file.relative_to(root) if root else file.name), sha256_file(file)] for file in files],
         "columns": dict(cfg.columns),
+        "dialect": cfg.dialect,
         "max_bad_frac": cfg.max_bad_frac,
         "schema": schema,
         "system": system,

@@ -19,7 +19,8 @@ from typing import Any
 
 from core.draws import seed_from
 from core.errors import ConfigError, DataError, PluginError, PreftuneError
-from core.readers import READERS, Row, is_data_file, read_rows
+from core.readers import BUILT_IN_READERS
+from core.readers.rows import Row
 from core.records import BadRow, Record, excerpt
 from core.registry import Owner, Registry
 from core.schema import TransformConfig
@@ -82,12 +83,12 @@ class TransformContext:
         Raises: ConfigError when there is nothing to read at `path`; DataError for a damaged file.
         """
         place = Path(path).expanduser()
-        files = sorted(file for file in place.rglob("*") if is_data_file(file)) if place.is_dir() else [place]
-        if not files or not all(map(is_data_file, files)):
-            mend = f"name a file or folder of {', '.join(sorted(READERS))} (.gz too)"
+        files = sorted(file for file in place.rglob("*") if BUILT_IN_READERS.reads(file)) if place.is_dir() else [place]
+        if not files or not all(map(BUILT_IN_READERS.reads, files)):
+            mend = f"name a file or folder of {BUILT_IN_READERS.known}"
             raise ConfigError(f"there are no rows at '{path}'", "", mend)
         for file in files:
-            for row in read_rows(file):
+            for row in BUILT_IN_READERS.rows(file):
                 yield file.name, row
 
 

@@ -1,25 +1,32 @@
-"""Values of a row to texts and messages: turns of either style, typed content parts, transcripts. Torch-free."""
+"""Values of a row to texts and messages: turns of either style, typed content parts, transcripts, tools. Torch-free."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from core.records import Message
 
 TURN_ROLES = {
     "system": "system", "developer": "system",
-    "user": "user", "human": "user",
+    "user": "user", "human": "user", "customer": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
-    "function_call": "assistant",
-    "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool",
+    "agent": "assistant", "function_call": "assistant", "tool_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool", "api": "tool",
+    "tool_response": "tool", "function_response": "tool",
 }  # fmt: skip
 """Names that files give to roles, in lower case. A call of a function is the assistant's turn."""
 
+CALL_ROLES = ("function_call", "tool_call")
+"""Roles whose content is a call."""
 
-CONTENT_PARTS = ("text", "input_text", "output_text", "reasoning", "thinking", "tool_call")
-"""Types of content parts that are text."""
+TEXT_PARTS = ("text", "input_text", "output_text")
+REASONING_PARTS = ("reasoning", "thinking")
+CALL_PARTS = ("tool_call", "tool_calls", "function_call")
+"""Types of content parts; images and others are refused."""
 
 
 class RowError(ValueError):
@@ -43,12 +50,15 @@ def to_text(value: object, field: str) -> str:
     raise RowError(f"wrong type: {field} is {kind_of(value)}, not text", field)
 
 
+# 1. Turns.
+
+
 def to_messages(value: object, field: str) -> tuple[Message, ...]:
     """Turns {role, content} or {from, value}, one or a list of them, as messages.
 
-    Typed content parts are joined: text as it stands, reasoning between <think> tags, tool calls as JSON lines; the
-    `tool_calls` of a message come after its content.
-    Raises: RowError for unknown roles, content that is no text (images), and other types.
+    Typed content parts are taken apart: texts are joined, reasoning and tool calls go to their own fields.
+    `loss_weight` or `weight` is the turn's weight.
+    Raises: RowError for unknown roles, content that is no text (images), calls that are no JSON, and other types.
     """
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list):
@@ -58,50 +68,118 @@ def to_messages(value: object, field: str) -> tuple[Message, ...]:
         if not isinstance(turn, dict):
             raise RowError(f"wrong type: {field} holds {kind_of(turn)}, not messages", field)
         name = turn.get("role", turn.get("from"))
-        role = TURN_ROLES.get(name.lower()) if isinstance(name, str) else None
+        name = name.lower() if isinstance(name, str) else name
+        role = TURN_ROLES.get(name) if isinstance(name, str) else None
         if role is None:
             raise RowError(f"unknown role {name!a} in {field}", field)
         content = turn.get("content", turn.get("value"))
-        if type(content) is not str or len(turn) > 2:
-            content = _content(turn, content, field)
-        messages.append(Message(role, content))
+        if type(content) is str and len(turn) == 2 and name not in CALL_ROLES:
+            messages.append(Message(role, content))
+        else:
+            messages.append(_message(turn, role, content, field, calling=name in CALL_ROLES))
     return tuple(messages)
 
 
-def _content(turn: dict[str, Any], content: object, field: str) -> str:
-    calls = turn.get("tool_calls")
+def _message(turn: dict[str, Any], role: str, content: object, field: str, calling: bool) -> Message:
+    """A turn with more than a text; its content is a call where it is `calling`."""
+    calls = list(to_calls(turn.get("tool_calls"), field)) if turn.get("tool_calls") else []
+    if isinstance(turn.get("function_call"), dict):
+        calls.extend(to_calls(turn["function_call"], field))
     parts = content if isinstance(content, list) else [content] if content is not None else []
-    if not isinstance(calls, list) or not calls:
-        calls = []
-        if content is None:
-            raise RowError(f"a message without content in {field}", field)
-    pieces: list[str] = []
-    reasoning = turn.get("reasoning_content")
-    if isinstance(reasoning, str) and reasoning:
-        pieces.append(_think(reasoning))
-    joins = False  # texts side by side are one text; anything else gets a line of its own
+    if content is None and not calls:
+        raise RowError(f"a message without content in {field}", field)
+    if calling:
+        parts = [{"type": "tool_call", "tool_call": content}]
+    texts: list[str] = []
+    thoughts = [turn["reasoning_content"]] if isinstance(turn.get("reasoning_content"), str) else []
     for part in parts:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        if kind not in CONTENT_PARTS:
+        said = part.get(kind, part.get("value", part.get("text"))) if isinstance(part, dict) else part
+        if kind in CALL_PARTS:
+            calls.extend(to_calls(said, field))
+        elif kind not in (*TEXT_PARTS, *REASONING_PARTS):
             raise RowError(f"content part of type {kind!a} in {field} is not supported", field)
-        value = part.get(kind, part.get("value", part.get("text"))) if isinstance(part, dict) else part
-        if not isinstance(value, str):
-            raise RowError(f"wrong type: content in {field} is {kind_of(value)}, not text", field)
-        is_text = kind.endswith("text")
-        if joins and is_text:
-            pieces[-1] += value
+        elif not isinstance(said, str):
+            raise RowError(f"wrong type: content in {field} is {kind_of(said)}, not text", field)
         else:
-            pieces.append(value if is_text or kind == "tool_call" else _think(value))
-        joins = is_text
-    for call in calls:
-        function = call.get("function", call) if isinstance(call, dict) else call
-        pieces.append(function if isinstance(function, str) else json.dumps(function, ensure_ascii=False))
-    return "\n".join(piece for piece in pieces if piece)
+            (texts if kind in TEXT_PARTS else thoughts).append(said)
+    if role != "assistant" and (calls or thoughts):
+        raise RowError(f"a call or reasoning of the {role} in {field}; only the assistant has these", field)
+    return Message(role, "".join(texts), _weight(turn, field), tuple(calls), "\n".join(filter(None, thoughts)))
 
 
-def _think(text: str) -> str:
-    return f"<think>\n{text}\n</think>\n"
+def _weight(turn: dict[str, Any], field: str) -> float | None:
+    weight = turn.get("loss_weight", turn.get("weight"))
+    if weight is None:
+        return None
+    if isinstance(weight, int | float) and math.isfinite(weight):
+        return float(weight)
+    raise RowError(f"wrong type: a weight in {field} is {kind_of(weight)}, not a finite number", field)
 
+
+def flat(message: Message) -> str:
+    """A message as one text, for fields that hold nothing else: its reasoning between <think> tags, its content, and
+    its calls as JSON lines."""
+    thoughts = f"<think>\n{message.reasoning}\n</think>\n" if message.reasoning else ""
+    return "\n".join(piece for piece in (thoughts, message.content, *message.calls) if piece)
+
+
+# 2. Tools and calls.
+
+
+def from_json(value: object, field: str) -> Any:
+    """The value that a JSON text holds. Raises: RowError for any other text."""
+    try:
+        return json.loads(to_text(value, field))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, RowError):
+            raise
+        raise RowError(f"{field} is no JSON text", field) from None
+
+
+def _parsed(value: object) -> object:
+    """A value, parsed where it is JSON written as text."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def to_calls(value: object, field: str) -> tuple[str, ...]:
+    """Tool calls in any of the usual forms (an object, a list, JSON as text, wrapped in {"function": …}) as JSON
+    objects {"name", "arguments"}. Raises: RowError for what is no call."""
+    value = _parsed(value)
+    calls = []
+    for item in value if isinstance(value, list) else [value]:
+        call = _parsed(item)
+        call = call.get("function", call) if isinstance(call, dict) else call
+        name = call.get("name") if isinstance(call, dict) else None
+        if not isinstance(call, dict) or not isinstance(name, str):
+            raise RowError(f"a tool call in {field} is {kind_of(call)} without a name", field)
+        arguments = _parsed(call.get("arguments", call.get("parameters", {})) or {})
+        if not isinstance(arguments, dict):
+            raise RowError(f"the arguments of the tool call '{name[:40]}' in {field} are no JSON object", field)
+        calls.append(json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False))
+    return tuple(calls)
+
+
+def to_tools(value: object, field: str) -> tuple[str, ...]:
+    """Tools in any of the usual forms (a list, JSON as text, wrapped in {"function": …}) as JSON schemas of functions.
+    Raises: RowError for what is no list of tools."""
+    value = _parsed(value)
+    tools = []
+    for item in value if isinstance(value, list) else [value]:
+        tool = _parsed(item)
+        tool = tool.get("function", tool) if isinstance(tool, dict) else tool
+        if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+            raise RowError(f"wrong type: {field} holds {kind_of(tool)}, not functions with a name", field)
+        tools.append(json.dumps(tool, ensure_ascii=False))
+    return tuple(tools)
+
+
+# 3. Transcripts.
 
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
@@ -124,3 +202,14 @@ def from_transcript(value: object, field: str) -> tuple[Message, ...]:
             content = f"{messages.pop().content}\n\n{content}".strip()
         messages.append(Message(role, content))
     return tuple(messages)
+
+
+def last_turn(messages: Sequence[Message], field: str) -> tuple[tuple[Message, ...], Message]:
+    """The messages before the last, and the last, which must be the assistant's and say something.
+    Raises: RowError where it is not."""
+    *before, last = messages or [Message("assistant", "")]
+    if last.role != "assistant":
+        raise RowError(f"the last turn of {field} is the {last.role}'s, not the assistant's", field)
+    if not last.content.strip() and not last.calls:
+        raise RowError("empty completion" if field == "completion" else f"empty completion: {field}", field)
+    return tuple(before), last

@@ -93,8 +93,8 @@ class Nlft:
         with run.timed("annotate"):
             built = build_items(run, self.data.train)
             self.examples, dropped = examples_of(run, built.items)
-            # In place, for the loop counts its steps by it: what failed takes none.
-            self.data.train[:] = self.examples
+            # The loop counts its steps by it: what failed takes none.
+            self.data.train = self.examples
             self._tell(run, [reason for _, reason in built.failures] + dropped)
             with torch.no_grad():
                 self.annotations = annotate(models, self.examples, cfg)

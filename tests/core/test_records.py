@@ -12,7 +12,7 @@ import pytest
 from core.dataset import as_schema, load_dataset, load_records
 from core.dialects import detect
 from core.errors import ConfigError, DataError
-from core.records import BadRow, Message, Record, write_quarantine
+from core.records import BadRow, Message, Record, Span, Step, write_quarantine
 from core.schema import DataConfig
 from core.split import split
 
@@ -34,6 +34,7 @@ def load_one(tmp_path: Path, row: dict, **options) -> tuple[Record, str]:
 
 TRANSCRIPT = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: What\nnow?\n\nAssistant:"
 TALK = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "What\nnow?"))
+CALL = '{"name": "f", "arguments": {"x": 1}}'
 CASES = {
     "prompt/completion": (
         {"prompt": "Hi", "completion": "Hello"},
@@ -91,8 +92,9 @@ CASES = {
         },
         "messages",
         {
-            "prompt": (Message("system", "Be kind"), *ASKED),
-            "completion": "<think>\nA greeting.\n</think>\n\nHello",
+            "prompt": (Message("system", "Be kind"), Message("user", "Hi", 0.0)),
+            "completion": "Hello",
+            "reasoning": "A greeting.",
         },
     ),
     "tool calls": (
@@ -112,7 +114,7 @@ CASES = {
         {
             "prompt": (
                 *ASKED,
-                Message("assistant", '{"name": "f", "arguments": "{}"}'),
+                Message("assistant", "", calls=('{"name": "f", "arguments": {}}',)),
                 Message("tool", "1"),
             ),
             "completion": "Hello",
@@ -123,16 +125,22 @@ CASES = {
             "system": "Be kind",
             "conversations": [
                 {"from": "human", "value": "Hi"},
-                {"from": "function_call", "value": "{}"},
+                {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
                 {"from": "observation", "value": "1"},
                 {"from": "gpt", "value": "Hello"},
             ],
-            "tools": "[]",
+            "tools": '[{"type": "function", "function": {"name": "f", "parameters": {}}}]',
         },
         "sharegpt",
         {
-            "prompt": (Message("system", "Be kind"), *ASKED, Message("assistant", "{}"), Message("tool", "1")),
+            "prompt": (
+                Message("system", "Be kind"),
+                *ASKED,
+                Message("assistant", "", calls=(CALL,)),
+                Message("tool", "1"),
+            ),
             "completion": "Hello",
+            "tools": ('{"name": "f", "parameters": {}}',),
         },
     ),
     "preference": (
@@ -198,8 +206,180 @@ CASES = {
         "prompt_completion",
         {"label": None, "completion": "Hello"},
     ),
+    "reasoning, call and weight of the last turn": (
+        {
+            "messages": [
+                USER,
+                {
+                    "role": "assistant",
+                    "content": [{"type": "thinking", "thinking": "Hm."}, {"type": "tool_call", "value": CALL}],
+                    "weight": 2,
+                },
+            ]
+        },
+        "messages",
+        {"prompt": ASKED, "completion": "", "reasoning": "Hm.", "calls": (CALL,), "weight": 2.0},
+    ),
+    "worked answer": (
+        {"question": "Hi", "answer": "1 + 1 = 2\n#### 2"},
+        "question_answer",
+        {"completion": "1 + 1 = 2\n#### 2", "answer": "2", "rationale": "1 + 1 = 2"},
+    ),
+    "other case and spaces": (
+        {"Question": "Hi", "Best Answer": "Hello", "Best Incorrect Answer": "Go"},
+        "preference",
+        {"prompt": ASKED, "chosen": "Hello", "rejected": "Go"},
+    ),
+    "labelled": (
+        {"input": "Hi", "output_1": "Go", "output_2": "Hello", "label": 2},
+        "preference_labelled",
+        {"prompt": ASKED, "chosen": "Hello", "rejected": "Go", "label": None},
+    ),
+    "labelled by letter": (
+        {"prompt": "Hi", "response_a": "Hello", "response_b": "Go", "winner": "model_a"},
+        "preference_labelled",
+        {"chosen": "Hello"},
+    ),
+    "a tie is a prompt": (
+        {"prompt": "Hi", "response_a": "Hello", "response_b": "Go", "winner": "tie"},
+        "preference_labelled",
+        {"prompt": ASKED, "chosen": None, "completion": None},
+    ),
+    "labelled conversations": (
+        {"conversation_a": [USER, BOT], "conversation_b": [USER, {**BOT, "content": "Go"}], "winner": "b"},
+        "preference_judged_messages",
+        {"prompt": ASKED, "chosen": "Go", "rejected": "Hello"},
+    ),
+    "counted from 0": (
+        {"prompt": "Hi", "response_0": "Go", "response_1": "Hello", "better_response_id": 1},
+        "preference_indexed",
+        {"chosen": "Hello", "rejected": "Go"},
+    ),
+    "stepwise": (
+        {"prompt": "Hi", "completions": ["One.", "Two."], "labels": [True, False]},
+        "stepwise",
+        {"completion": "One.\nTwo.", "steps": (Step("One.", 1.0), Step("Two.", 0.0)), "label": False},
+    ),
+    "steps as objects": (
+        {"question": "Hi", "steps": [{"text": "One.", "rating": 1}, {"text": "Two."}]},
+        "steps",
+        {"prompt": ASKED, "completion": "One.\nTwo.", "steps": (Step("One.", 1.0), Step("Two.")), "label": True},
+    ),
+    "spans": (
+        {"prompt": "Hi", "completion": "Helo you", "spans": [{"start": 0, "end": 4, "label": "typo"}]},
+        "span_feedback",
+        {"completion": "Helo you", "spans": (Span(0, 4, "typo"),), "label": False},
+    ),
+    "options by index": (
+        {"query": "Hi?", "choices": ["a", "b"], "gold": 1},
+        "multiple_choice",
+        {"prompt": (Message("user", "Hi?\n\nA. a\nB. b"),), "completion": "B", "answer": "B"},
+    ),
+    "options by label": (
+        {
+            "question": {"stem": "Hi?", "choices": [{"label": "1", "text": "a"}]},
+            "choices": {"label": ["1", "2"], "text": ["a", "b"]},
+            "answerKey": "2",
+        },
+        "multiple_choice",
+        {"prompt": (Message("user", "Hi?\n\nA. a\nB. b"),), "completion": "B"},
+    ),
+    "options in columns": (
+        {"question": "Hi?", "A": "a", "B": "b", "C": 3, "answer": "C"},
+        "multiple_choice_table",
+        {"prompt": (Message("user", "Hi?\n\nA. a\nB. b\nC. 3"),), "completion": "C"},
+    ),
+    "classes": (
+        {"text": "Hi", "category": "greeting"},
+        "classification",
+        {"prompt": ASKED, "completion": "greeting", "answer": "greeting", "text": "Hi"},
+    ),
+    "turns": ({"turns": [{"content": "Hi"}, {"content": "More"}]}, "turns", {"prompt": ASKED, "completion": None}),
+    "functions": (
+        {"question": [[USER]], "function": [{"name": "f"}]},
+        "function_calling",
+        {"prompt": ASKED, "tools": ('{"name": "f"}',)},
+    ),
+    "reply as JSON text": (
+        {
+            "context": json.dumps([{"role": "user", "text": "Hi"}]),
+            "generation": json.dumps({"role": "agent", "api": {"f": {"x": 1}}}),
+            "reward": 0.0,
+        },
+        "judged_reply",
+        {"prompt": ASKED, "completion": "", "calls": (CALL,), "score": 0.0, "label": False},
+    ),
     "score": ({"prompt": "Hi", "completion": "Hello", "score": 3}, "prompt_completion", {"score": 3.0}),
 }  # fmt: skip
+
+
+SEVERAL = {
+    "scores": (
+        {"prompt": "Hi", "responses": ["a", "b", "c"], "scores": [1, 3, 1]},
+        "scored_list",
+        [("b", "a", 2.0), ("b", "c", 2.0)],
+    ),
+    "ranks": ({"prompt": "Hi", "answers": ["a", "b"], "ranks": [2, 1]}, "ranked_list", [("b", "a", 1.0)]),
+    "objects": (
+        {"instruction": "Hi", "completions": [{"response": "a", "overall_score": 2}, {"response": "b", "rank": 1}]},
+        "judged_list",
+        [("a", "b", 3.0)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_a_row_may_hold_several_pairs(tmp_path: Path, case: str) -> None:
+    row, name, pairs = SEVERAL[case]
+    loaded = load_records([write(tmp_path / "rows.jsonl", [row])])
+    assert loaded.dialect.name == name
+    assert [(record.chosen, record.rejected, record.margin) for record in loaded.records] == pairs
+    assert [record.meta["part"] for record in loaded.records] == list(range(len(pairs)))
+    assert [record.completion for record in as_schema(loaded.records, "sft")] == [pairs[0][0]]
+
+
+def test_instances_are_records(tmp_path: Path) -> None:
+    row = {"instruction": "Add", "instances": [{"input": "1, 2", "output": "3"}, {"input": "", "output": "0"}]}
+    loaded = load_records([write(tmp_path / "rows.jsonl", [row])])
+    assert [(record.prompt[0].content, record.completion) for record in as_schema(loaded.records, "sft")] == [
+        ("Add\n\n1, 2", "3"),
+        ("Add", "0"),
+    ]
+
+
+def test_steps_with_several_tries(tmp_path: Path) -> None:
+    """As in PRM800K: the way taken, and every other try after the steps before it."""
+    steps = [
+        {"completions": [{"text": "a", "rating": 1}, {"text": "b", "rating": -1}], "chosen_completion": 0},
+        {"completions": [{"text": "c", "rating": -1}], "human_completion": {"text": "d"}, "chosen_completion": None},
+    ]
+    row = {"question": {"problem": "Hi", "ground_truth_answer": "4"}, "label": {"steps": steps}}
+    loaded = load_records([write(tmp_path / "rows.jsonl", [row])])
+    assert loaded.dialect.name == "process"
+    assert [record.steps for record in loaded.records] == [
+        (Step("a", 1.0), Step("d")),
+        (Step("b", -1.0),),
+        (Step("a"), Step("c", -1.0)),
+    ]
+    assert [record.completion for record in as_schema(loaded.records, "sft")] == ["a\nd"]
+    assert {record.answer for record in loaded.records} == {"4"}
+
+
+def test_placeholders_stay_and_are_warned_of(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "completion": "I am {{name}} of {{ author }}" if i else "{x} {{1}}"} for i in range(4)]
+    data = load_dataset(DataConfig(heldout_frac=0.0), write(tmp_path / "rows.jsonl", rows), "sft", 0)
+    assert data.train[1].completion == "I am {{name}} of {{ author }}"
+    [warning] = data.warnings
+    assert warning.startswith("3 records hold placeholders ({{") and "{{ author }}" in warning
+
+
+def test_a_dialect_can_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"text": "Hi", "category": "greeting"}])
+    assert load_records([path]).dialect.name == "classification"
+    assert load_records([path], dialect="text").records[0].prompt == ()
+    with pytest.raises(ConfigError, match="no dialect 'txt'") as error:
+        load_records([path], dialect="txt")
+    assert error.value.mend == "use 'text'"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -482,15 +662,21 @@ def test_a_path_that_does_not_exist_names_the_near_one(tmp_path: Path) -> None:
 def test_hub_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    def load(name: str, split: str) -> list[dict]:
+    def load(name: str, config: str | None, **options) -> list[dict]:
         if name == "owner/none":
             raise ConnectionError("offline\nmore")
-        return [{"prompt": f"{name} {i}", "completion": split} for i in range(3)]
+        asked.append((name, config, *options.values()))
+        return [{"prompt": f"{name} {i}", "completion": options["split"]} for i in range(3)]
+
+    asked: list[tuple] = []
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     data = load_dataset(DataConfig(heldout_frac=0.0), Path("owner/name"), "sft", 0)
     assert [record.completion for record in data.train] == ["train"] * 3
     assert data.train[2].meta == {"file": "owner/name", "line": 3, "source": "owner/name"}
+    data = load_dataset(DataConfig(heldout_frac=0.0), Path("owner/name@v1:main:test[:2]"), "sft", 0)
+    assert [record.completion for record in data.train] == ["test"] * 2
+    assert asked == [("owner/name", None, "train", None, False), ("owner/name", "main", "test", "v1", True)]
     with pytest.raises(DataError, match="cannot load 'owner/none' from the hub: offline") as error:
         load_dataset(DataConfig(), Path("owner/none"), "sft", 0)
     assert "download" in error.value.mend

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from core.errors import PluginError
+from core.installing import install_hint
 from core.launch import typed_config
-from core.registry import Registry, install_hint
+from core.registry import Registry
 from core.switches import DISABLE_VARIABLE, MODULES_VARIABLE
 
 ONE_STAGE = """
