@@ -406,15 +406,15 @@ def test_no_whole_group_ends_the_run(make_stage):
 
 @pytest.mark.parametrize("bad", ["nan", "inf"])
 def test_a_loss_that_is_no_number_names_stage_and_step_and_keeps_the_checkpoint(make_stage, monkeypatch, bad):
-    import plugins.sft.stage
+    import plugins.shared.supervised
 
     stage = make_stage("stage=sft", "stage.batch_size=8", "stage.max_steps=5", "stage.save_every_steps=1")
-    loss = plugins.sft.stage.weighted_nll
+    loss = plugins.shared.supervised.weighted_nll
 
-    def failing(models, micro_batch):
-        return loss(models, micro_batch) * (float(bad) if stage.run.step == 3 else 1.0)
+    def failing(models, micro_batch, **settings):
+        return loss(models, micro_batch, **settings) * (float(bad) if stage.run.step == 3 else 1.0)
 
-    monkeypatch.setattr(plugins.sft.stage, "weighted_nll", failing)
+    monkeypatch.setattr(plugins.shared.supervised, "weighted_nll", failing)
     weights: list[dict[str, torch.Tensor]] = []
     observe = stage.run.observe_step
     monkeypatch.setattr(stage.run, "observe_step", lambda *a: (observe(*a), weights.append(stage.weights())))
