@@ -160,10 +160,13 @@ def _load_file(
         why = reason or ("" if type(value) is dict else "not an object") or (fault.what if fault else "")
         if dialect is not None and not why:
             try:
-                records.extend(dialect.records(value, {"file": name, "line": line, "source": where}))
-                continue
+                made = dialect.records(value, {"file": name, "line": line, "source": where})
             except RowError as error:
                 why = error.reason
+            else:
+                for record in made:
+                    records.append(record)
+                continue
         bad.append(BadRow(name, line, why, excerpt(value)))
     if dialect is None:
         raise fault or _Unusable("the file holds no rows", where, "point data.path at a file that is not empty")

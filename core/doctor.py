@@ -192,7 +192,7 @@ def command(arguments: list[str]) -> int:
 
 def _text(registry: Registry, found: list[Package], chosen: list[Part]) -> str:
     blocks = ["environment\n" + _table([(f"{name}:", value) for name, value in environment().items()])]
-    rows = [("package", "installed", "tested", "state", "for")]
+    rows: list[tuple[str, ...]] = [("package", "installed", "tested", "state", "for")]
     rows += [
         (item.name, item.installed or "–", item.tested or "any", item.state, item.extra and f"extra '{item.extra}'")
         for item in found
