@@ -331,12 +331,17 @@ def test_micro_batches_change_nothing(make_stage, annotation):
         assert max((weights[name] - results[0][2][name]).abs().max() for name in weights) < 1e-6
 
 
+def own(stage: Any) -> Any:
+    """The stage's own object."""
+    (found,) = [impl.plugin for impl in stage.hook.report_section.get_hookimpls() if hasattr(impl.plugin, "examples")]
+    return found
+
+
 def test_live_weights_are_the_frozen_ones_before_the_first_step(make_stage):
     losses = []
     for annotation in ("frozen", "live"):
         stage = make_stage(*QUICK, f"stage.annotation={annotation}", "stage.ratio=0.9", "stage.min_prob=0.0001")
-        assert sum(int(note.seed_T.sum()) for note in stage.run.hook.build_models.get_hookimpls()[-1]
-                   .plugin.annotations) > 0  # fmt: skip
+        assert sum(int(note.seed_T.sum()) for note in own(stage).annotations) > 0
         losses.append([
             stage.hook.compute_loss(run=stage.run, models=stage.models, micro_batch=row).loss.item()
             for row in stage.collect().updates[0]
@@ -359,7 +364,7 @@ def test_heat_maps_stand_in_terminal_and_report(make_stage, capfd):
     stage = make_stage("stage=nlft", "stage.ratio=0.9", "stage.min_prob=0.0001")
     out = capfd.readouterr().out
     assert "tokens negative: " in out and "[[-" in out
-    (plugin,) = [impl.plugin for impl in stage.hook.report_section.get_hookimpls() if hasattr(impl.plugin, "shown")]
+    plugin = own(stage)
     section = plugin.report_section()
     assert section.html.count('<i class="down"') > 0
     assert f"{len(plugin.examples)} wrong" in section.markdown and "`" in section.markdown
@@ -480,7 +485,7 @@ def test_answers_are_made_checked_judged_and_never_made_twice(make_stage, questi
     assert {row["right"] for row in rows} == {False}
     assert rows[0]["judgement"].startswith("The answer is wrong. The right answer is: ")
     assert all(row["answer"] == stage.run.codec.text(row["ids"]) and 0 < len(row["ids"]) <= 5 for row in rows)
-    plugin = next(impl.plugin for impl in stage.hook.report_section.get_hookimpls() if hasattr(impl.plugin, "examples"))
+    plugin = own(stage)
     assert [example.answer for example in plugin.examples] == [row["ids"] for row in rows]
 
     # A build that was cut off in the middle of a line makes the rest alone, and the same.
