@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from core.api import ConfigError, Message, Record, Rollout, Score
 from core.dataset import load_records
-from core.registry import MODULES_VARIABLE
+from core.switches import MODULES_VARIABLE
 from plugins.s3ft import LEAKS, REMNANTS, RewriteConfig, SelfConfig
 from plugins.s3ft.composition import composition, section
 from plugins.s3ft.route import GOLD, PARAPHRASE, SELF, Answer, Filters, Item, route
