@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from core.api import ConfigError, Message, Record, Rollout, Score
+from core.api import ConfigError, Message, PluginError, Record, Rollout, Score
 from core.dataset import load_records
-from core.registry import MODULES_VARIABLE
+from core.switches import MODULES_VARIABLE
 from plugins.s3ft import LEAKS, REMNANTS, RewriteConfig, SelfConfig
 from plugins.s3ft.composition import composition, section
 from plugins.s3ft.route import GOLD, PARAPHRASE, SELF, Answer, Filters, Item, route
@@ -303,7 +303,7 @@ def test_a_build_that_was_interrupted_goes_on_and_repeats_nothing(s3ft):
 
     write.left = 20  # each batch of 4 asks 8 times: the third is cut in its midst
     stage = s3ft(write, "judge=odd")
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(PluginError, match="killed"):
         make_data(stage)
     [rows_file] = Path(stage.run.cfg.runs_dir).glob(".builds/*/rows.jsonl")
     assert len(rows_file.read_text().splitlines()) == 8

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.api import ConfigError, GuardedScorer, ScorerContext, ScoreRequest
+from core.api import ConfigError, GuardedScorer, Message, ScorerContext, ScoreRequest
 from core.launch import typed_config
 from core.plan import make_plan
 from core.testing import tiny_model, tiny_pairs
@@ -117,9 +117,7 @@ def test_a_whole_reference_wins_over_the_short_answer(run):
 def test_the_policys_verdict_is_its_probability_of_yes(run):
     prompt = "Q {question} R {reference} A {answer}"
     [score] = scorer(LlmConfig(name="llm", prompt=prompt), run).score([ask("two")])
-    ids = run.codec.prompts(
-        [[SimpleNamespace(as_dict=lambda: {"role": "user", "content": "Q One and one? R two A two"})]]
-    )[0]
+    [ids] = run.codec.prompts([[Message("user", "Q One and one? R two A two")]])
     weights = []
     for ending in run.codec.completions(["Verdict: yes", "Verdict: no"]):
         with torch.no_grad():
