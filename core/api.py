@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from core import heatmap
+from core.data_schema import TransformConfig
 from core.errors import ArtifactError, ConfigError, DataError, ModelError, PluginError, PreftuneError, TrainingError
 from core.files import disk_guard
 from core.hookspecs import API_VERSION, PROJECT, hookimpl
 from core.jsonl import read_rows
 from core.readers.rows import Row
 from core.records import Message, Record, Span, Step
-from core.schema import (
-    RewardConfig,
-    RolloutConfig,
-    Schedule,
-    StageConfig,
-    TrackerConfig,
-    TransformConfig,
-    check_regex,
-    require,
-)
+from core.rules import check_regex, require
+from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig
 from core.scoring import GuardedScorer, ScorerContext, summarise
 from core.specs import (
     DataSourceSpec,

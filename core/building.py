@@ -9,12 +9,12 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+from core.data_schema import Choice, DataConfig
 from core.dataset import Dataset, load_dataset, prompts_of, with_system
 from core.errors import DataError
 from core.formats import BUILT_IN, Formats
 from core.mixing import mixed
 from core.records import Record, fingerprint
-from core.schema import Choice, DataConfig
 from core.transforms import BoundTransform, apply_transforms
 
 

@@ -12,12 +12,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core import peft_methods
+from core.data_schema import DataConfig
 from core.errors import ConfigError
 from core.fields import FieldDoc, field_docs, field_names
 from core.overrides import close
 from core.registry import Registry
 from core.schema import (
-    DataConfig,
     EvalConfig,
     ModelConfig,
     PeftConfig,

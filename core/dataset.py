@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data_files import NEEDS, find_files
+from core.data_schema import DataConfig
 from core.dialects import Dialect, detect
 from core.draws import shuffled
 from core.errors import DataError
@@ -21,7 +22,6 @@ from core.readers.hub import read_hub
 from core.readers.rows import Row
 from core.record_store import RecordWriter, StoredRecords, hash_keys
 from core.records import BadRow, Message, Record, excerpt, fingerprint
-from core.schema import DataConfig
 from core.split import split_for
 from core.streaming import is_streamed, stream_records
 from core.turns import RowError

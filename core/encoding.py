@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import core
+from core.data_schema import Choice
 from core.files import sha256_file
 from core.records import Record, fingerprint
-from core.schema import Choice
 from core.sources import cache_dir
 from core.token_cache import SHARD_ROWS, Encode, cached_tokens
 

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from core.data_schema import DataConfig, Mixing
 from core.draws import shuffled
 from core.errors import DataError, PluginError
 from core.records import Record
-from core.schema import DataConfig, Mixing
 
 
 def weights(sizes: Mapping[str, int], cfg: DataConfig) -> dict[str, float]:

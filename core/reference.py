@@ -7,10 +7,11 @@ import sys
 from typing import Any
 
 from core import combinations
+from core.data_schema import TransformConfig
 from core.errors import ConfigError
 from core.fields import FieldDoc, field_docs
 from core.registry import Registry
-from core.schema import RewardConfig, RolloutConfig, RunConfig, StageConfig, TrackerConfig, TransformConfig
+from core.schema import RewardConfig, RolloutConfig, RunConfig, StageConfig, TrackerConfig
 from core.switches import is_switch
 
 HEAD = """# Settings

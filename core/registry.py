@@ -168,7 +168,8 @@ class Registry:
 
     def _collect(self, plugin: object, hooks: list[str]) -> dict[str, list[Any]]:
         """What the registration hooks of this one plugin return, checked."""
-        from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig, TransformConfig
+        from core.data_schema import TransformConfig
+        from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 
         kinds: dict[str, tuple[type, type | None]] = {
             "register_stages": (StageSpec, StageConfig),

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig, TransformConfig
+from core.data_schema import TransformConfig
+from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 
 ROLES = ("policy", "reference", "reward_model", "value_model", "teacher")
 SCHEMAS = ("sft", "preference", "prompts", "text", "feedback")

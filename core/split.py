@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from core.data_schema import DataConfig
 from core.draws import drawn_places, held_out, in_fold
 from core.record_store import StoredRecords
 from core.records import Record
-from core.schema import DataConfig
 
 
 def split_for(cfg: DataConfig, records: Sequence[Record], seed: int) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import core
+from core.data_schema import Choice, DataConfig
 from core.files import atomic_folder, sha256_file, write_json
 from core.record_store import RecordWriter, StoredRecords
 from core.records import BadRow, Record
-from core.schema import Choice, DataConfig
 from core.sources import cache_dir
 
 STREAM_BYTES = 256 * 2**20

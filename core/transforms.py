@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from core.data_schema import TransformConfig
 from core.draws import seed_from
 from core.errors import ConfigError, DataError, PluginError, PreftuneError
 from core.readers import BUILT_IN_READERS
 from core.readers.rows import Row
 from core.records import BadRow, Record, excerpt
 from core.registry import Owner, Registry
-from core.schema import TransformConfig
 from core.scoring import typed_config
 from core.specs import TransformSpec
 

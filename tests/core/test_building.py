@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.building import build_dataset
+from core.data_schema import DataConfig, Mixing, SourceConfig
 from core.draws import in_fold, shuffled
 from core.errors import ConfigError, DataError, PluginError
 from core.launch import typed_config
@@ -17,7 +18,6 @@ from core.mixing import mix, quotas, size_without_repeats, weights
 from core.plan import dataset_for, make_plan
 from core.records import Message, Record
 from core.registry import Registry
-from core.schema import DataConfig, Mixing, SourceConfig
 
 
 def record(text: str, line: int = 1, **fields) -> Record:

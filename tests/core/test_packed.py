@@ -14,13 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 import core.attention
 import core.logprobs
 import core.packed
+from core.data_schema import DataConfig
 from core.errors import ModelError
 from core.examples import demonstrations, pairs
 from core.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
 from core.models import ScoreModel, TokenModel, check_packed
 from core.packed import PromptGroup, pack, pack_texts
 from core.records import Message, Record
-from core.schema import DataConfig
 from core.supervised import weighted_rows
 from core.testing.tiny import tiny_tokenizer
 from core.tokens import ChatCodec

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from core.data_schema import DataConfig
 from core.dataset import as_schema, load_dataset, load_records
 from core.dialects import detect
 from core.errors import ConfigError, DataError
 from core.records import BadRow, Message, Record, Span, Step, write_quarantine
-from core.schema import DataConfig
 from core.split import split
 
 USER, BOT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import core.token_cache
+from core.data_schema import Choice, DataConfig
 from core.dataset import load_dataset
 from core.encoding import tokenizer_fingerprint
 from core.errors import DataError
@@ -18,7 +19,7 @@ from core.examples import Demonstration, demonstrations
 from core.order import step_items, token_counts
 from core.record_store import StoredRecords, from_line, to_line
 from core.records import Message, Record, Span, Step
-from core.schema import Choice, DataConfig, Order
+from core.schema import Order
 from core.testing.tiny import tiny_tokenizer
 from core.tokens import ChatCodec
 

@@ -1,0 +1,24 @@
+"""Rules that one setting can be held to. Torch-free."""
+
+from __future__ import annotations
+
+import re
+
+from core.errors import ConfigError
+
+
+def require(condition: bool, key: str, rule: str, value: object) -> None:
+    """Raise ConfigError("<key> must be <rule>, got <value>") unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"'{key}' must be {rule}, got {value!r}", mend=f"set {key}=… to a value that is {rule}")
+
+
+def check_regex(key: str, pattern: str) -> None:
+    """Raise ConfigError naming `key` unless `pattern` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(
+            f"'{key}' must be a regular expression, got {pattern!r}: {error}",
+            mend=f"correct {key} (syntax of Python's re module)",
+        ) from error
