@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core import heatmap
+from core.data_files import find_files
 from core.data_schema import TransformConfig
 from core.errors import ArtifactError, ConfigError, DataError, ModelError, PluginError, PreftuneError, TrainingError
 from core.files import disk_guard
@@ -20,6 +21,7 @@ from core.specs import (
     ReaderSpec,
     RewardSpec,
     StageSpec,
+    TextSetSpec,
     TrackerSpec,
     TransformSpec,
 )
@@ -33,8 +35,8 @@ __all__ = [
     "EngineSpec", "GuardedScorer", "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError",
     "ReaderSpec", "Record", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Row",
     "RowError", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext", "Section", "Span",
-    "StageConfig", "StageSpec", "Step", "TextPart", "TooLong", "TrackerConfig", "TrackerSpec", "TrainOn",
-    "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "check_regex",
-    "disk_guard", "heatmap", "hookimpl", "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages",
-    "to_text", "words_of",
+    "StageConfig", "StageSpec", "Step", "TextPart", "TextSetSpec", "TooLong", "TrackerConfig", "TrackerSpec",
+    "TrainOn", "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "check_regex",
+    "disk_guard", "find_files", "heatmap", "hookimpl", "read_rows", "require", "summarise", "text_of", "texts_of",
+    "to_messages", "to_text", "words_of",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "preference": ("preference",),
     "prompts": ("prompts", "sft", "preference"),
     "text": ("text",),
+    "corpus": ("text", "sft", "preference"),
     "feedback": ("feedback", "sft", "preference"),
 }
 """Schema to the files of a folder that can serve it, by name without suffix, best first."""
@@ -30,6 +31,7 @@ NEEDS = {
     "preference": "chosen and rejected completions of one prompt",
     "prompts": "a prompt",
     "text": "raw text",
+    "corpus": "raw text, or a prompt and a completion",
     "feedback": "a prompt and a completion, good or bad (or chosen and rejected ones)",
 }
 """Schema to what it asks of a record."""

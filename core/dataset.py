@@ -224,6 +224,7 @@ def as_schema(records: Iterable[Record], schema: str, dialects: Iterable[Dialect
 
     sft: a preference pair serves with its chosen completion, of several records of one row the first alone; a record
         labelled bad does not serve.
+    corpus: raw text serves, and what serves sft.
     prompts: every record with a prompt serves, equal prompts once, the one with an answer before the others.
     feedback: completions of any label and pairs serve as they are.
     dialects: those that were found, for the message.
@@ -242,7 +243,9 @@ def as_schema(records: Iterable[Record], schema: str, dialects: Iterable[Dialect
 
 def serving(record: Record, schema: str) -> Record | None:
     """What the schemas that look at records one by one take of a record; None where it does not serve."""
-    if schema == "sft":
+    if schema == "corpus" and record.text is not None:
+        return record
+    if schema in ("sft", "corpus"):
         if record.completion is not None and record.label is not False and record.prompt:
             return record
         if record.chosen is not None and not record.meta.get("part"):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ReaderSpec,
         RewardSpec,
         StageSpec,
+        TextSetSpec,
         TrackerSpec,
         TransformSpec,
     )
@@ -79,6 +80,10 @@ class RegistrationHooks:
     @hookspec
     def register_trackers(self) -> list[TrackerSpec]:
         """Trackers that the plugin brings; the chosen one is registered as an observer."""
+
+    @hookspec
+    def register_text_sets(self) -> list[TextSetSpec]:
+        """Named sets of short texts that the plugin brings."""
 
     @hookspec
     def register_config_dirs(self) -> list[str]:

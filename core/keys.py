@@ -37,8 +37,12 @@ def plain(value: Any) -> Any:
 
 
 def _file_hash(name: str | None) -> str | None:
-    """SHA-256 of a file that the config names; None where there is none (whoever reads it says so)."""
+    """SHA-256 of a file that the config names, or of the names and contents of a folder's files; None where there is
+    nothing (whoever reads it says so)."""
     path = Path(name).expanduser() if name else None
+    if path and path.is_dir():
+        listed = [f"{file.name} {sha256_file(file)}" for file in sorted(path.iterdir()) if file.is_file()]
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
     return sha256_file(path) if path and path.is_file() else None
 
 

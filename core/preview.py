@@ -120,13 +120,15 @@ def preview_codec(stage: StagePlan) -> ChatCodec:
 def estimate(stage: StagePlan, examples: Sequence[Any]) -> dict[str, Any]:
     """Steps, batch, a few rows and rough cost for the plan, from examples of the first records."""
     cfg, records = stage.cfg.stage, stage.dataset.train
-    steps = cfg.max_steps or max(1, math.ceil(len(records) * cfg.epochs / cfg.batch_size))
+    # A record may make several examples, as a document makes chunks.
+    each = len(examples) / min(len(records), _SAMPLE) if examples else 1.0
+    steps = cfg.max_steps or max(1, math.ceil(len(records) * each * cfg.epochs / cfg.batch_size))
     per_record = sum(example.tokens for example in examples) / max(len(examples), 1)
     group = getattr(cfg, "group_size", 1)
     if stage.engine is not None:
         per_record += group * getattr(cfg, "max_new_tokens", 0)
     tokens = per_record * cfg.batch_size
-    unit = {"prompts": "prompts", "preference": "pairs"}.get(stage.spec.data, "records")
+    unit = {"prompts": "prompts", "preference": "pairs", "text": "chunks"}.get(stage.spec.data, "records")
     text = f"{cfg.batch_size} {unit}" + (f" × {group}" if group > 1 else "") + f", ≈ {tokens:,.0f} tokens"
     preview: dict[str, Any] = {
         "total_steps": steps,

@@ -40,6 +40,7 @@ from core.specs import (
     ReaderSpec,
     RewardSpec,
     StageSpec,
+    TextSetSpec,
     TrackerSpec,
     TransformSpec,
 )
@@ -65,6 +66,7 @@ class Registry:
     transforms: dict[str, Registered[TransformSpec]] = field(default_factory=dict)
     readers: dict[str, Registered[ReaderSpec]] = field(default_factory=dict)
     """By suffix."""
+    text_sets: dict[str, Registered[TextSetSpec]] = field(default_factory=dict)
     dialects: dict[str, Registered[DialectSpec]] = field(default_factory=dict)
     config_dirs: list[tuple[str, Owner]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -178,6 +180,7 @@ class Registry:
             "register_trackers": (TrackerSpec, TrackerConfig),
             "register_data_sources": (DataSourceSpec, None),
             "register_record_transforms": (TransformSpec, TransformConfig),
+            "register_text_sets": (TextSetSpec, None),
             "register_readers": (ReaderSpec, None),
             "register_dialects": (DialectSpec, None),
             "register_config_dirs": (str, None),
@@ -210,6 +213,7 @@ class Registry:
             ("register_trackers", "tracker", self.trackers),
             ("register_data_sources", "data source", self.data_sources),
             ("register_record_transforms", "transform", self.transforms),
+            ("register_text_sets", "text set", self.text_sets),
             ("register_dialects", "dialect", self.dialects),
         ]
         for hook, kind, table in tables:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from core.console import Console
+from core.data_files import find_files
+from core.dataset import as_schema, load_records
 from core.draws import seed_from
 from core.errors import ConfigError, PluginError
 from core.examples import encoded_prompts
@@ -169,6 +171,12 @@ class StageRun:
             save_plain(self, merged)
         return merged
 
+    def start_from(self, folder: Path) -> None:
+        """Start from other weights than planned, e.g. the same model with more tokens. To be called in `build_models`,
+        before any is loaded."""
+        self.start_folder = folder
+        vars(self).pop("engine_folder", None)
+
     @property
     def max_sequence_tokens(self) -> int:
         """Longest prompt and completion together, in tokens."""
@@ -248,6 +256,17 @@ class StageRun:
         Raises DataError when the data does not serve that schema.
         """
         return dataset_for(self.cfg, schema, self.registry).train
+
+    def records_from(self, path: str, schema: str) -> list[Record]:
+        """Records of a file, folder or hub dataset beside the run's own data; its bad rows go to quarantine.
+
+        Raises: ConfigError when there is nothing at `path`; DataError when its records do not serve the schema.
+        """
+        formats = self.registry.formats()
+        files, _, root = find_files(Path(path).expanduser(), schema, formats)
+        loaded = load_records(files, max_bad_frac=self.cfg.data.max_bad_frac, root=root, formats=formats)
+        self.dropped += loaded.quarantined
+        return as_schema(loaded.records, schema, loaded.dialects.values())
 
     # -- rollouts and scores -----------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from core.specs import (
     ReaderSpec,
     RewardSpec,
     StageSpec,
+    TextSetSpec,
     TrackerSpec,
     TransformSpec,
 )
@@ -23,7 +24,7 @@ from core.specs import (
 LoadedSpec = StageSpec | RewardSpec | EngineSpec | TrackerSpec | DataSourceSpec | TransformSpec | ReaderSpec
 """What names its code by `impl`."""
 
-Spec = LoadedSpec | DialectSpec
+Spec = LoadedSpec | DialectSpec | TextSetSpec
 """Anything that a plugin registers."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -44,6 +45,10 @@ def check_spec(spec: Any, base: type | None) -> None:
         raise PluginError(f"{type(spec).__name__} has the name {spec.name!r}; use letters, digits and _")
     if isinstance(spec, DialectSpec):
         _check_dialect(spec)
+        return
+    if isinstance(spec, TextSetSpec):
+        if not spec.texts or not all(texts and all(text.strip() for text in texts) for texts in spec.texts.values()):
+            raise PluginError(f"{spec.name}: texts must name at least one category, and no text may be empty")
         return
     if not _IMPL.fullmatch(spec.impl):
         raise PluginError(f"{spec.name}: impl is {spec.impl!r}; write 'package.module:Name'")

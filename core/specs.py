@@ -10,7 +10,7 @@ from core.data_schema import TransformConfig
 from core.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 
 ROLES = ("policy", "reference", "reward_model", "value_model", "teacher")
-SCHEMAS = ("sft", "preference", "prompts", "text", "feedback")
+SCHEMAS = ("sft", "preference", "prompts", "text", "corpus", "feedback")
 
 
 @dataclass(frozen=True)
@@ -174,3 +174,17 @@ class DialectSpec:
     """Fields that it takes along where a column of theirs passes the test."""
     named: bool = False
     """Known by the name of its prompt column alone; steps back when the user names another."""
+
+
+@dataclass(frozen=True)
+class TextSetSpec:
+    """A named set of short texts that stages draw from, e.g. directives to put before a passage.
+
+    kind: what the texts are for; a stage takes sets of the kinds that it knows.
+    texts: category to its texts, none of them empty.
+    """
+
+    name: str
+    kind: str
+    texts: dict[str, list[str]]
+    summary: str = ""

@@ -16,8 +16,9 @@ from core.examples import (
     prompts,
     split_by_tokens,
 )
+from core.files import atomic_folder, write_text
 from core.guests import Guest, plain_body
-from core.loading import models_for_roles, trainable_scorer
+from core.loading import load_module, models_for_roles, trainable_scorer
 from core.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
 from core.making import build_rows, save_rows
 from core.models import Models, ScoreModel, TokenModel
@@ -26,11 +27,13 @@ from core.packed import Packed, PromptGroup, pack, pack_texts
 from core.run import StageRun
 from core.supervised import WeightedRow, weighted_nll, weighted_rows
 from core.supervision import Supervision
+from core.tokens import load_codec
 
 __all__ = [
     "Demonstration", "Guest", "Models", "Packed", "Pair", "Prompt", "PromptGroup", "ScoreModel", "StageData",
-    "StageRun", "Supervision", "TokenModel", "WeightedRow", "build_rows", "check_trained", "demonstrations",
-    "encoded_prompts", "export_models", "linear_logprobs", "logits_logprobs", "models_for_roles", "pack",
-    "pack_texts", "pairs", "plain_body", "prompts", "save_rows", "score_heldout", "split_by_tokens", "step_items",
-    "sum_by_completion", "trainable_scorer", "weighted_nll", "weighted_rows",
+    "StageRun", "Supervision", "TokenModel", "WeightedRow", "atomic_folder", "build_rows", "check_trained",
+    "demonstrations", "encoded_prompts", "export_models", "linear_logprobs", "load_codec", "load_module",
+    "logits_logprobs", "models_for_roles", "pack", "pack_texts", "pairs", "plain_body", "prompts", "save_rows",
+    "score_heldout", "split_by_tokens", "step_items", "sum_by_completion", "trainable_scorer", "weighted_nll",
+    "weighted_rows", "write_text",
 ]  # fmt: skip

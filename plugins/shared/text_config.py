@@ -1,0 +1,36 @@
+"""Settings that stages on raw text share. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.api import ConfigError, StageConfig, find_files, require
+
+
+@dataclass
+class TextStageConfig(StageConfig):
+    """Settings of a stage that trains on raw text."""
+
+    chunk_tokens: int | None = None
+    """Longest chunk of a document in tokens; unset takes what model.max_length leaves."""
+    end_token: str | None = None
+    """Token that closes each document; unset takes the tokenizer's EOS."""
+    eval_tokens: int = 16384
+    """Most tokens of the held-out text that are scored."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.chunk_tokens is None or self.chunk_tokens > 1, "stage.chunk_tokens", "> 1", self.chunk_tokens)
+        require(self.eval_tokens > 0, "stage.eval_tokens", "> 0", self.eval_tokens)
+
+
+def check_files(named: Mapping[str, str | None]) -> None:
+    """Raise ConfigError for a file, folder or hub dataset of raw text that is not there, by the key that names it."""
+    for key, name in named.items():
+        try:
+            if name:
+                find_files(Path(name).expanduser(), "text")
+        except ConfigError as error:
+            raise ConfigError(error.what, key, error.mend.replace("data.path", key)) from error

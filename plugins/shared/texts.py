@@ -1,0 +1,153 @@
+"""Raw text for training and scoring: documents to token ids, to chunks, to examples; perplexity of a held-out text.
+
+A document is [BOS] text EOS, BOS only where the tokenizer itself would put one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.api import ConfigError, Record, Section
+from core.torch_api import Demonstration, Models, StageRun, weighted_nll, weighted_rows
+
+
+def end_id(run: StageRun, token: str | None) -> int:
+    """Id of the token that closes a document: the tokenizer's EOS, unless a config names another one.
+
+    Raises ConfigError for a token that the vocabulary lacks.
+    """
+    if token is None:
+        return run.codec.eos
+    tokenizer = run.codec.tokenizer
+    if token not in tokenizer.get_vocab():
+        raise ConfigError(f"the tokenizer has no token '{token}'", "stage.end_token", "name a token of the vocabulary")
+    return int(tokenizer.convert_tokens_to_ids(token))
+
+
+def begin_ids(run: StageRun) -> list[int]:
+    """[BOS] for a tokenizer that puts one before every text by itself, else nothing."""
+    tokenizer = run.codec.tokenizer
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
+def token_ids(run: StageRun, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, nothing put before or behind them."""
+    if not texts:
+        return []
+    ids: list[list[int]] = run.codec.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def closed_texts(run: StageRun, records: Sequence[Record], end_token: str | None) -> list[list[int]]:
+    """Text EOS of each record with a text; records whose text is empty go to quarantine."""
+    kept = []
+    for record in records:
+        if (record.text or "").strip():
+            kept.append(record)
+        else:
+            run.drop(record, "empty text")
+    end = end_id(run, end_token)
+    return [[*ids, end] for ids in token_ids(run, [record.text or "" for record in kept])]
+
+
+def document_ids(run: StageRun, records: Sequence[Record], end_token: str | None) -> list[list[int]]:
+    """[BOS] text EOS of each record with a text."""
+    begin = begin_ids(run)
+    return [[*begin, *ids] for ids in closed_texts(run, records, end_token)]
+
+
+def cut(ids: Sequence[int], chunk_tokens: int) -> list[list[int]]:
+    """Consecutive chunks of at most `chunk_tokens` tokens, each beginning with the last token of the one before.
+
+    That token is context in the later chunk, so that every token but the first is trained exactly once.
+    """
+    stride = chunk_tokens - 1
+    return [list(ids[start : start + chunk_tokens]) for start in range(0, max(len(ids) - 1, 0), stride)]
+
+
+def chunked(documents: Sequence[Sequence[int]], chunk_tokens: int, join: bool) -> list[list[int]]:
+    """Chunks of documents in their order, [2 .. chunk_tokens] tokens each.
+
+    join: cut the documents as one stream, so that a chunk may hold the end of one and the beginning of the next, which
+        then see each other; otherwise no chunk mixes documents, and the last one of each is shorter.
+    """
+    if join:
+        return cut([token for document in documents for token in document], chunk_tokens)
+    return [chunk for document in documents for chunk in cut(document, chunk_tokens)]
+
+
+def text_example(chunk: Sequence[int]) -> Demonstration:
+    """A chunk as an example: every token but the first has weight 1."""
+    return Demonstration(chunk, [0.0] + [1.0] * (len(chunk) - 1))
+
+
+@dataclass(frozen=True)
+class HeldText:
+    """A text that is scored and never trained on."""
+
+    examples: list[Demonstration]
+    bytes: int
+    """Length of its documents in UTF-8."""
+
+
+def held_text(
+    run: StageRun, records: Sequence[Record], end_token: str | None, chunk_tokens: int, most_tokens: int
+) -> HeldText:
+    """Documents drawn from the run's seed until they hold `most_tokens` tokens, chunked apart."""
+    drawn = [record for record in records if (record.text or "").strip()]
+    random.Random(run.seed_for("held text")).shuffle(drawn)
+    kept: list[list[int]] = []
+    size = 0
+    for record, ids in zip(drawn, document_ids(run, drawn, end_token), strict=True):
+        if kept and sum(map(len, kept)) + len(ids) > most_tokens:
+            break
+        kept.append(ids)
+        size += len((record.text or "").encode())
+    return HeldText([text_example(chunk) for chunk in chunked(kept, chunk_tokens, join=False)], size)
+
+
+def text_metrics(models: Models, text: HeldText, limit: int) -> dict[str, float]:
+    """`heldout_loss` in nats a token, `heldout_perplexity` = exp(loss), and `heldout_bits_per_byte`, which stays
+    comparable when the vocabulary changes. Empty for an empty text.
+
+    limit: most tokens of one forward pass.
+    """
+    if not text.examples:
+        return {}
+    loss = sum(weighted_nll(models, row).item() for row in weighted_rows(text.examples, limit))
+    trained = sum(example.trained for example in text.examples)
+    return {
+        "heldout_loss": loss,
+        "heldout_perplexity": math.exp(min(loss, 700.0)),
+        "heldout_bits_per_byte": loss * trained / math.log(2) / text.bytes,
+    }
+
+
+def score_section(before: dict[str, Any] | None, after: dict[str, Any] | None, note: str = "") -> Section | None:
+    """The held-out text before and after as a part of the report; None where it was not scored.
+
+    note: a sentence below the table, without characters that HTML knows.
+    """
+    before, after = before or {}, after or {}
+    measures = {"perplexity": "heldout_perplexity", "bits per byte": "heldout_bits_per_byte"}
+    rows = [
+        (label, f"{before[name]:.4g}", f"{after[name]:.4g}")
+        for label, name in measures.items()
+        if name in before and name in after
+    ]
+    if not rows:
+        return None
+    header = ("held-out text", "before", "after")
+    cells = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    markdown = "\n".join(f"| {' | '.join(line)} |" for line in [header, ("---",) * len(header), *rows])
+    return Section(
+        "Held-out text",
+        f"<table><tr>{head}</tr>{cells}</table>" + (f"<p>{note}</p>" if note else ""),
+        markdown + (f"\n\n{note}" if note else ""),
+    )
