@@ -22,7 +22,7 @@ from core.records import BadRow, Record
 from core.sources import cache_dir
 
 STREAM_BYTES = 256 * 2**20
-"""data.stream=auto keeps the records of more bytes of files than this on disk; gzip files count four times."""
+"""data.stream=auto keeps the records of more bytes of files than this on disk; compressed files count four times."""
 
 STREAMED = ("sft", "text")
 """Schemas whose records are read once, when they become tokens."""
@@ -42,7 +42,7 @@ def is_streamed(cfg: DataConfig, files: Sequence[Path] | str, schema: str) -> bo
     """Whether the records of these files are kept on disk."""
     if isinstance(files, str) or schema not in STREAMED or cfg.stream is Choice.never:
         return False
-    size = sum(file.stat().st_size * (4 if file.suffix == ".gz" else 1) for file in files)
+    size = sum(file.stat().st_size * (4 if file.suffix in (".gz", ".zst") else 1) for file in files)
     return cfg.stream is Choice.always or size > STREAM_BYTES
 
 

@@ -47,10 +47,22 @@ def checked_prompt(prompt: tuple[Message, ...], values: Values) -> tuple[Message
     return prompt
 
 
+END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>", "<eos>")
+"""Ends of text that files write out, after some model's tokenizer."""
+
+
+def without_end(text: str) -> str:
+    """The text without a written end mark: the end of a turn is the tokenizer's own token, added later."""
+    for mark in END_MARKS:
+        if text.rstrip().endswith(mark):
+            return text.rstrip().removesuffix(mark)
+    return text
+
+
 def to_completion(value: object, field: str) -> tuple[tuple[Message, ...], Message]:
     """The final assistant turn, and the messages before it in the same field.
     Raises: RowError when it is empty or the last turn is not the assistant's."""
-    messages = (Message("assistant", value),) if isinstance(value, str) else to_messages(value, field)
+    messages = (Message("assistant", without_end(value)),) if isinstance(value, str) else to_messages(value, field)
     return last_turn(messages, field)
 
 

@@ -228,7 +228,7 @@ class Cft:
     def collect_batch(self, run: StageRun, data: CftData, step: int) -> Batch:
         """The next `batch_size` passages, each with the directive drawn for it and for this pass."""
         cfg = run.cfg.stage
-        passages = step_items(data.train, step, cfg.batch_size, run.seed_for("order"))
+        passages = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
         epochs = [(step * cfg.batch_size + place) // len(data.train) for place in range(cfg.batch_size)]
         examples = [self.example(run, passage, epoch) for passage, epoch in zip(passages, epochs, strict=True)]
         counts = {

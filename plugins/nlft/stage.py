@@ -131,7 +131,7 @@ class Nlft:
     def collect_batch(self, run: StageRun, step: int) -> Batch:
         """The next `batch_size` answers."""
         cfg = run.cfg.stage
-        examples = step_items(self.examples, step, cfg.batch_size, run.seed_for("order"))
+        examples = step_items(self.examples, step, cfg.batch_size, run.seed_for("order"), cfg.order)
         frozen = cfg.annotation is Annotator.frozen
         notes = [self.annotations[example.place] for example in examples] if frozen else None
         rows = training_rows(examples, notes, cfg)

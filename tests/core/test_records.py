@@ -686,3 +686,11 @@ def test_import_loads_nothing_heavy() -> None:
     code = "import sys, core.dataset; print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"), [("Lima.<|endoftext|>", "Lima."), ("Lima. </s>\n", "Lima. "), ("a </s> b", "a </s> b")]
+)
+def test_an_end_written_out_is_no_part_of_the_completion(tmp_path: Path, written: str, kept: str) -> None:
+    (record,) = load_records([write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": written}])]).records
+    assert record.completion == kept

@@ -14,7 +14,7 @@ class Hinge:
     @hookimpl
     def collect_batch(self, run, data, step):
         cfg = run.cfg.stage
-        batch = step_items(data.train, step, cfg.batch_size, run.seed_for("order"))
+        batch = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
         parts = split_by_tokens(batch, lambda pair: pair.tokens, cfg.micro_batch_tokens)
         rows = [pack([PromptGroup(pair.prompt, [pair.chosen, pair.rejected]) for pair in part]) for part in parts]
         return Batch(updates=[[(row, len(batch)) for row in rows]], tokens=sum(pair.tokens for pair in batch))
