@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from core.errors import ConfigError
 from core.launch import typed_config
 from core.plan import make_plan
-from core.registry import MODULES_VARIABLE, Registry
+from core.registry import Registry
+from core.switches import MODULES_VARIABLE
 from plugins.cft.adaptive import judged, repeats
 from plugins.cft.library import NEGATIVE, STUDY
 from plugins.cft.stage import SEPARATOR, chunk_example
