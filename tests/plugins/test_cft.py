@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from core.errors import ConfigError
 from core.launch import typed_config
 from core.plan import make_plan
-from core.registry import MODULES_VARIABLE, Registry
+from core.registry import Registry
+from core.switches import MODULES_VARIABLE
 from plugins.cft.adaptive import judged, repeats
 from plugins.cft.library import NEGATIVE, STUDY
 from plugins.cft.stage import SEPARATOR, chunk_example
@@ -143,9 +144,9 @@ def test_every_packed_sequence_begins_with_its_own_directive(cft):
 
 def test_end_token_follows_documents_or_every_chunk(cft):
     eos = cft().run.codec.eos
-    ends = [passage.chunk[-1] == eos for passage in cft().data.passages]
+    ends = [passage.chunk[-1] == eos for passage in cft().data.train]
     assert 0 < sum(ends) < len(ends)
-    assert all(passage.chunk[-1] == eos for passage in cft("stage.end_every_chunk=true").data.passages)
+    assert all(passage.chunk[-1] == eos for passage in cft("stage.end_every_chunk=true").data.train)
 
 
 # 3. The loss.
