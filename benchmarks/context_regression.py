@@ -42,7 +42,7 @@ class Settings:
     pretrain_steps: int = 1500
     tune_steps: int = 1500
     pretrain_lr: float = 1e-3
-    tune_lr: float = 5e-4
+    tune_lr: float = 1e-3
     seed: int = 0
 
 
@@ -77,6 +77,11 @@ class Regressor(nn.Module):
         return self.read_out(out)[:, ::2, 0]
 
 
+def weights(cfg: Settings, batch: int, generator: torch.Generator) -> Tensor:
+    """w [B, d] of variance 1/d, so that x·w has variance 1 whatever d is (the released code draws variance 1)."""
+    return torch.randn(batch, cfg.dimensions, generator=generator) / cfg.dimensions**0.5
+
+
 def target(task: str, x_BNd: Tensor, w_Bd: Tensor, generator: torch.Generator) -> Tensor:
     """Labels [B, N] of a composite function of w."""
     linear = torch.einsum("bnd,bd->bn", x_BNd, w_Bd)
@@ -84,14 +89,14 @@ def target(task: str, x_BNd: Tensor, w_Bd: Tensor, generator: torch.Generator) -
         return linear + linear**2
     if task == "relu":
         return linear.relu()
-    other = torch.randn(w_Bd.shape, generator=generator)
+    other = torch.randn(w_Bd.shape, generator=generator) / w_Bd.shape[1] ** 0.5
     return linear + torch.einsum("bnd,bd->bn", x_BNd, other)
 
 
 def sequences(cfg: Settings, task: str, arm: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Inputs [B, 2N, d] and labels [B, 2N]: a prefix of N pairs, then N task pairs with the same w."""
     x = torch.randn(cfg.batch, cfg.pairs, cfg.dimensions, generator=generator)
-    w = torch.randn(cfg.batch, cfg.dimensions, generator=generator)
+    w = weights(cfg, cfg.batch, generator)
     labels = target(task, x, w, generator)
     prefix = torch.einsum("bnd,bd->bn", x, w)
     if arm == "negative":
@@ -110,7 +115,7 @@ def pretrain(cfg: Settings) -> Regressor:
         grown = min(1.0, 2 * step / cfg.pretrain_steps)
         count = cfg.pairs // 2 + round(grown * (2 * cfg.pairs - cfg.pairs // 2))
         x = torch.randn(cfg.batch, count, cfg.dimensions, generator=generator)
-        y = torch.einsum("bnd,bd->bn", x, torch.randn(cfg.batch, cfg.dimensions, generator=generator))
+        y = torch.einsum("bnd,bd->bn", x, weights(cfg, cfg.batch, generator))
         loss = (model(x, y) - y).square().mean()
         adam.zero_grad()
         loss.backward()
@@ -152,10 +157,10 @@ def score(cfg: Settings, model: Regressor, task: str, arm: str, batches: int = 2
 
 
 def linear_error(cfg: Settings, model: Regressor) -> float:
-    """Mean squared error of the pre-trained model at the last of 2N linear pairs; labels have variance `dimensions`."""
+    """Mean squared error of the pre-trained model at the last of 2N linear pairs; labels have variance 1."""
     generator = torch.Generator().manual_seed(cfg.seed + 4)
     x = torch.randn(1024, 2 * cfg.pairs, cfg.dimensions, generator=generator)
-    y = torch.einsum("bnd,bd->bn", x, torch.randn(1024, cfg.dimensions, generator=generator))
+    y = torch.einsum("bnd,bd->bn", x, weights(cfg, 1024, generator))
     with torch.no_grad():
         return (model(x, y) - y)[:, -1].square().mean().item()
 

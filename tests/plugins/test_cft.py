@@ -144,9 +144,9 @@ def test_every_packed_sequence_begins_with_its_own_directive(cft):
 
 def test_end_token_follows_documents_or_every_chunk(cft):
     eos = cft().run.codec.eos
-    ends = [passage.chunk[-1] == eos for passage in cft().data.passages]
+    ends = [passage.chunk[-1] == eos for passage in cft().data.train]
     assert 0 < sum(ends) < len(ends)
-    assert all(passage.chunk[-1] == eos for passage in cft("stage.end_every_chunk=true").data.passages)
+    assert all(passage.chunk[-1] == eos for passage in cft("stage.end_every_chunk=true").data.train)
 
 
 # 3. The loss.
