@@ -9,20 +9,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import core
 from core.data_schema import Choice, DataConfig
 from core.files import atomic_folder, sha256_file, write_json
+from core.formats import Formats
+from core.readers import PACKED
 from core.record_store import RecordWriter, StoredRecords
 from core.records import BadRow, Record
 from core.sources import cache_dir
 
 STREAM_BYTES = 256 * 2**20
-"""data.stream=auto keeps the records of more bytes of files than this on disk; compressed files count four times."""
+"""data.stream=auto keeps the records of more bytes of files than this on disk; packed files count four times."""
 
 STREAMED = ("sft", "text")
 """Schemas whose records are read once, when they become tokens."""
@@ -42,20 +45,19 @@ def is_streamed(cfg: DataConfig, files: Sequence[Path] | str, schema: str) -> bo
     """Whether the records of these files are kept on disk."""
     if isinstance(files, str) or schema not in STREAMED or cfg.stream is Choice.never:
         return False
-    size = sum(file.stat().st_size * (4 if file.suffix in (".gz", ".zst") else 1) for file in files)
+    size = sum(file.stat().st_size * (4 if file.suffix.lower() in PACKED else 1) for file in files)
     return cfg.stream is Choice.always or size > STREAM_BYTES
 
 
 def stream_records(
-    cfg: DataConfig, files: Sequence[Path], root: Path | None, schema: str, system: str | None, load: Callable[..., Any]
+    cfg: DataConfig, files: Sequence[Path], root: Path | None, schema: str, system: str | None, load: partial[Any]
 ) -> Streamed:
     """The records of the files that serve `schema`, from the cache or by one pass over the files.
 
     load: core.dataset.load_records with everything but the files and `into`.
-
     Raises what `core.dataset.load_records` and `as_schema` raise.
     """
-    folder = cache_dir() / "records" / _key(cfg, files, root, schema, system)
+    folder = cache_dir() / "records" / _key(cfg, files, root, schema, load.keywords["formats"])
     if not (folder / "store.json").is_file():
         _write(folder, files, schema, system, load)
     facts = json.loads((folder / "store.json").read_text(encoding="utf-8"))
@@ -63,7 +65,7 @@ def stream_records(
     return Streamed(StoredRecords.open(folder), facts["unfit"], facts["described"], bad)
 
 
-def _write(folder: Path, files: Sequence[Path], schema: str, system: str | None, load: Callable[..., Any]) -> None:
+def _write(folder: Path, files: Sequence[Path], schema: str, system: str | None, load: partial[Any]) -> None:
     from core.dataset import describe, none_serves, serving, with_system
 
     def serve(record: Record) -> Record | None:
@@ -86,7 +88,7 @@ def _write(folder: Path, files: Sequence[Path], schema: str, system: str | None,
         write_json(part / "store.json", facts)
 
 
-def _key(cfg: DataConfig, files: Sequence[Path], root: Path | None, schema: str, system: str | None) -> str:
+def _key(cfg: DataConfig, files: Sequence[Path], root: Path | None, schema: str, formats: Formats) -> str:
     """Hash of all that the stored records depend on, 24 hex digits."""
     parts: Mapping[str, Any] = {
         "files": [[str(file.relative_to(root) if root else file.name), sha256_file(file)] for file in files],
@@ -94,7 +96,11 @@ def _key(cfg: DataConfig, files: Sequence[Path], root: Path | None, schema: str,
         "dialect": cfg.dialect,
         "max_bad_frac": cfg.max_bad_frac,
         "schema": schema,
-        "system": system,
+        "system": cfg.system,
+        "formats": [
+            [dialect.name for dialect in formats.dialects],
+            sorted((suffix, spec.impl) for suffix, spec in formats.readers.by_suffix.items()),
+        ],
         "code": core.__version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

@@ -82,7 +82,7 @@ def test_the_second_time_nothing_is_read(tmp_path, monkeypatch):
     path = write(tmp_path / "rows.jsonl", sft_rows(40))
     cfg = DataConfig(stream=Choice.always)
     first = load_dataset(cfg, path, "sft", 17)
-    monkeypatch.setattr("core.dataset.read_rows", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr("core.dataset.load_records", lambda *_, **__: pytest.fail("read again"))
     assert list(load_dataset(cfg, path, "sft", 17).train) == list(first.train)
 
 
