@@ -166,7 +166,9 @@ def _load_file(
             else:
                 for record in made:
                     records.append(record)
-                continue
+                if made:
+                    continue
+                why = "the row holds nothing to learn from"
         bad.append(BadRow(name, line, why, excerpt(value)))
     if dialect is None:
         raise fault or _Unusable("the file holds no rows", where, "point data.path at a file that is not empty")

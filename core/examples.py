@@ -123,7 +123,7 @@ def _encode(
         try:
             made = codec.lay_out(turns, record.tools, marked, [index for index in weighed if index not in marked])
         except DataError as error:
-            answers[place] = error.what
+            answers[place] = f"{error.what} ({error.where})"
             continue
         if len(made) > 1 and supervision.rest:
             answers[place] = "the chat template does not render turn by turn, so train_on=all would count turns twice"
@@ -216,7 +216,7 @@ def encoded_prompts(
             texts.append(codec.layout.prompt(record.prompt, record.tools))
             kept.append(record)
         except DataError as error:
-            refused(record, error.what)
+            refused(record, f"{error.what} ({error.where})")
     return list(zip(kept, codec.tokenise(texts), strict=True))
 
 

@@ -8,28 +8,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from core.console import Console
 from core.data_files import find_files
 from core.dataset import as_schema, load_records
 from core.draws import seed_from
-from core.errors import ConfigError, PluginError
 from core.examples import encoded_prompts
 from core.files import disk_guard
 from core.jsonl import MetricsWriter
 from core.keys import plain
 from core.ledger import Ledger
 from core.observers import Observers
-from core.plan import Plan, StagePlan, answer_kind, dataset_for
-from core.providers import Providers, Watched
+from core.on_demand import EnginesAndScorers
+from core.plan import Plan, StagePlan, dataset_for
+from core.providers import Providers
 from core.records import BadRow, Record
 from core.registry import Registry
 from core.schema import Device, Dtype, RunConfig
-from core.scoring import GuardedScorer, ScorerContext, find_spec
 from core.sources import artifact_folder, resolve_source
 from core.tokens import ChatCodec, load_codec
-from core.types import RolloutEngine
 
 if TYPE_CHECKING:
     import torch
@@ -38,11 +36,7 @@ if TYPE_CHECKING:
     from core.models import Models
 
 
-ENGINE_METHODS = ("generate", "score", "sync", "close")
-"""What is watched of an engine."""
-
-
-class StageRun:
+class StageRun(EnginesAndScorers):
     """What the hooks of one stage work with.
 
     Config and plan, the run folder, device and number format, the tokenizer, models by role once they stand, rollout
@@ -61,6 +55,7 @@ class StageRun:
         providers: Providers,
     ) -> None:
         assert plan.run_dir is not None
+        super().__init__()
         self.plan, self.whole, self.registry, self.console, self.group = plan, whole, registry, console, group
         self.ledger, self.providers = ledger, providers
         self.cfg: RunConfig = plan.cfg
@@ -93,9 +88,6 @@ class StageRun:
         self.retention: list[dict[str, Any]] = []
         """What the last measurement says of general ability, one row a measure; see core.retention."""
         self._eval_rows: list[dict[str, Any]] = []
-        self._engines: dict[str, RolloutEngine] = {}
-        self._scorers: dict[str, GuardedScorer] = {}
-        self._synced: dict[str, int] = {}
         self.facts: dict[str, Any] = {}
         """What the stage has to tell in result.json beside the common fields; JSON values."""
         self.dropped: list[BadRow] = list(plan.dataset.quarantined)
@@ -268,107 +260,6 @@ class StageRun:
         self.dropped += loaded.quarantined
         return as_schema(loaded.records, schema, loaded.dialects.values())
 
-    # -- rollouts and scores -----------------------------------------------------------------------------------------
-
-    def engine(self) -> RolloutEngine:
-        """The stage's rollout engine, holding the policy's present weights.
-
-        Raises TrainingError when engine and trainer disagree about a fixed prompt after the weights were handed over.
-        """
-        assert self.plan.engine is not None
-        return self._ready(self.plan.engine.name)
-
-    def evaluation_engine(self) -> RolloutEngine:
-        """The stage's engine where its steps use one, else the one that samples from the trainer's own weights."""
-        if self.plan.spec.rollouts:
-            return self.engine()
-        return self._ready(self.sharing_engine())
-
-    def sharing_engine(self) -> str:
-        """Name of the engine that samples from the trainer's own weights."""
-        for name, entry in self.registry.engines.items():
-            if entry.spec.shares_policy:
-                return name
-        raise PluginError("no rollout engine samples from the trainer's own weights", "", "enable rollout_transformers")
-
-    def _ready(self, name: str) -> RolloutEngine:
-        engine = self._engines.get(name)
-        spec = self.registry.engines[name].spec
-        if engine is None:
-            with self.timed("engine start"):
-                if not spec.shares_policy:
-                    self.say(f"starting the rollout engine '{name}'")
-                config = self.cfg.rollout if self.cfg.rollout.name in (name, "auto") else spec.config(name=name)
-                if not isinstance(config, spec.config):
-                    config = spec.config(name=name, sync_tolerance=config.sync_tolerance)
-                owner = self.registry.engines[name].owner
-                with self.providers.at(owner, f"'{spec.impl}'"):
-                    built = self.registry.resolve(spec)(config, self)
-                engine = cast(RolloutEngine, Watched(built, self.providers, owner, ENGINE_METHODS))
-                self._engines[name] = engine
-        if self._synced.get(name) != self.policy_version:
-            from core.sync import hand_over
-
-            with self.timed("sync"):
-                hand_over(self, engine, spec)
-            self._synced[name] = self.policy_version
-        return engine
-
-    def _scorer(self, name: str, config: Any) -> GuardedScorer:
-        if name not in self._scorers:
-            specs = {key: entry.spec for key, entry in self.registry.reward_models.items()}
-            context = ScorerContext(run=self, device=self.device, dtype=self.dtype, specs=specs)
-            owner = self.registry.reward_models[config.name].owner
-            with self.providers.at(owner, f"'{specs[config.name].impl}'"):
-                scorer = GuardedScorer(specs[config.name], config, context)
-            self._scorers[name] = cast(GuardedScorer, Watched(scorer, self.providers, owner, ("score",)))
-        return self._scorers[name]
-
-    def rule_scorer(self, name: str) -> GuardedScorer:
-        """The reward model `name` with its default settings, for a stage that checks answers while it builds data.
-        Raises ConfigError for a name that is not registered, or one that needs settings or a model."""
-        specs = {key: entry.spec for key, entry in self.registry.reward_models.items()}
-        spec = find_spec(name, specs)
-        if spec.needs_model:
-            raise ConfigError(f"'{name}' needs a reward model, which this stage has not", mend="choose a rule")
-        config = spec.config(name=name)
-        config.check()
-        return self._scorer(f"rule {name}", config)
-
-    def scorers(self) -> list[GuardedScorer]:
-        """The scorers that were needed so far."""
-        return list(self._scorers.values())
-
-    def reward_scorer(self) -> GuardedScorer | None:
-        """The reward that the stage trains on; None for a stage without rollouts."""
-        return self._scorer("reward", self.cfg.reward) if self.plan.reward else None
-
-    def judge(self) -> GuardedScorer:
-        """What tells right answers from wrong ones where the stage makes its examples: a score of at least
-        `config.threshold` is right, an error is not."""
-        assert self.plan.judge is not None
-        return self._scorer("judge", self.cfg.judge)
-
-    def _answer_scorer(self) -> str:
-        """The reward model for the kind of answers that the held-out records carry; empty where they carry none."""
-        kind = answer_kind([record.answer for record in self.plan.dataset.heldout_prompts])
-        if not kind:
-            return ""
-        fitting = (name for name, entry in self.registry.reward_models.items() if entry.spec.answers == kind)
-        return next(fitting, "")
-
-    def true_scorer(self) -> GuardedScorer | None:
-        """The scorer that tells whether the policy got better; None where nothing but the reward can."""
-        name = self.cfg.eval.scorer
-        if name == "auto":
-            name = self._answer_scorer()
-        if not name:
-            return None
-        same = self.plan.reward and name == self.cfg.reward.name
-        return self._scorer(
-            "true", self.cfg.reward if same else self.registry.reward_models[name].spec.config(name=name)
-        )
-
     # -- observing ---------------------------------------------------------------------------------------------------
 
     def observe_step(self, step: int, tokens: int, seconds: float, metrics: dict[str, float]) -> None:
@@ -417,19 +308,10 @@ class StageRun:
         again. -1 forgets everything."""
         self.records.truncate_after(step, counts)
 
-    def close_engines(self) -> None:
-        """Give the rollout engines' memory back."""
-        for engine in self._engines.values():
-            engine.close()
-        self._engines.clear()
-        self._synced.clear()
-
     def close(self) -> None:
         """Give engines, workers and models back."""
         self.close_engines()
-        for scorer in self._scorers.values():
-            scorer.close()
-        self._scorers.clear()
+        self.close_scorers()
         self.records.close()
         self.console.end()
         self.models = None

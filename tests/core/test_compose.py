@@ -82,12 +82,15 @@ def test_data_path_works_with_every_preset(acme):
         assert config("stage=sft", f"data={preset}", "data.path=mine.jsonl").data.path == "mine.jsonl"
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if not preset.startswith("experiment=")])
 def test_every_preset_composes(acme, preset):
-    overrides = [] if preset.startswith("experiment=") else ["stage=sft"]
-    if preset == "model=custom":
-        overrides.append("model.source=somewhere")
-    assert config(*overrides, preset)
+    source = ["model.source=somewhere"] if preset == "model=custom" else []
+    assert config("stage=sft", *source, preset)
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset.startswith("experiment=")])
+def test_every_experiment_composes_with_the_built_in_stages(preset):
+    assert config(preset).stage.name
 
 
 @pytest.mark.skipif(not peft_methods.methods(), reason="peft is not installed")

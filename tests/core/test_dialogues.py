@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.data_schema import DataConfig
 from core.errors import DataError, ModelError
 from core.examples import Demonstration, check_trained, demonstrations, fault, pairs
 from core.records import Message, Record
@@ -197,7 +198,7 @@ def fake_run(codec: ChatCodec, limit: int = 4096) -> Any:
     dropped: list[tuple[Record, str]] = []
     return SimpleNamespace(
         codec=codec,
-        cfg=SimpleNamespace(model=SimpleNamespace(max_length=limit)),
+        cfg=SimpleNamespace(model=SimpleNamespace(max_length=limit), data=DataConfig()),
         drop=lambda record, reason: dropped.append((record, reason)),
         dropped=dropped,
     )
