@@ -222,8 +222,9 @@ def test_a_template_without_system_gets_it_in_the_first_user_message(lab: Lab, t
     )
     (bad.model / "chat_template.jinja").write_text(refusal + old)
     outcome = tiny_cli(arguments_for(bad, tmp_path / "runs"))
-    assert_told(outcome, 1, "not so", "the roles user")
-    assert not (tmp_path / "runs").exists()
+    assert_told(outcome, 1, "no example is left", "not so", "the roles user")
+    (quarantine,) = (tmp_path / "runs").rglob("quarantine.jsonl")
+    assert all("not so" in row["reason"] for row in map(json.loads, quarantine.read_text().splitlines()))
 
 
 # ---- rewards --------------------------------------------------------------------------------------------------------
