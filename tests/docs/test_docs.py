@@ -111,7 +111,7 @@ def runs() -> list[tuple[str, str]]:
     return found
 
 
-CODE_PAGES = ("docs/plugins.md", "docs/tutorial.md", "docs/building-sets.md")
+CODE_PAGES = ("docs/plugins.md", "docs/tutorial.md", "docs/building-sets.md", "docs/cft.md")
 """Pages with modules for plugin authors."""
 
 
@@ -201,9 +201,9 @@ def test_the_reference_is_current():
 
 
 def test_the_documented_stage_loads(documented_plugins, monkeypatch):
-    monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_slic,acme_vowels")
+    monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_slic,acme_vowels,acme_directives")
     registry = Registry.load()
-    assert ("slic", "") in registry.stages and "vowels" in registry.reward_models
+    assert ("slic", "") in registry.stages and "vowels" in registry.reward_models and "acme" in registry.text_sets
     assert not [line for line in registry.warnings if "acme" in line]
 
 
