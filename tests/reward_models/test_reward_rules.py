@@ -42,8 +42,9 @@ def test_entry_module_is_light():
 
 
 def test_registry():
-    assert set(SPECS) == {"learned", "regex", "format", "length", "exact", "json", "numeric", "ensemble"}
-    assert {name for name, spec in SPECS.items() if spec.isolated} == {"regex", "format", "exact", "numeric"}
+    rules = {"regex", "format", "length", "exact", "json", "numeric"}
+    assert set(SPECS) == rules | {"learned", "ensemble", "code", "embedding", "llm", "endpoint"}
+    assert {name for name, spec in SPECS.items() if spec.isolated} == {"regex", "format", "exact", "numeric", "code"}
     assert {name for name, spec in SPECS.items() if spec.needs_answer} == {"exact", "numeric"}
     assert {name for name, spec in SPECS.items() if spec.needs_model} == {"learned"}
     for name, spec in SPECS.items():
