@@ -105,7 +105,8 @@ def sequences(cfg: Settings, task: str, arm: str, generator: torch.Generator) ->
 
 
 def pretrain(cfg: Settings) -> Regressor:
-    """In-context linear regression over 2N pairs, with a curriculum that lengthens sequences from N/2."""
+    """In-context linear regression, with a curriculum over the first half of the steps: from one dimension and N/2
+    pairs to all dimensions and 2N pairs. Inputs of dimensions to come are zero."""
     torch.manual_seed(cfg.seed)
     model = Regressor(cfg)
     generator = torch.Generator().manual_seed(cfg.seed + 1)
@@ -115,6 +116,7 @@ def pretrain(cfg: Settings) -> Regressor:
         grown = min(1.0, 2 * step / cfg.pretrain_steps)
         count = cfg.pairs // 2 + round(grown * (2 * cfg.pairs - cfg.pairs // 2))
         x = torch.randn(cfg.batch, count, cfg.dimensions, generator=generator)
+        x[..., 1 + int(grown * (cfg.dimensions - 1)) :] = 0.0
         y = torch.einsum("bnd,bd->bn", x, weights(cfg, cfg.batch, generator))
         loss = (model(x, y) - y).square().mean()
         adam.zero_grad()

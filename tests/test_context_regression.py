@@ -19,7 +19,7 @@ def test_targets_by_hand():
     w = torch.tensor([[2.0, -1.0]])
     assert target("polynomial", x, w, generator()).tolist() == [[0.0, -2.5 + 6.25]]
     assert target("relu", x, w, generator()).tolist() == [[0.0, 0.0]]
-    other = torch.randn(1, 2, generator=generator())
+    other = torch.randn(1, 2, generator=generator()) / 2**0.5
     assert torch.allclose(target("sum", x, w, generator()), (x[0] @ (w + other)[0])[None])
 
 
