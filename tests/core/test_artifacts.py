@@ -291,5 +291,5 @@ def test_a_dry_run_writes_nothing_and_loads_no_weights(
     before = sorted(tmp_path.rglob("*"))
     outcome = tiny_cli(bare.rlhf(tmp_path / "runs", algorithm, "dry_run=true"))
     assert outcome.code == 0, outcome.err
-    assert "sft" in outcome.out and f"rlhf ({algorithm})" in outcome.out and "trained tokens" in outcome.out
+    assert "sft" in outcome.out and f"rlhf ({algorithm})" in outcome.out and "tokens trained" in outcome.out
     assert sorted(tmp_path.rglob("*")) == before
