@@ -106,7 +106,9 @@ class Console:
         part = row.around(context)
         self.rich.print(f"  {label:<13} ", end="", markup=False)
         self.heat_map(part.texts, part.weights, end=" ")
-        self.rich.print(f"({row.trained} of {len(row.weights)} tokens trained)", style="dim", markup=False)
+        count = len(row.ids)
+        told = f"{row.trained} of {count} tokens trained" if row.trained else f"prompt, {count} tokens"
+        self.rich.print(f"({told})", style="dim", markup=False)
 
     def begin(self, title: str, total: int) -> None:
         """A stage starts its steps."""
