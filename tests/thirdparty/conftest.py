@@ -37,6 +37,10 @@ class Environment:
         """`python -m core WORDS`."""
         return self.run("-m", "core", *words, check=check, **variables)
 
+    def test(self, folder: Path) -> str:
+        """A package's own tests, run in the environment; what pytest prints."""
+        return self.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)).stdout
+
     def pip(self, *words: str) -> None:
         """pip on this environment."""
         done = subprocess.run(
