@@ -38,9 +38,10 @@ class Settings:
     heads: int = 4
     dimensions: int = 5
     pairs: int = 11
+    pretrain_batch: int = 64
     batch: int = 32
-    pretrain_steps: int = 1500
-    tune_steps: int = 1500
+    pretrain_steps: int = 2500
+    tune_steps: int = 3500
     pretrain_lr: float = 1e-3
     tune_lr: float = 1e-3
     seed: int = 0
@@ -115,9 +116,9 @@ def pretrain(cfg: Settings) -> Regressor:
     for step in range(cfg.pretrain_steps):
         grown = min(1.0, 2 * step / cfg.pretrain_steps)
         count = cfg.pairs // 2 + round(grown * (2 * cfg.pairs - cfg.pairs // 2))
-        x = torch.randn(cfg.batch, count, cfg.dimensions, generator=generator)
+        x = torch.randn(cfg.pretrain_batch, count, cfg.dimensions, generator=generator)
         x[..., 1 + int(grown * (cfg.dimensions - 1)) :] = 0.0
-        y = torch.einsum("bnd,bd->bn", x, weights(cfg, cfg.batch, generator))
+        y = torch.einsum("bnd,bd->bn", x, weights(cfg, cfg.pretrain_batch, generator))
         loss = (model(x, y) - y).square().mean()
         adam.zero_grad()
         loss.backward()
