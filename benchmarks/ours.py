@@ -64,8 +64,9 @@ def write_steps(job: dict[str, Any], gate: Gate) -> None:
 def _ids(item: Any) -> dict[str, list[int]]:
     if hasattr(item, "chosen"):
         return {"prompt": item.prompt, "chosen": item.chosen, "rejected": item.rejected}
-    if hasattr(item, "completion"):
-        return {"prompt": item.prompt, "completion": item.completion}
+    if hasattr(item, "weights"):
+        first = item.tokens - item.trained  # the stage trains on the last turn, which ends the row
+        return {"prompt": list(item.ids[:first]), "completion": list(item.ids[first:])}
     return {"prompt": item.ids}
 
 
