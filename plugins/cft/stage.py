@@ -16,16 +16,13 @@ import random
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
-from core.api import Batch, ConfigError, DataError, LossOutput, Record, Section, hookimpl
+from core.api import Batch, ConfigError, DataError, Record, Section, hookimpl
 from core.torch_api import (
     Demonstration,
-    Models,
     StageData,
     StageRun,
-    WeightedRow,
     demonstrations,
     step_items,
-    weighted_nll,
     weighted_rows,
 )
 from plugins.cft import Arm, CftConfig
@@ -33,12 +30,12 @@ from plugins.cft.adaptive import written_directives
 from plugins.cft.library import KIND
 from plugins.shared.texts import (
     HeldText,
+    TextStage,
     begin_ids,
     closed_texts,
     end_id,
     held_text,
     score_section,
-    text_metrics,
     token_ids,
 )
 
@@ -95,7 +92,7 @@ def with_directive(record: Record, directive: str) -> Record:
     raise ValueError("the record has no user message")
 
 
-class Cft:
+class Cft(TextStage):
     """The stage."""
 
     def __init__(self) -> None:
@@ -241,16 +238,6 @@ class Cft:
             metrics={name: float(value) for name, value in counts.items()},
             samples=[_sample(run, example) for example in examples[:_SHOWN]] if step == 0 else [],
         )
-
-    @hookimpl
-    def compute_loss(self, models: Models, micro_batch: WeightedRow) -> LossOutput:
-        """Negative log-likelihood of the passages."""
-        return LossOutput(weighted_nll(models, micro_batch))
-
-    @hookimpl
-    def evaluate(self, run: StageRun, models: Models, data: CftData) -> dict[str, float]:
-        """Loss, perplexity and bits per byte of the held-out part, without a directive."""
-        return text_metrics(models, data.held, run.cfg.stage.micro_batch_tokens)
 
     @hookimpl
     def report_section(self, run: StageRun) -> Section | None:

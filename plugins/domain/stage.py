@@ -13,21 +13,19 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from core.api import Batch, LossOutput, Section, hookimpl
+from core.api import Batch, Section, hookimpl
 from core.torch_api import (
     Demonstration,
     Models,
     StageData,
     StageRun,
-    WeightedRow,
     models_for_roles,
-    weighted_nll,
     weighted_rows,
 )
 from plugins.domain import DomainConfig, NewRows
 from plugins.domain.rows import RowsFirst
 from plugins.domain.vocabulary import Extension, extend_codec, extended_start
-from plugins.shared.texts import HeldText, chunked, document_ids, held_text, score_section, text_example, text_metrics
+from plugins.shared.texts import HeldText, TextStage, chunked, document_ids, held_text, score_section, text_example
 
 
 @dataclass
@@ -80,7 +78,7 @@ def mixed(
     return order, replayed
 
 
-class Domain:
+class Domain(TextStage):
     """The stage."""
 
     def __init__(self) -> None:
@@ -146,16 +144,6 @@ class Domain:
             tokens=sum(chunk.tokens for chunk in examples),
             metrics={"target_tokens": float(trained), "replay_tokens": float(replayed)},
         )
-
-    @hookimpl
-    def compute_loss(self, models: Models, micro_batch: WeightedRow) -> LossOutput:
-        """Negative log-likelihood."""
-        return LossOutput(weighted_nll(models, micro_batch))
-
-    @hookimpl
-    def evaluate(self, run: StageRun, models: Models, data: DomainData) -> dict[str, float]:
-        """Loss, perplexity and bits per byte of the held-out documents."""
-        return text_metrics(models, data.held, run.cfg.stage.micro_batch_tokens)
 
     @hookimpl
     def report_section(self, run: StageRun) -> Section | None:

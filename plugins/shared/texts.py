@@ -9,10 +9,10 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from core.api import ConfigError, Record, Section
-from core.torch_api import Demonstration, Models, StageRun, weighted_nll, weighted_rows
+from core.api import ConfigError, LossOutput, Record, Section, hookimpl
+from core.torch_api import Demonstration, Models, StageRun, WeightedRow, weighted_nll, weighted_rows
 
 
 def end_id(run: StageRun, token: str | None) -> int:
@@ -126,6 +126,26 @@ def text_metrics(models: Models, text: HeldText, limit: int) -> dict[str, float]
         "heldout_perplexity": math.exp(min(loss, 700.0)),
         "heldout_bits_per_byte": loss * trained / math.log(2) / text.bytes,
     }
+
+
+class HasHeldText(Protocol):
+    """Data of a stage that is scored on a text."""
+
+    held: HeldText
+
+
+class TextStage:
+    """The stage hooks of training on raw text: its likelihood, and that of a held-out text."""
+
+    @hookimpl
+    def compute_loss(self, models: Models, micro_batch: WeightedRow) -> LossOutput:
+        """Negative log-likelihood of the tokens with a weight."""
+        return LossOutput(weighted_nll(models, micro_batch))
+
+    @hookimpl
+    def evaluate(self, run: StageRun, models: Models, data: HasHeldText) -> dict[str, float]:
+        """Loss, perplexity and bits per byte of the held-out text."""
+        return text_metrics(models, data.held, run.cfg.stage.micro_batch_tokens)
 
 
 def score_section(before: dict[str, Any] | None, after: dict[str, Any] | None, note: str = "") -> Section | None:
