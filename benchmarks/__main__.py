@@ -90,8 +90,8 @@ def _write(path: Path | None, measured: dict[str, Any]) -> None:
 
 def _embedded() -> str:
     """Folder of the embedded model, converted once."""
-    from core.launch import typed_config
-    from core.sources import resolve_source
+    from core.commands.launch import typed_config
+    from core.planning.sources import resolve_source
 
     return str(resolve_source(typed_config(["stage=sft"])[0].model))
 

@@ -84,10 +84,10 @@ def work(job: dict[str, Any], gate: Gate) -> None:
     """A contender's process: load the model, then answer the turn's prompts at each turn."""
     import torch
 
+    from core.config.schema import ModelConfig
+    from core.planning.sources import resolve_source
     from core.quiet import hush
-    from core.schema import ModelConfig
-    from core.sources import resolve_source
-    from core.tokens import load_codec
+    from core.tokens.codec import load_codec
 
     hush()
     gate.imported()
@@ -103,13 +103,13 @@ def work(job: dict[str, Any], gate: Gate) -> None:
 
 def embedded() -> Any:
     """The model that a run takes which names none."""
-    from core.launch import typed_config
+    from core.commands.launch import typed_config
 
     return typed_config(["stage=sft", "tracker=none"])[0].model
 
 
 def _prompts(codec: Any, count: int) -> list[list[int]]:
-    from core.records import Message
+    from core.data.records import Message
 
     questions = [row["instruction"] for row in generate("sft", count)]
     return codec.prompts([[Message("system", TASK), Message("user", question)] for question in questions])

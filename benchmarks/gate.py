@@ -57,7 +57,7 @@ def memory_gb(field: str) -> float:
     """A field of this process's memory in GB (10^9 bytes): VmRSS now, VmHWM at most so far."""
     status = Path("/proc/self/status")
     if not status.is_file():
-        from core.memory import peak_memory_gb
+        from core.training.memory import peak_memory_gb
 
         return peak_memory_gb()
     for line in status.read_text().splitlines():

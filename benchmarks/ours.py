@@ -16,11 +16,11 @@ PROMPT_CHARS = (30, 130)
 
 def open_run(job: dict[str, Any], more: list[str]) -> tuple[Any, Any]:
     """(StageRun, StageData) of the task."""
+    from core.commands.launch import typed_config
     from core.console import Console
-    from core.launch import typed_config
-    from core.ledger import Ledger
-    from core.opening import open_stage
-    from core.plan import make_plan
+    from core.planning.ledger import Ledger
+    from core.planning.plan import make_plan
+    from core.platform.opening import open_stage
     from core.quiet import hush
 
     hush()
@@ -49,7 +49,7 @@ def model_overrides(model: str | None) -> list[str]:
 
 def write_steps(job: dict[str, Any], gate: Gate) -> None:
     """Write the rows of each step as token ids, in the order in which preftune takes them, for everybody to use."""
-    from core.order import step_items
+    from core.training.order import step_items
 
     task = TASKS[job["task"]]
     run, data = open_run(job, ["algorithm=rloo"] if task.name == "rloo" else [])
@@ -83,7 +83,7 @@ def race(job: dict[str, Any], gate: Gate) -> None:
     """Build everything a run builds before its first step, then make a step at each turn."""
     import torch
 
-    from core.trainer import StepLoop
+    from core.training.trainer import StepLoop
 
     gate.imported()
     task = TASKS[job["task"]]

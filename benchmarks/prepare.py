@@ -101,15 +101,15 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """The `sft` stage's own functions: demonstrations, then the packed rows of every step of an epoch."""
+    from core.commands.launch import typed_config
     from core.console import Console
-    from core.examples import demonstrations
-    from core.launch import typed_config
-    from core.ledger import Ledger
-    from core.opening import open_stage
-    from core.order import step_items
-    from core.plan import make_plan
+    from core.planning.ledger import Ledger
+    from core.planning.plan import make_plan
+    from core.platform.opening import open_stage
     from core.quiet import hush, set_environment
-    from core.supervised import weighted_rows
+    from core.tokens.examples import demonstrations
+    from core.training.order import step_items
+    from core.training.supervised import weighted_rows
 
     set_environment()
     hush()

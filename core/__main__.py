@@ -11,7 +11,7 @@ from pathlib import Path
 
 import core
 from core.errors import ConfigError, PreftuneError
-from core.switches import is_switch, switched
+from core.platform.switches import is_switch, switched
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Command:
 
 def plugins_command(arguments: list[str]) -> int:
     """List the plugins: where they come from, what they add, and why one is left out."""
-    from core import help as texts
-    from core.registry import Registry
+    from core.commands import help as texts
+    from core.platform.registry import Registry
 
     if unknown := [argument for argument in arguments if argument != "--json" and not is_switch(argument)]:
         raise ConfigError(f"'plugins' does not take '{unknown[0]}'", mend="plugins [--json] [plugins.allow=[NAME,…]]")
@@ -44,8 +44,8 @@ def plugins_command(arguments: list[str]) -> int:
 
 def help_command(arguments: list[str]) -> int:
     """Print the overview, or every setting of the stage that is named."""
-    from core import help as texts
-    from core.registry import Registry
+    from core.commands import help as texts
+    from core.platform.registry import Registry
 
     arguments = [argument for argument in arguments if not is_switch(argument)]
     registry = Registry.load(strict=False)
@@ -72,11 +72,15 @@ COMMANDS: dict[str, Command] = {
     "plugins": Command("list plugins, where they come from and what they add; --json for machines", plugins_command),
     "preview": Command(
         "show what a stage would train on, token by token: `preview stage=NAME data.path=FILE [--html FILE]`",
-        later("core.preview_command"),
+        later("core.commands.preview_command"),
     ),
-    "doctor": Command("what is installed, what is missing and how to mend it, what may combine", later("core.doctor")),
-    "new-plugin": Command("write a package for a plugin: new-plugin NAME --kind KIND", later("core.scaffold")),
-    "reference": Command("every setting of every stage, part and plugin, as Markdown", later("core.reference")),
+    "doctor": Command(
+        "what is installed, what is missing and how to mend it, what may combine", later("core.commands.doctor")
+    ),
+    "new-plugin": Command("write a package for a plugin: new-plugin NAME --kind KIND", later("core.commands.scaffold")),
+    "reference": Command(
+        "every setting of every stage, part and plugin, as Markdown", later("core.commands.reference")
+    ),
     "help": Command("this text; `help stage=NAME` prints every setting of a stage", help_command),
 }
 """Grows by an entry for each command around a run."""
@@ -111,7 +115,7 @@ def dispatch(arguments: list[str]) -> int:
         return COMMANDS[name].run(rest) if arguments else help_command([]) or 2
     if "--help" in arguments or "-h" in arguments:
         return help_command(arguments)
-    from core.launch import launch
+    from core.commands.launch import launch
 
     return launch(arguments, tuple(COMMANDS))
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from core import heatmap
-from core.data_files import find_files
-from core.data_schema import TransformConfig
+from core.config.data_schema import TransformConfig
+from core.config.rules import check_regex, require
+from core.config.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig
+from core.data.files import find_files
+from core.data.readers.rows import Row
+from core.data.records import Message, Record, Span, Step
+from core.data.transforms import TextPart, TransformContext, Transformed, text_of, texts_of, words_of
+from core.data.turns import RowError, to_messages, to_text
 from core.errors import ArtifactError, ConfigError, DataError, ModelError, PluginError, PreftuneError, TrainingError
 from core.files import disk_guard
-from core.hookspecs import API_VERSION, PROJECT, hookimpl
 from core.jsonl import read_rows
-from core.readers.rows import Row
-from core.records import Message, Record, Span, Step
-from core.rules import check_regex, require
-from core.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig
-from core.scoring import GuardedScorer, ScorerContext, summarise
-from core.specs import (
+from core.platform.hookspecs import API_VERSION, PROJECT, hookimpl
+from core.platform.specs import (
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
@@ -25,9 +25,9 @@ from core.specs import (
     TrackerSpec,
     TransformSpec,
 )
-from core.supervision import TooLong, TrainOn
-from core.transforms import TextPart, TransformContext, Transformed, text_of, texts_of, words_of
-from core.turns import RowError, to_messages, to_text
+from core.scoring.guarded import GuardedScorer, ScorerContext, summarise
+from core.tokens import heatmap
+from core.tokens.supervision import TooLong, TrainOn
 from core.types import Batch, LossOutput, Rollout, RolloutEngine, Sampling, Score, Scorer, ScoreRequest, Section
 
 __all__ = [

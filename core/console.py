@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from core.heatmap import coloured, marked
-from core.plan import short_source
+from core.planning.plan import short_source
+from core.tokens.heatmap import coloured, marked
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from core.heatmap import TokenRow
-    from core.plan import Plan
+    from core.planning.plan import Plan
+    from core.tokens.heatmap import TokenRow
 
 _SHOWN = ("loss", "reward", "score", "accuracy", "kl", "entropy", "completion_tokens", "tokens_per_s")
 """Metrics worth a place in the progress line, in this order."""

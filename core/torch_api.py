@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from core.artifact import export_models
-from core.evaluate import score_heldout
-from core.examples import (
+from core.artifacts.artifact import export_models
+from core.files import atomic_folder, write_text
+from core.models.guests import Guest, plain_body
+from core.models.loading import load_module, models_for_roles, trainable_scorer
+from core.models.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
+from core.models.packed import Packed, PromptGroup, pack, pack_texts
+from core.models.roles import Models, ScoreModel, TokenModel
+from core.tokens.codec import load_codec
+from core.tokens.examples import (
     Demonstration,
     Pair,
     Prompt,
@@ -16,18 +22,12 @@ from core.examples import (
     prompts,
     split_by_tokens,
 )
-from core.files import atomic_folder, write_text
-from core.guests import Guest, plain_body
-from core.loading import load_module, models_for_roles, trainable_scorer
-from core.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
-from core.making import build_rows, save_rows
-from core.models import Models, ScoreModel, TokenModel
-from core.order import step_items
-from core.packed import Packed, PromptGroup, pack, pack_texts
-from core.run import StageRun
-from core.supervised import WeightedRow, weighted_nll, weighted_rows
-from core.supervision import Supervision
-from core.tokens import load_codec
+from core.tokens.supervision import Supervision
+from core.training.evaluate import score_heldout
+from core.training.making import build_rows, save_rows
+from core.training.order import step_items
+from core.training.run import StageRun
+from core.training.supervised import WeightedRow, weighted_nll, weighted_rows
 
 __all__ = [
     "Demonstration", "Guest", "Models", "Packed", "Pair", "Prompt", "PromptGroup", "ScoreModel", "StageData",

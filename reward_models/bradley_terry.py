@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from core.api import ModelError, Score, ScoreRequest
 
 if TYPE_CHECKING:
-    from core.scoring import ScorerContext
+    from core.scoring.guarded import ScorerContext
     from reward_models import LearnedConfig
 
 

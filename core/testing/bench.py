@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
+from core.commands.launch import typed_config
 from core.console import Console
-from core.launch import typed_config
-from core.ledger import Ledger
-from core.opening import open_stage
-from core.plan import make_plan
-from core.registry import Registry
+from core.planning.ledger import Ledger
+from core.planning.plan import make_plan
+from core.platform.opening import open_stage
+from core.platform.registry import Registry
 from core.testing.run import read_rows
-from core.trainer import StepLoop
+from core.training.trainer import StepLoop
 
 
 class Bench:

@@ -23,14 +23,14 @@ from typing import Any, ClassVar
 import pytest
 
 from core.api import ScoreRequest
-from core.fields import field_docs
-from core.launch import typed_config
-from core.registry import Registry
+from core.commands.launch import typed_config
+from core.config.fields import field_docs
+from core.platform.registry import Registry
 from core.testing.run import Lab, Outcome, StageRunner, assert_same_weights, command, fixed, read_json
 
 _LOADS = """
 import sys
-from core.registry import Registry
+from core.platform.registry import Registry
 registry = Registry.load()
 assert not registry.warnings, registry.warnings
 assert 'torch' not in sys.modules, 'torch was imported by an entry module'
@@ -222,7 +222,7 @@ class RewardContract(_ConfiguredContract):
     @pytest.fixture(scope="class")
     def scorer(self) -> Iterator[Any]:
         """The reward model behind its guard, as a run has it."""
-        from core.scoring import GuardedScorer, ScorerContext
+        from core.scoring.guarded import GuardedScorer, ScorerContext
 
         config, registry, _ = typed_config([*self.chosen(), *self.words])
         specs = {name: entry.spec for name, entry in registry.reward_models.items()}

@@ -104,7 +104,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def verify_here(job: dict[str, Any]) -> dict[str, Any]:
     """The verification without a process of its own, which would cost more than all the rest of a tiny run."""
-    from core.verify import check_artifact
+    from core.artifacts.verify import check_artifact
 
     checks = check_artifact(job)
     return {"ok": all(check["ok"] for check in checks), "checks": checks}
@@ -139,7 +139,7 @@ class StageRunner:
         interrupt_at: end the run, as Ctrl-C would, after the checkpoint of that step.
         chain: let the plan put stages before the named one; else it starts from the tiny model.
         """
-        import core.artifact
+        import core.artifacts.artifact
 
         self._count += 1
         runs = runs or self._folder / f"runs-{self._count}"
@@ -152,7 +152,7 @@ class StageRunner:
         settings = {"PREFTUNE_PLUGINS": f"{loaded},{INTERRUPTER}", "PREFTUNE_TEST_INTERRUPT": str(interrupt_at)}
         with (
             _environment(**(settings if interrupt_at else {})),
-            mock.patch.object(core.artifact, "verify_in_fresh_process", verify_here),
+            mock.patch.object(core.artifacts.artifact, "verify_in_fresh_process", verify_here),
         ):
             outcome = command(*self.lab.words(runs), *more, *words)
         outcome.runs, outcome.stage = runs, stage

@@ -11,7 +11,7 @@ from plugins.cft.library import KIND, NEGATIVE, STUDY
 from plugins.shared.text_config import TextStageConfig, check_files
 
 if TYPE_CHECKING:
-    from core.plan import Plan
+    from core.planning.plan import Plan
 
 
 class Arm(str, Enum):

@@ -10,7 +10,7 @@ from core.api import ConfigError, StageSpec, hookimpl, require
 from plugins.shared.text_config import TextStageConfig, check_files
 
 if TYPE_CHECKING:
-    from core.plan import Plan
+    from core.planning.plan import Plan
 
 ROW_METHODS = ("none", "lora")
 """Adapter methods that can train new rows of the embedding."""

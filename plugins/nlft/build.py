@@ -18,7 +18,7 @@ from plugins.nlft import Judge, NlftConfig
 from plugins.nlft.items import Item, filled, judged
 
 if TYPE_CHECKING:
-    from core.run import StageRun
+    from core.training.run import StageRun
 
 FILE = "answers.jsonl"
 FIELDS = {"key", "prompt", "answer", "ids", "right", "judgement", "error"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from core.api import Section, heatmap
 
 if TYPE_CHECKING:
-    from core.run import StageRun
+    from core.training.run import StageRun
 
 LEGEND = "green (above 0) is made likelier, orange (below 0) less likely; plain tokens count for nothing"
 

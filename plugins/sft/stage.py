@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the weighted loss of core.supervised on demonstrations."""
+"""Supervised fine-tuning: the weighted loss of core.training.supervised on demonstrations."""
 
 from __future__ import annotations
 

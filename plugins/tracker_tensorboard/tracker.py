@@ -11,7 +11,7 @@ from plugins.tracker_tensorboard import TensorboardConfig
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from core.run import StageRun
+    from core.training.run import StageRun
 
 
 class TensorboardTracker:

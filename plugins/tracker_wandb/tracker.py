@@ -17,7 +17,7 @@ from plugins.tracker_wandb import WandbConfig, WandbMode
 if TYPE_CHECKING:
     import wandb
 
-    from core.run import StageRun
+    from core.training.run import StageRun
 
 COLUMNS = ("when", "step", "index", "prompt", "completion", "answer", "score", "reward")
 MAX_ROWS = 2000

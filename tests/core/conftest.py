@@ -16,7 +16,7 @@ import pytest
 from run_kit import FAKES, Lab, make_lab, run_apart, verify_here
 
 from core.__main__ import main
-from core.switches import DISABLE_VARIABLE, MODULES_VARIABLE
+from core.platform.switches import DISABLE_VARIABLE, MODULES_VARIABLE
 
 _numbers = itertools.count()
 
@@ -86,7 +86,7 @@ class Outcome:
 
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> Executed:
-    """Stands in for core.execute, and remembers what it was called with."""
+    """Stands in for core.commands.execute, and remembers what it was called with."""
     seen = Executed()
 
     def execute(cfg: Any, registry: Any, config: dict[str, Any]) -> int:
@@ -97,9 +97,9 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> Executed:
         seen.plain.append(config)
         return seen.code
 
-    module = types.ModuleType("core.execute")
+    module = types.ModuleType("core.commands.execute")
     module.execute = execute  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "core.execute", module)
+    monkeypatch.setitem(sys.modules, "core.commands.execute", module)
     return seen
 
 
@@ -137,9 +137,9 @@ def finished(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_cli(capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Runs a command line with real stages in this process; artifacts are verified in this process too."""
-    import core.artifact
+    import core.artifacts.artifact
 
-    monkeypatch.setattr(core.artifact, "verify_in_fresh_process", verify_here)
+    monkeypatch.setattr(core.artifacts.artifact, "verify_in_fresh_process", verify_here)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(arguments: list[str]) -> Outcome:

@@ -10,9 +10,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from core.dataset import as_schema, load_records
+from core.data.dataset import as_schema, load_records
+from core.data.readers import BUILT_IN_READERS
 from core.errors import DataError
-from core.readers import BUILT_IN_READERS
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("PREFTUNE_TEST_DATA") or ROOT.parent / "shared" / "data")

@@ -59,10 +59,10 @@ def _child(arguments: list[str], environment: dict[str, str], output: Path, prep
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.path.insert(0, str(FAKES))
-    import core.artifact
+    import core.artifacts.artifact
     from core.__main__ import main
 
-    core.artifact.verify_in_fresh_process = verify_here  # type: ignore[assignment]
+    core.artifacts.artifact.verify_in_fresh_process = verify_here  # type: ignore[assignment]
     if prepare is not None:
         prepare()
     sys.exit(main(arguments))
@@ -80,7 +80,7 @@ def start(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["run_kit", "core.lifecycle", "core.defaults", "transformers.models.llama.modeling_llama"]
+        ["run_kit", "core.training.lifecycle", "core.training.defaults", "transformers.models.llama.modeling_llama"]
     )
     process = context.Process(target=_child, args=(arguments, environment or {}, output, prepare))
     process.start()

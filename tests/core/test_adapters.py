@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from core import adapters
-from core.adapters import add_adapter, is_quantized, keep_differentiable, merged_weights, quantization_config
-from core.combinations import (
+from core.commands.launch import typed_config
+from core.config.combinations import (
     FAILING,
     NEEDED_PACKAGES,
     PROMPT_LEARNING,
@@ -22,14 +21,15 @@ from core.combinations import (
     UNMERGEABLE,
     check_combinations,
 )
+from core.config.peft_methods import methods
+from core.config.schema import PeftConfig, Quant, RunConfig, StageConfig
 from core.errors import ConfigError, ModelError
-from core.launch import typed_config
-from core.models import Models, ScoreModel, TokenModel, check_packed
-from core.optim import MasterAdamW, decay_groups
-from core.packed import PromptGroup, pack
-from core.peft_methods import methods
-from core.schema import PeftConfig, Quant, RunConfig, StageConfig
+from core.models import adapters
+from core.models.adapters import add_adapter, is_quantized, keep_differentiable, merged_weights, quantization_config
+from core.models.packed import PromptGroup, pack
+from core.models.roles import Models, ScoreModel, TokenModel, check_packed
 from core.testing import tiny_model, tiny_pairs
+from core.training.optim import MasterAdamW, decay_groups
 
 IDS = torch.tensor([[5, 9, 33, 71, 100, 8, 61, 300, 12, 4]])
 ROW = pack(
@@ -259,7 +259,7 @@ def test_method_in_bf16(item: Case, configure, folder: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("word", sorted({f"peft={name}" for name in [*FAILING, *NEEDED_PACKAGES]}))
 def test_other_methods_are_refused_before_anything_is_loaded(word: str, configure, monkeypatch):
-    monkeypatch.setattr("core.combinations.importable", lambda name: name != "sklearn")
+    monkeypatch.setattr("core.config.combinations.importable", lambda name: name != "sklearn")
     with pytest.raises(ConfigError, match="peft method"):
         configure(word)
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from run_kit import Lab, only_folder, read_json, rows, run_folders, steps, verify_here
 
-import core.artifact
-import core.checkpoint
+import core.artifacts.artifact
 import core.files
 import core.jsonl
-from core.ledger import artifact_fault
+import core.training.checkpoint
+from core.planning.ledger import artifact_fault
 
 CONTRACT = {
     "plan.json", "config.yaml", "config.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "artifact",
@@ -104,13 +104,13 @@ def test_what_differs_from_memory_does_not_pass(
     lab: Lab, tiny_cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     stage, tamper, check = TAMPERED[kind]
-    process = core.artifact.verify_in_fresh_process
+    process = core.artifacts.artifact.verify_in_fresh_process
 
     def tampering(job: dict[str, Any]) -> dict[str, Any]:
         tamper(Path(job["folder"]))
         return real(job) if kind == "cut" else process(job)
 
-    monkeypatch.setattr(core.artifact, "verify_in_fresh_process", tampering)
+    monkeypatch.setattr(core.artifacts.artifact, "verify_in_fresh_process", tampering)
     runs = tmp_path / "runs"
     arguments = [f"stage={stage}", *lab.common(runs), "stage.max_steps=2", "stage.save_every_steps=1"]
     outcome = tiny_cli(arguments if stage == "sft" else [*arguments, "pipeline.stages=[reward]"])
@@ -121,7 +121,7 @@ def test_what_differs_from_memory_does_not_pass(
     assert read_json(folder / "artifact.json")["verification"]["ok"] is False
     assert (folder / "report.html").exists()
     # Not reused; the way back was kept, and from there it is made and verified again.
-    monkeypatch.setattr(core.artifact, "verify_in_fresh_process", verify_here)
+    monkeypatch.setattr(core.artifacts.artifact, "verify_in_fresh_process", verify_here)
     again = tiny_cli(arguments if stage == "sft" else [*arguments, "pipeline.stages=[reward]"])
     assert again.code == 0 and "resumed from step-00000002: 2 of 2" in again.out
     assert "did not pass its verification" in again.out
@@ -129,7 +129,7 @@ def test_what_differs_from_memory_does_not_pass(
     assert list((folder / "checkpoints").iterdir()) == []
 
 
-real = core.artifact.verify_in_fresh_process
+real = core.artifacts.artifact.verify_in_fresh_process
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_files_that_cannot_grow(lab: Lab, tiny_cli, tmp_path: Path, where: str) 
 def test_a_full_disk_at_the_second_checkpoint_keeps_the_first(
     lab: Lab, tiny_cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_file, calls = core.checkpoint.save_file, []
+    save_file, calls = core.training.checkpoint.save_file, []
 
     def full(tensors: Any, path: Path) -> None:
         calls.append(path)
@@ -207,7 +207,7 @@ def test_a_full_disk_at_the_second_checkpoint_keeps_the_first(
             raise OSError(errno.ENOSPC, "No space left on device")
         save_file(tensors, path)
 
-    monkeypatch.setattr(core.checkpoint, "save_file", full)
+    monkeypatch.setattr(core.training.checkpoint, "save_file", full)
     outcome = tiny_cli(lab.sft(tmp_path / "runs"))
     folder = only_folder(tmp_path / "runs", "sft")
     assert_refused(outcome, str(folder / "checkpoints" / "step-00000004"))
@@ -242,7 +242,7 @@ def test_a_full_disk_under_the_growing_files(
     assert_nothing_half_written(folder)
     assert all(rows(folder / file) for file in ("metrics.jsonl", "samples.jsonl"))
     monkeypatch.undo()
-    monkeypatch.setattr(core.artifact, "verify_in_fresh_process", verify_here)
+    monkeypatch.setattr(core.artifacts.artifact, "verify_in_fresh_process", verify_here)
     assert tiny_cli(lab.sft(tmp_path / "runs")).code == 0
     assert steps(run_folders(tmp_path / "runs", "sft")[-1]) == [1, 2, 3, 4, 5]
 

@@ -16,12 +16,12 @@ HEAVY = {
     "gguf", "tensorboard",
 }  # fmt: skip
 TORCH_SIDE = (
-    "adapters artifact attention checkpoint defaults evaluate guests lifecycle loading logprobs models optim packed "
-    "retention run supervised sync torch_api trainer verify"
+    "models/* artifacts/* torch_api training/checkpoint training/defaults training/evaluate training/lifecycle "
+    "training/optim training/retention training/run training/supervised training/trainer"
 ).split()
-MAY_IMPORT_TORCH = {f"core/{name}.py" for name in TORCH_SIDE}
+MAY_IMPORT_TORCH = {file.relative_to(ROOT).as_posix() for name in TORCH_SIDE for file in CORE.glob(f"{name}.py")}
 WORDS = ("beta", "advantage", "advantages", "clip_range", "kl_coef", "wandb", "vllm", "ppo", "dpo", "grpo")
-MAY_KNOW_WORDS = {"core/combinations.py"}
+MAY_KNOW_WORDS = {"core/config/combinations.py"}
 
 FILES = sorted(file.relative_to(ROOT).as_posix() for file in CORE.rglob("*.py"))
 ENTRIES = sorted(

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from core.building import build_dataset
-from core.data_schema import DataConfig, Mixing, SourceConfig
-from core.draws import in_fold, shuffled
+from core.commands.launch import typed_config
+from core.config.data_schema import DataConfig, Mixing, SourceConfig
+from core.data.building import build_dataset
+from core.data.draws import in_fold, shuffled
+from core.data.mixing import mix, quotas, size_without_repeats, weights
+from core.data.records import Message, Record
 from core.errors import ConfigError, DataError, PluginError
-from core.launch import typed_config
-from core.mixing import mix, quotas, size_without_repeats, weights
-from core.plan import dataset_for, make_plan
-from core.records import Message, Record
-from core.registry import Registry
+from core.planning.plan import dataset_for, make_plan
+from core.platform.registry import Registry
 
 
 def record(text: str, line: int = 1, **fields) -> Record:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from core import combinations
-from core.combinations import (
+from core.config import combinations
+from core.config.combinations import (
     FAILING,
     NEEDED_OPTIONS,
     PROVEN,
@@ -15,8 +15,8 @@ from core.combinations import (
     check_chain,
     check_combinations,
 )
-from core.schema import ModelConfig, PeftConfig, Quant, RolloutConfig, RunConfig, StageConfig
-from core.specs import StageSpec
+from core.config.schema import ModelConfig, PeftConfig, Quant, RolloutConfig, RunConfig, StageConfig
+from core.platform.specs import StageSpec
 
 OFFLINE = StageSpec("sft", StageConfig, "a:b", "sft")
 ONLINE = StageSpec("rlhf", StageConfig, "a:b", "prompts", rollouts=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from core import compose, peft_methods, presets
+from core.commands.launch import typed_config
+from core.config import compose, peft_methods, presets
 from core.errors import ConfigError, PluginError, PreftuneError
-from core.launch import typed_config
-from core.registry import Registry
+from core.platform.registry import Registry
 
 CONF = Path(presets.locate(presets.OWN_FOLDER))
 PRESETS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))

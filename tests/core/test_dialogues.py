@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data_schema import DataConfig
+from core.config.data_schema import DataConfig
+from core.data.records import Message, Record
 from core.errors import DataError, ModelError
-from core.examples import Demonstration, check_trained, demonstrations, fault, pairs
-from core.records import Message, Record
-from core.supervision import Supervision, TooLong, TrainOn
-from core.templates import training_twin
 from core.testing.tiny import CHAT_TEMPLATE, tiny_tokenizer
-from core.tokens import TEMPLATE_TEXT, ChatCodec, Dialogue, check_embedding
+from core.tokens.codec import TEMPLATE_TEXT, ChatCodec, Dialogue, check_embedding
+from core.tokens.examples import Demonstration, check_trained, demonstrations, fault, pairs
+from core.tokens.supervision import Supervision, TooLong, TrainOn
+from core.tokens.templates import training_twin
 
 TEMPLATES = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
@@ -321,8 +321,8 @@ def test_padding_is_not_the_end():
 
 
 def test_presets(tmp_path):
-    from core.schema import ModelConfig
-    from core.tokens import load_codec
+    from core.config.schema import ModelConfig
+    from core.tokens.codec import load_codec
 
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None

@@ -7,9 +7,9 @@ from importlib import metadata
 
 import pytest
 
-from core import doctor
 from core.__main__ import main
-from core.registry import Registry
+from core.commands import doctor
+from core.platform.registry import Registry
 
 NEEDY = """
     from dataclasses import dataclass

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from core.data_schema import DataConfig
-from core.dataset import load_dataset
+from core.config.data_schema import DataConfig
+from core.data.dataset import load_dataset
 from core.errors import DataError, PluginError
-from core.registry import Registry
+from core.platform.registry import Registry
 
 PLUGIN = """
     from core.api import DialectSpec, ReaderSpec, Row, RowError, Message, hookimpl, to_text

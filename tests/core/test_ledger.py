@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from run_kit import Lab, kill_at, only_folder, read_json, run_folders
 
+from core.commands.launch import typed_config
 from core.errors import ArtifactError
-from core.launch import typed_config
-from core.ledger import Ledger, artifact_fault, lock_folder
-from core.plan import make_plan
+from core.planning.ledger import Ledger, artifact_fault, lock_folder
+from core.planning.plan import make_plan
 
 
 def states(arguments: list[str]) -> dict[str, str]:
@@ -200,7 +200,7 @@ def test_folders_made_in_the_same_second_have_names_of_their_own(tmp_path: Path)
 def test_locks_hold_across_processes(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     folder = ledger.open_folder("sft")
-    code = "import sys; from pathlib import Path; from core.ledger import *\n"
+    code = "import sys; from pathlib import Path; from core.planning.ledger import *\n"
     code += (
         "held = Ledger(Path(sys.argv[1])).lock('k'), lock_folder(Path(sys.argv[2]))\nprint('held', flush=True)\ninput()"
     )

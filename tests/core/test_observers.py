@@ -8,8 +8,8 @@ from typing import Any
 import pluggy
 import pytest
 
-from core.hookspecs import PROJECT, ObserverHooks, hookimpl
-from core.observers import Observers
+from core.platform.hookspecs import PROJECT, ObserverHooks, hookimpl
+from core.platform.observers import Observers
 from core.types import Section
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-import core.optim
-from core.optim import MasterAdamW, decay_groups, lr_factor
-from core.schema import Schedule, StageConfig
+import core.training.optim
+from core.config.schema import Schedule, StageConfig
+from core.training.optim import MasterAdamW, decay_groups, lr_factor
 
 
 def made(dtype: torch.dtype, seed: int = 0) -> nn.Module:
@@ -148,7 +148,7 @@ def test_the_gradient_of_one_micro_batch_waits_in_the_parameter():
 def test_one_micro_batch_trains_alike_by_either_road_and_in_pieces(dtype, monkeypatch):
     results = []
     for accumulating, piece in ((False, 1 << 24), (True, 1 << 24), (False, 1), (True, 20)):
-        monkeypatch.setattr(core.optim, "_PIECE", piece)
+        monkeypatch.setattr(core.training.optim, "_PIECE", piece)
         module = made(dtype)
         ours = optimizer(module, decay=0.1)
         for step in range(5):

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from core.order import step_items
-from core.schema import Order
+from core.config.schema import Order
+from core.training.order import step_items
 
 
 def items(count: int) -> list[SimpleNamespace]:

@@ -11,19 +11,19 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-import core.attention
-import core.logprobs
-import core.packed
-from core.data_schema import DataConfig
+import core.models.attention
+import core.models.logprobs
+import core.models.packed
+from core.config.data_schema import DataConfig
+from core.data.records import Message, Record
 from core.errors import ModelError
-from core.examples import demonstrations, pairs
-from core.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
-from core.models import ScoreModel, TokenModel, check_packed
-from core.packed import PromptGroup, pack, pack_texts
-from core.records import Message, Record
-from core.supervised import weighted_rows
+from core.models.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
+from core.models.packed import PromptGroup, pack, pack_texts
+from core.models.roles import ScoreModel, TokenModel, check_packed
 from core.testing.tiny import tiny_tokenizer
-from core.tokens import ChatCodec
+from core.tokens.codec import ChatCodec
+from core.tokens.examples import demonstrations, pairs
+from core.training.supervised import weighted_rows
 
 VOCABULARY = 61
 
@@ -239,7 +239,7 @@ def test_bucket_padding_changes_nothing(model, monkeypatch):
     sequences = groups(SHAPES["many completions of unlike lengths"] + SHAPES["unlike prompts"])
     results = []
     for ratio in (0.0, 0.6, 1.0):
-        monkeypatch.setattr(core.packed, "_BUCKET_RATIO", ratio)
+        monkeypatch.setattr(core.models.packed, "_BUCKET_RATIO", ratio)
         packed = pack(sequences)
         with torch.no_grad():
             results.append((len(packed.calls), model(packed)[0]))
@@ -281,7 +281,7 @@ def test_a_head_that_is_more_than_a_matrix_takes_the_plain_road(plain, model):
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 7])
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])
 def test_linear_logprobs_is_log_softmax(monkeypatch, count, temperature):
-    monkeypatch.setattr(core.logprobs, "CHUNK", 3)
+    monkeypatch.setattr(core.models.logprobs, "CHUNK", 3)
     source = torch.Generator().manual_seed(count)
     hidden, weight = torch.randn(count, 8, generator=source), torch.randn(20, 8, generator=source)
     targets = torch.randint(0, 20, (count,), generator=source)
@@ -301,7 +301,7 @@ def test_linear_logprobs_is_log_softmax(monkeypatch, count, temperature):
 
 def test_linear_logprobs_passes_torchs_own_gradient_check(monkeypatch):
     # In float32, as the function computes; hence the wide step and tolerance.
-    monkeypatch.setattr(core.logprobs, "CHUNK", 2)
+    monkeypatch.setattr(core.models.logprobs, "CHUNK", 2)
     source = torch.Generator().manual_seed(0)
     hidden = torch.randn(3, 4, generator=source, requires_grad=True)
     weight = torch.randn(5, 4, generator=source, requires_grad=True)
@@ -337,7 +337,7 @@ def test_only_what_needs_a_gradient_gets_one():
 
 def test_the_weight_gradient_is_summed_in_fp32(monkeypatch):
     # 1024 contributions of 0.5: a bf16 sum would stop growing at 128.
-    monkeypatch.setattr(core.logprobs, "CHUNK", 1)
+    monkeypatch.setattr(core.models.logprobs, "CHUNK", 1)
     hidden = torch.ones(1024, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     linear_logprobs(hidden, weight, torch.zeros(1024, dtype=torch.long))[0].sum().backward()
@@ -397,7 +397,7 @@ def test_a_saved_offset_is_read():
 def attention() -> Iterator[None]:
     """The registered attention is put back afterwards."""
     yield
-    core.attention.register_attention()
+    core.models.attention.register_attention()
 
 
 def test_a_whole_model_passes(model):
@@ -407,7 +407,7 @@ def test_a_whole_model_passes(model):
 
 
 def test_attention_that_sees_neighbours_is_refused(attention, monkeypatch, plain):
-    whole = core.attention.packed_attention
+    whole = core.models.attention.packed_attention
 
     def leaking(module, query, key, value, attention_mask, packed=None, **more):
         if packed is not None:
@@ -417,7 +417,7 @@ def test_attention_that_sees_neighbours_is_refused(attention, monkeypatch, plain
             return out.transpose(1, 2), None
         return whole(module, query, key, value, attention_mask, **more)
 
-    monkeypatch.setattr(core.attention, "packed_attention", leaking)
+    monkeypatch.setattr(core.models.attention, "packed_attention", leaking)
     model = TokenModel(plain)
     with pytest.raises(ModelError, match="packed rows give other log-probabilities"):
         check_packed(model)
@@ -454,11 +454,17 @@ def test_not_a_number_is_refused(model):
 def test_a_sequence_beyond_the_sliding_window_is_refused():
     packed = pack(groups([(6, [6])]))
     query = torch.randn(1, 2, 12, 4)
-    core.attention.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=12)
+    core.models.attention.packed_attention(
+        torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=12
+    )
     with pytest.raises(ValueError, match="sliding window of 11"):
-        core.attention.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=11)
+        core.models.attention.packed_attention(
+            torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=11
+        )
     with pytest.raises(ValueError, match="soft-capping"):
-        core.attention.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, softcap=30.0)
+        core.models.attention.packed_attention(
+            torch.nn.Module(), query, query, query, None, packed=packed, softcap=30.0
+        )
 
 
 # ---- what is trained, decoded ------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ import time
 import pytest
 
 from core.errors import DataError
-from core.hookspecs import API_ATTRIBUTE, API_VERSION, Deprecated, hookspec
-from core.owners import Owner
-from core.providers import ProviderError, Providers, Watched, blamed
-from core.registry import STAGE_HOOKS, Registry
+from core.platform.hookspecs import API_ATTRIBUTE, API_VERSION, Deprecated, hookspec
+from core.platform.owners import Owner
+from core.platform.providers import ProviderError, Providers, Watched, blamed
+from core.platform.registry import STAGE_HOOKS, Registry
 
 ACME = Owner("acme", "acme-dist", "1.2")
 
@@ -92,8 +92,8 @@ def test_plan_edits_and_constructors_are_blamed(acme, make_distribution, make_mo
     with pytest.raises(ProviderError, match=r"plugin 'mine' of mine-dist 3 failed in .*ValueError: made wrong"):
         registry.activate(registry.stages[("mine", "")].spec)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4)
-    from core.launch import typed_config
-    from core.plan import make_plan
+    from core.commands.launch import typed_config
+    from core.planning.plan import make_plan
 
     words = ["stage=mine", "model.source=sshleifer/tiny-gpt2", f"data.path={tmp_path / 'rows.jsonl'}"]
     config, registry, _ = typed_config(words)

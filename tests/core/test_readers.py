@@ -14,14 +14,14 @@ from backports import zstd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.data_schema import DataConfig
-from core.dataset import Loaded, load_dataset, load_records
-from core.dialects import BUILT_IN
-from core.dialects.fields import ALIASES
+from core.config.data_schema import DataConfig
+from core.data.dataset import Loaded, load_dataset, load_records
+from core.data.dialects import BUILT_IN
+from core.data.dialects.fields import ALIASES
+from core.data.readers import BUILT_IN_READERS
+from core.data.records import Message
 from core.errors import ConfigError, DataError
-from core.readers import BUILT_IN_READERS
-from core.records import Message
-from core.specs import DialectSpec
+from core.platform.specs import DialectSpec
 
 ROWS = [{"prompt": f"p{i}", "completion": "é"} for i in range(3)]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from core.data_schema import DataConfig
-from core.dataset import as_schema, load_dataset, load_records
-from core.dialects import detect
+from core.config.data_schema import DataConfig
+from core.data.dataset import as_schema, load_dataset, load_records
+from core.data.dialects import detect
+from core.data.records import BadRow, Message, Record, Span, Step, write_quarantine
+from core.data.split import split
 from core.errors import ConfigError, DataError
-from core.records import BadRow, Message, Record, Span, Step, write_quarantine
-from core.split import split
 
 USER, BOT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 ASKED = (Message("user", "Hi"),)
@@ -683,7 +683,8 @@ def test_hub_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_import_loads_nothing_heavy() -> None:
-    code = "import sys, core.dataset; print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
+    heavy = ("torch", "datasets", "pyarrow", "numpy")
+    code = f"import sys, core.data.dataset; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from real_files import DATA, NO_RECORDS, PAGE, page
 
-from core.data_schema import DataConfig
-from core.dataset import load_dataset, load_records
+from core.config.data_schema import DataConfig
+from core.data.dataset import load_dataset, load_records
+from core.data.records import Message, Record, Span
 from core.errors import DataError
-from core.records import Message, Record, Span
 
 DEMOS = "llamafactory_demos"
 

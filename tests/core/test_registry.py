@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
+from core.commands.launch import typed_config
 from core.errors import PluginError
-from core.installing import install_hint
-from core.launch import typed_config
-from core.registry import Registry
-from core.switches import DISABLE_VARIABLE, MODULES_VARIABLE
+from core.platform.installing import install_hint
+from core.platform.registry import Registry
+from core.platform.switches import DISABLE_VARIABLE, MODULES_VARIABLE
 
 ONE_STAGE = """
     from dataclasses import dataclass

@@ -15,7 +15,7 @@ import pytest
 import run_kit
 from run_kit import Lab, assert_same, kill_at, only_folder, read_json, rows, run_apart, run_folders, steps
 
-import core.checkpoint
+import core.training.checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,7 +149,7 @@ def test_adapters_killed(lab: Lab, tmp_path: Path, method: str) -> None:
 
 
 def _die_in_the_second_checkpoint() -> None:
-    save_file, calls = core.checkpoint.save_file, []
+    save_file, calls = core.training.checkpoint.save_file, []
 
     def dying(tensors: object, path: Path) -> None:
         calls.append(path)
@@ -158,7 +158,7 @@ def _die_in_the_second_checkpoint() -> None:
             os._exit(9)
         save_file(tensors, path)
 
-    core.checkpoint.save_file = dying  # type: ignore[assignment]
+    core.training.checkpoint.save_file = dying  # type: ignore[assignment]
 
 
 @pytest.mark.slow
@@ -234,7 +234,9 @@ def test_all_checkpoints_damaged(lab: Lab, tiny_cli, straight_sft: Path, killed_
 def _save(folder: Path, step: int, keep: int = 2) -> Path:
     import torch
 
-    return core.checkpoint.save_checkpoint(folder, step, {"a": torch.full((3,), float(step))}, {"x": step}, keep)
+    return core.training.checkpoint.save_checkpoint(
+        folder, step, {"a": torch.full((3,), float(step))}, {"x": step}, keep
+    )
 
 
 def test_the_last_few_are_kept_and_later_ones_go(tmp_path: Path) -> None:
@@ -244,7 +246,7 @@ def test_the_last_few_are_kept_and_later_ones_go(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000003", "step-00000009"]
     _save(tmp_path, 4)  # a resumed run that passed step 9 over
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
-    found, notes = core.checkpoint.load_checkpoint(tmp_path)
+    found, notes = core.training.checkpoint.load_checkpoint(tmp_path)
     assert found is not None and found[2]["step"] == found[2]["x"] == 4 and notes == []
     assert found[1]["a"].tolist() == [4.0] * 3
 
@@ -256,11 +258,11 @@ def test_a_failing_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pyte
         path.write_bytes(b"half")
         raise RuntimeError("interrupted")
 
-    monkeypatch.setattr(core.checkpoint, "save_file", failing)
+    monkeypatch.setattr(core.training.checkpoint, "save_file", failing)
     with pytest.raises(RuntimeError):
         _save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert core.checkpoint.damage(tmp_path / "step-00000001") is None
+    assert core.training.checkpoint.damage(tmp_path / "step-00000001") is None
 
 
 def test_manifest_covers_both_files(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from core.__main__ import main
-from core.scaffold import KINDS, write_package
+from core.commands.scaffold import KINDS, write_package
 
 
 @pytest.mark.parametrize("kind", KINDS)

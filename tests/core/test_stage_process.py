@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import ConfigError, Reported, TrainingError
-from core.stage_process import run_apart
+from core.training.stage_process import run_apart
 
 ROOT = Path(__file__).resolve().parents[2]
 

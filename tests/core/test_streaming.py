@@ -10,18 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 
-import core.token_cache
-from core.data_schema import Choice, DataConfig
-from core.dataset import load_dataset
-from core.encoding import tokenizer_fingerprint
+import core.tokens.cache
+from core.config.data_schema import Choice, DataConfig
+from core.config.schema import Order
+from core.data.dataset import load_dataset
+from core.data.record_store import StoredRecords, from_line, to_line
+from core.data.records import Message, Record, Span, Step
 from core.errors import DataError
-from core.examples import Demonstration, demonstrations
-from core.order import step_items, token_counts
-from core.record_store import StoredRecords, from_line, to_line
-from core.records import Message, Record, Span, Step
-from core.schema import Order
 from core.testing.tiny import tiny_tokenizer
-from core.tokens import ChatCodec
+from core.tokens.codec import ChatCodec
+from core.tokens.encoding import tokenizer_fingerprint
+from core.tokens.examples import Demonstration, demonstrations
+from core.training.order import step_items, token_counts
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_the_second_time_nothing_is_read(tmp_path, monkeypatch):
     path = write(tmp_path / "rows.jsonl", sft_rows(40))
     cfg = DataConfig(stream=Choice.always)
     first = load_dataset(cfg, path, "sft", 17)
-    monkeypatch.setattr("core.dataset.load_records", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr("core.data.dataset.load_records", lambda *_, **__: pytest.fail("read again"))
     assert list(load_dataset(cfg, path, "sft", 17).train) == list(first.train)
 
 
@@ -135,8 +135,8 @@ def records(tmp_path) -> list[Record]:
 
 
 def test_cached_tokens_are_the_tokens(records, monkeypatch):
-    monkeypatch.setattr(core.encoding, "SHARD_ROWS", 8)
-    monkeypatch.setattr(core.token_cache, "SHARD_ROWS", 8)
+    monkeypatch.setattr(core.tokens.encoding, "SHARD_ROWS", 8)
+    monkeypatch.setattr(core.tokens.cache, "SHARD_ROWS", 8)
     memory, disk, again = run_of(Choice.never), run_of(Choice.always), run_of(Choice.always)
     plain, cached = demonstrations(memory, records), demonstrations(disk, records)
     assert len(cached.shards) >= 5 and memory.dropped, "the case is too small"
@@ -153,7 +153,7 @@ def test_cached_tokens_are_the_tokens(records, monkeypatch):
 
 
 def test_an_interrupted_tokenisation_goes_on_where_it_stopped(records, cache, monkeypatch):
-    monkeypatch.setattr(core.token_cache, "SHARD_ROWS", 8)
+    monkeypatch.setattr(core.tokens.cache, "SHARD_ROWS", 8)
     expected = demonstrations(run_of(Choice.never), records)
     encode, calls = ChatCodec.encode, []
 
@@ -180,7 +180,7 @@ def test_weights_and_large_ids_come_back_exactly(tmp_path):
     first, second = Demonstration([70000, 1, 2, 3], [0.0, 0.1, 0.1, -1.0], "b"), Demonstration([5, 6], [0.0, 0.0], "a")
     third = Demonstration([5, 7], [0.0, 1.0], "b")
     made = [[first], "no", [second, third]]
-    shards, refused = core.token_cache.cached_tokens(
+    shards, refused = core.tokens.cache.cached_tokens(
         tmp_path / "tokens", [Record()] * 3, lambda part: made, lambda done, count: None
     )
     assert list(shards) == [first, second, third] and refused == [(1, "no")]

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from core.errors import ModelError
-from core.examples import Demonstration
-from core.logprobs import linear_logprobs, logits_logprobs
-from core.models import Models, TokenModel
-from core.packed import PromptGroup, pack
-from core.supervised import neftune_noise, weighted_nll, weighted_rows
+from core.models.logprobs import linear_logprobs, logits_logprobs
+from core.models.packed import PromptGroup, pack
+from core.models.roles import Models, TokenModel
+from core.tokens.examples import Demonstration
+from core.training.supervised import neftune_noise, weighted_nll, weighted_rows
 
 VOCABULARY, WIDTH = 61, 32
 
@@ -126,7 +126,7 @@ def test_a_step_in_which_nothing_is_weighed_is_refused():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_smoothing_is_torchs_own(smoothing, monkeypatch):
-    monkeypatch.setattr("core.logprobs.CHUNK", 4)
+    monkeypatch.setattr("core.models.logprobs.CHUNK", 4)
     torch.manual_seed(0)
     hidden = torch.randn(11, 8, requires_grad=True)
     weight = torch.randn(VOCABULARY, 8, requires_grad=True)

@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from core import hookspecs, reference, schema
 from core.__main__ import COMMANDS
-from core.fields import field_docs
+from core.commands import reference
+from core.commands.launch import typed_config
+from core.config import schema
+from core.config.fields import field_docs
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
-from core.launch import typed_config
-from core.registry import Registry
+from core.platform import hookspecs
+from core.platform.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -40,7 +42,7 @@ def fenced(text: str, language: str) -> list[str]:
 
 
 def hook_signatures() -> list[str]:
-    """`name(argument: Type, …) -> Type` of every hook, as it is written in core/hookspecs.py."""
+    """`name(argument: Type, …) -> Type` of every hook, as it is written in core/platform/hookspecs.py."""
     tree = ast.parse(Path(hookspecs.__file__).read_text(encoding="utf-8"))
     found = []
     for node in tree.body:
@@ -153,7 +155,7 @@ def test_documented_runs_compose(page, line, documented_plugins, monkeypatch):
 
 
 def test_other_commands_are_known(documented_plugins):
-    from core.help import stage_help
+    from core.commands.help import stage_help
 
     registry = Registry.load()
     for page, line in command_lines():
@@ -267,7 +269,7 @@ def test_config_page_has_every_key_with_its_default():
 
 
 def test_config_page_has_every_choice():
-    from core import presets
+    from core.config import presets
 
     rows = {line.split("|")[1].strip(" `"): line for line in TEXTS["docs/config.md"].splitlines()
             if line.startswith("| `")}  # fmt: skip
@@ -298,9 +300,10 @@ def test_every_file_of_a_run_is_documented():
 
 
 FIELDS = [
-    ("core/plan.py", "to_json"), ("core/preview.py", "estimate"), ("core/preview.py", "_cost"),
-    ("core/artifact.py", "seal"), ("core/lifecycle.py", "carry_out"), ("core/lifecycle.py", "_add_chain"),
-    ("core/evaluate.py", "headline"), ("core/jsonl.py", "metrics"), ("core/jsonl.py", "samples"),
+    ("core/planning/plan.py", "to_json"), ("core/commands/preview.py", "estimate"),
+    ("core/commands/preview.py", "_cost"), ("core/artifacts/artifact.py", "seal"),
+    ("core/training/lifecycle.py", "carry_out"), ("core/training/lifecycle.py", "_add_chain"),
+    ("core/training/evaluate.py", "headline"), ("core/jsonl.py", "metrics"), ("core/jsonl.py", "samples"),
 ]  # fmt: skip
 """Functions whose dictionaries are what the JSON files hold."""
 NOT_FIELDS = {"pairs", "prompts", "preference", "float32", "heldout_loss", "score"}
@@ -318,8 +321,9 @@ def test_every_field_of_the_json_files_is_documented(file, function):
         assert f"`{key}`" in TEXTS["docs/run-directory.md"], key
 
 
-def test_core_file_table_names_every_module():
-    table = TEXTS["README.md"].partition("## Core, file by file")[2]
-    for file in (ROOT / "core").glob("*.py"):
-        if file.name != "__init__.py":
-            assert f"`core/{file.name}`" in table, file.name
+def test_core_table_names_every_folder_and_file():
+    table = TEXTS["README.md"].partition("## Core, folder by folder")[2]
+    for path in (ROOT / "core").iterdir():
+        if path.name.startswith("__") and path.name != "__main__.py":
+            continue
+        assert f"`core/{path.name}{'/' if path.is_dir() else ''}`" in table, path.name

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.switches import MODULES_VARIABLE
+from core.platform.switches import MODULES_VARIABLE
 from core.testing.bench import Bench
 from core.testing.tiny import tiny_model as write_tiny_model
 from core.testing.tiny import tiny_pairs

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from test_domain import WORDS, write_texts
 from transformers import AutoModelForCausalLM
 
+from core.commands.launch import typed_config
 from core.errors import ConfigError
-from core.launch import typed_config
-from core.plan import make_plan
-from core.registry import Registry
-from core.switches import MODULES_VARIABLE
+from core.planning.plan import make_plan
+from core.platform.registry import Registry
+from core.platform.switches import MODULES_VARIABLE
 from plugins.cft.adaptive import judged, repeats
 from plugins.cft.library import NEGATIVE, STUDY
 from plugins.cft.stage import SEPARATOR, chunk_example

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.artifact import seal
+from core.artifacts.artifact import seal
+from core.commands.launch import typed_config
 from core.errors import ConfigError, ModelError
-from core.launch import typed_config
-from core.packed import pack_texts
-from core.plan import make_plan
-from core.registry import Registry
+from core.models.packed import pack_texts
+from core.planning.plan import make_plan
+from core.platform.registry import Registry
 from core.testing.tiny import tiny_model, tiny_tokenizer
 from core.torch_api import Demonstration
 from plugins.domain.stage import mixed
@@ -342,13 +342,13 @@ def untied(folder: Path) -> Path:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("words", [[], ["peft=lora", "peft.merge=true"]], ids=["full", "lora"])
 def test_the_artifact_holds_the_new_rows(domain, tmp_path, monkeypatch, tied, words):
-    from core.verify import check_artifact
+    from core.artifacts.verify import check_artifact
 
     if not tied:
         words = [*words, f"model.source={untied(tmp_path / 'untied')}"]
     stage = extended(domain, *words)
     monkeypatch.setattr(
-        "core.artifact.verify_in_fresh_process", lambda job: {"ok": True, "checks": check_artifact(job)}
+        "core.artifacts.artifact.verify_in_fresh_process", lambda job: {"ok": True, "checks": check_artifact(job)}
     )
     stage.run.total_steps = 6
     stage.fit()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from core.api import ConfigError, DataError, Message, Record
-from core.evaluate import headline
+from core.training.evaluate import headline
 from plugins.instruct import InstructConfig
 from plugins.instruct.phrasings import Phrasebook
 

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.data.records import Message, Record, Span
 from core.errors import ConfigError, PreftuneError
-from core.records import Message, Record, Span
 from core.testing.tiny import tiny_tokenizer
 from plugins.nlft import ClusterMeasure, NegativeNll, NlftConfig
 from plugins.nlft.build import FILE, _Endpoint, build_items

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.config.schema import RetentionConfig
 from core.errors import ConfigError, DataError
-from core.evaluate import bootstrap
 from core.report.facts import collect
 from core.report.format import change_text
-from core.retention import Retention
-from core.retention_sets import GENERAL, check_retention, load_choices, set_name
-from core.schema import RetentionConfig
+from core.training.evaluate import bootstrap
+from core.training.retention import Retention
+from core.training.retention_sets import GENERAL, check_retention, load_choices, set_name
 
 DATA = Path(os.environ.get("PREFTUNE_TEST_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 
@@ -61,7 +61,7 @@ def test_numbers_equal_plain_loops(make_stage, sets):
     module, codec = stage.models.policy.module, stage.run.codec
     retention = Retention.of(stage.run, stage.models)
     assert retention is not None
-    from core.records import Message
+    from core.data.records import Message
 
     prompts = codec.prompts([[Message("user", question)] for question, _ in GENERAL])
     answers = codec.completions([answer for _, answer in GENERAL])

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from core.api import ConfigError, Message, PluginError, Record, Rollout, Score
-from core.dataset import load_records
-from core.switches import MODULES_VARIABLE
+from core.data.dataset import load_records
+from core.platform.switches import MODULES_VARIABLE
 from plugins.s3ft import LEAKS, REMNANTS, RewriteConfig, SelfConfig
 from plugins.s3ft.composition import composition, section
 from plugins.s3ft.route import GOLD, PARAPHRASE, SELF, Answer, Filters, Item, route

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from core.dataset import load_records
+from core.commands.launch import typed_config
+from core.data.dataset import load_records
+from core.data.records import Message, Record
+from core.data.transforms import TransformContext, words_of
 from core.errors import ConfigError, DataError
-from core.launch import typed_config
-from core.plan import dataset_for
-from core.records import Message, Record
-from core.transforms import TransformContext, words_of
+from core.planning.plan import dataset_for
 from plugins.augment import Operation, Target, WordsConfig
 from plugins.augment import words as augment
 from plugins.contamination import Action, ContaminationConfig

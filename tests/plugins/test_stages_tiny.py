@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from core.errors import TrainingError
-from core.packed import PromptGroup, pack
+from core.models.packed import PromptGroup, pack
 from plugins.rlhf.rollouts import collect_rollouts
 from plugins.shared.estimators import adaptive_coefficient
 

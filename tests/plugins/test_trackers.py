@@ -17,8 +17,8 @@ import pluggy
 import pytest
 
 from core.api import PROJECT, ConfigError
-from core.hookspecs import ObserverHooks
-from core.observers import Observers
+from core.platform.hookspecs import ObserverHooks
+from core.platform.observers import Observers
 from plugins.tracker_tensorboard import TensorboardConfig
 from plugins.tracker_wandb import WandbConfig, WandbMode
 from plugins.tracker_wandb.tracker import WandbTracker, artifact_name, choose_mode, has_api_key

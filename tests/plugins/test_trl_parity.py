@@ -13,11 +13,11 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from core.examples import Demonstration, Pair
-from core.models import Models, ScoreModel, TokenModel
-from core.packed import PromptGroup, pack
-from core.supervised import weighted_nll, weighted_rows
+from core.models.packed import PromptGroup, pack
+from core.models.roles import Models, ScoreModel, TokenModel
 from core.testing.tiny import tiny_tokenizer
+from core.tokens.examples import Demonstration, Pair
+from core.training.supervised import weighted_nll, weighted_rows
 from plugins.reward.stage import Reward
 from plugins.rlhf import GrpoConfig, IpoConfig, PairwiseConfig, RlooConfig, SmoothedConfig
 from plugins.rlhf.group import GroupWork, Grpo, Rloo

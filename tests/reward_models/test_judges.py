@@ -16,8 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.api import ConfigError, GuardedScorer, Message, ScorerContext, ScoreRequest
-from core.launch import typed_config
-from core.plan import make_plan
+from core.commands.launch import typed_config
+from core.planning.plan import make_plan
 from core.testing import tiny_model, tiny_pairs
 from reward_models import EmbeddingConfig, EndpointConfig, LlmConfig, register_reward_models
 from reward_models.verdict import FIELDS, QUESTION, question_of, read_verdict
@@ -69,8 +69,8 @@ def test_fields_are_filled_in_one_pass():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What a judge asks of a run, with a tiny policy and the engine on top of it."""
-    from core.models import TokenModel
-    from core.tokens import load_codec
+    from core.models.roles import TokenModel
+    from core.tokens.codec import load_codec
     from plugins.rollout_transformers import TransformersRolloutConfig
     from plugins.rollout_transformers.engine import TransformersEngine
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bad_scorers import IN_PROCESS, ISOLATED
 
 from core.api import ConfigError, ScorerContext, ScoreRequest
-from core.scoring import involved, typed_config
+from core.scoring.guarded import involved, typed_config
 from reward_models import EnsembleConfig, register_reward_models
 
 SPECS = {**{spec.name: spec for spec in register_reward_models()}, "bad": ISOLATED, "bad_here": IN_PROCESS}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.api import ConfigError, ScorerContext, ScoreRequest
-from core.scoring import typed_config
+from core.scoring.guarded import typed_config
 from reward_models import ExactConfig, LengthConfig, register_reward_models
 from reward_models.rules import build_exact, build_length, normalise
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def score(name: str, params: dict, completion: str, **request):
     """The raw Score of one completion, without guard or process."""
-    from core.scoring import resolve
+    from core.scoring.guarded import resolve
 
     spec = SPECS[name]
     config = typed_config(spec.config, params)

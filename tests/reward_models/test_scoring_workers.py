@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bad_scorers import IN_PROCESS, ISOLATED, BadConfig
 
 from core.api import ConfigError, GuardedScorer, PluginError, RewardConfig, RewardSpec, ScorerContext, ScoreRequest
-from core.scoring import checked, involved, summarise, typed_config
-from core.scoring_pool import WorkerPool
+from core.scoring.guarded import checked, involved, summarise, typed_config
+from core.scoring.pool import WorkerPool
 from core.types import Score
 
 CONTEXT = ScorerContext(specs={"bad": ISOLATED, "bad_here": IN_PROCESS})

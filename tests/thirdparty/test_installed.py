@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from core.scaffold import KINDS, write_package
+from core.commands.scaffold import KINDS, write_package
 from core.testing.run import Lab
 
 from conftest import EXAMPLES, Environment  # isort: skip

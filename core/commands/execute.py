@@ -1,0 +1,102 @@
+"""The job behind one command: plan, show the plan, run what is not there yet, show the summary."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from core.commands.preview import add_previews
+from core.config.schema import Device, RunConfig
+from core.console import Console
+from core.errors import ConfigError
+from core.planning.ledger import Ledger, lock_folder
+from core.planning.plan import Plan, make_plan
+from core.planning.sources import resolve_source
+from core.platform.opening import open_stage
+from core.platform.registry import Registry
+from core.quiet import set_environment
+from core.training.stage_process import run_apart
+
+
+def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> int:
+    """Run the chain of stages that the config asks for. Returns the exit code.
+
+    config_json: the resolved config without secrets, for the run folder and the tracker.
+    """
+    set_environment()
+    console = Console()
+    plan = make_plan(cfg, registry)
+    add_previews(plan)
+    console.plan(plan)
+    if cfg.dry_run:
+        return 0
+    _check_machine(cfg)
+    if any(stage.state != "reuse" for stage in plan.stages):
+        resolve_source(cfg.model)  # a source without weights is told before a run folder is made
+    ledger = Ledger(Path(cfg.runs_dir))
+    group = cfg.group or time.strftime("%Y%m%d-%H%M%S")
+    results = [
+        _stage(plan, number, console, ledger, cfg, config_json, group) for number in range(1, len(plan.stages) + 1)
+    ]
+    console.summary(plan, results)
+    return 0
+
+
+def _stage(
+    plan: Plan, number: int, console: Console, ledger: Ledger, cfg: RunConfig, config_json: dict[str, Any], group: str
+) -> dict[str, Any] | None:
+    """Reuse, resume or run one stage; returns its result.json.
+
+    Where several stages run, each has a process of its own, so that one does not pay for the memory of another.
+    """
+    from core.training.lifecycle import complete, read_result
+
+    stage = plan.stages[number - 1]
+    head = f"stage {number} of {len(plan.stages)}: {stage.title}"
+    with ExitStack() as held:
+        if cfg.reuse and stage.state != "reuse":
+            held.enter_context(ledger.lock(stage.key))
+            # Another process may have done the work since the plan was made.
+            stage.take(ledger.lookup(stage.key))
+        if stage.state == "reuse":
+            assert stage.run_dir is not None
+            console.line(f"{head}: reused from {stage.run_dir} (reuse=false runs it anew)")
+            complete(stage.run_dir)
+            return read_result(stage)
+        if stage.state == "run":
+            stage.run_dir = ledger.open_folder(stage.stage)
+        assert stage.run_dir is not None
+        held.enter_context(lock_folder(stage.run_dir))
+        console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
+        if sum(one.state != "reuse" for one in plan.stages) > 1:
+            run_apart(run_stage, plan, number, cfg, config_json, group)
+            return read_result(stage)
+        return run_stage(plan, number, cfg, config_json, group)
+
+
+def run_stage(plan: Plan, number: int, cfg: RunConfig, config_json: dict[str, Any], group: str) -> dict[str, Any]:
+    """Run stage `number` (from 1) of the plan in this process; returns its result.json."""
+    from core.quiet import hush
+    from core.training.lifecycle import carry_out
+
+    hush()
+    import torch
+
+    if cfg.runtime.threads:
+        torch.set_num_threads(cfg.runtime.threads)
+    ledger = Ledger(Path(cfg.runs_dir))
+    return carry_out(open_stage(plan, plan.stages[number - 1], Console(), cfg, config_json, group, ledger))
+
+
+def _check_machine(cfg: RunConfig) -> None:
+    """Raise ConfigError for a device that is not there and for more processes than one."""
+    if cfg.runtime.device is Device.cuda:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("runtime.device=cuda, but torch sees no GPU", "runtime.device", "set runtime.device=auto")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a run on several processes is not supported yet", "WORLD_SIZE", "start one process")

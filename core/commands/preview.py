@@ -1,0 +1,182 @@
+"""What a plan can tell before anything heavy is loaded: steps, batches, trained tokens of a row, memory, time.
+
+Loads the tokenizer and the stage's code, and no weights. Examples are made by the stage itself, so that what is shown
+is what it would train on.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from core.console import Console
+from core.data.records import BadRow, Record
+from core.errors import DataError, ModelError
+from core.planning.ledger import Ledger
+from core.planning.plan import Plan, StagePlan
+from core.planning.sources import find_source, gguf_read_once, package_file, resolve_source
+from core.platform.opening import open_stage
+from core.tokens.codec import ChatCodec, load_codec
+from core.tokens.examples import Pair
+from core.tokens.heatmap import TokenRow, marked, token_texts
+
+_SAMPLE = 32
+"""Records that the plan makes examples of."""
+
+_CPU_FLOPS = 1.1e11
+"""Sustained bf16 training speed of one CPU core in FLOP/s, on a small cloud machine; a rough guess elsewhere."""
+
+_BYTES_TRAINED = 2 + 4 + 4 + 8
+"""bf16 weight, fp32 gradient, fp32 master and two fp32 moments of one trained parameter."""
+
+
+class WeightedIds(NamedTuple):
+    """Token ids, the weight of each in the loss, and which side of a pair they are."""
+
+    ids: Sequence[int]
+    weights: Sequence[float]
+    label: str = ""
+
+
+def add_previews(plan: Plan) -> None:
+    """Fill `preview` and `rows` of each stage that will run."""
+    waiting = [stage for stage in plan.stages if stage.state != "reuse"]
+    if not waiting:
+        return
+    codec = preview_codec(waiting[0])
+    for stage in waiting:
+        sample = stage.dataset.train[:_SAMPLE]
+        try:
+            examples, _ = stage_examples(plan, stage, codec, sample)
+        except DataError as error:  # of a few rows only; the run itself looks at all of them
+            stage.warnings.append(f"no preview of the first {len(sample)} records: {error.what}")
+            examples = []
+        stage.rows = [row for example in examples[:3] for row in token_rows(example, codec)]
+        stage.preview = estimate(stage, examples)
+
+
+def stage_examples(
+    plan: Plan, stage: StagePlan, codec: ChatCodec, records: Sequence[Record]
+) -> tuple[Sequence[Any], list[BadRow]]:
+    """What the stage's own `build_data` makes of the records, and those that it refuses. Loads no weights and leaves
+    no files.
+
+    Raises DataError when the stage can do nothing with them.
+    """
+    # Limited and without held-out part: a stage may ask for more of the same data.
+    cfg = copy.copy(stage.cfg)
+    cfg.data = dataclasses.replace(cfg.data, limit=max(len(records), 1))
+    part = dataclasses.replace(stage.dataset, train=records, heldout=[], heldout_prompts=[], quarantined=[])
+    with tempfile.TemporaryDirectory(prefix="preftune-preview-") as folder:
+        alone = dataclasses.replace(stage, cfg=cfg, dataset=part, run_dir=Path(folder), warnings=[], preview={})
+        run = open_stage(plan, alone, Console(quiet=True), cfg, {}, "preview", Ledger(Path(folder)))
+        run.codec = codec
+        try:
+            return run.hook.build_data(run=run).train, run.dropped
+        finally:
+            run.close()
+
+
+def weighted_ids(example: Any) -> list[WeightedIds]:
+    """An example as token ids with weights: two rows of a pair, none of what has no tokens to show."""
+    if isinstance(example, Pair):
+        sides = (("chosen", example.chosen, 1.0), ("rejected", example.rejected, -1.0))
+        return [
+            WeightedIds([*example.prompt, *ids], [0.0] * len(example.prompt) + [weight] * len(ids), label)
+            for label, ids, weight in sides
+        ]
+    ids = getattr(example, "ids", None)
+    return [] if ids is None else [WeightedIds(ids, getattr(example, "weights", [0.0] * len(ids)))]
+
+
+def token_rows(example: Any, codec: ChatCodec) -> list[TokenRow]:
+    """`weighted_ids` with the text of each token."""
+    return [
+        TokenRow(row.ids, token_texts(codec.tokenizer, row.ids), row.weights, row.label)
+        for row in weighted_ids(example)
+    ]
+
+
+def preview_codec(stage: StagePlan) -> ChatCodec:
+    """The tokenizer of the stage's model, also where its weights are not on this machine yet."""
+    cfg = stage.cfg.model
+    folder = find_source(cfg)
+    if folder is not None:
+        return load_codec(folder, cfg)
+    if stage.cfg.dry_run and cfg.source.startswith("package:"):
+        path = package_file(cfg.source)
+        with gguf_read_once():
+            return load_codec(path.parent, cfg, gguf_file=path.name)
+    return load_codec(resolve_source(cfg), cfg)
+
+
+def estimate(stage: StagePlan, examples: Sequence[Any]) -> dict[str, Any]:
+    """Steps, batch, a few rows and rough cost for the plan, from examples of the first records."""
+    cfg, records = stage.cfg.stage, stage.dataset.train
+    # A record may make several examples, as a document makes chunks.
+    each = len(examples) / min(len(records), _SAMPLE) if examples else 1.0
+    steps = cfg.max_steps or max(1, math.ceil(len(records) * each * cfg.epochs / cfg.batch_size))
+    per_record = sum(example.tokens for example in examples) / max(len(examples), 1)
+    group = getattr(cfg, "group_size", 1)
+    if stage.engine is not None:
+        per_record += group * getattr(cfg, "max_new_tokens", 0)
+    tokens = per_record * cfg.batch_size
+    unit = {"prompts": "prompts", "preference": "pairs", "text": "chunks"}.get(stage.spec.data, "records")
+    text = f"{cfg.batch_size} {unit}" + (f" × {group}" if group > 1 else "") + f", ≈ {tokens:,.0f} tokens"
+    preview: dict[str, Any] = {
+        "total_steps": steps,
+        "batch": {"size": cfg.batch_size, "unit": unit, "tokens": round(tokens), "text": text,
+                  "micro_batch_tokens": cfg.micro_batch_tokens},
+        "trained_rows": [
+            {"text": marked(row.texts, row.weights), "tokens": len(row.ids), "trained": row.trained}
+            for row in stage.rows
+            if row.trained
+        ][:3],
+    }  # fmt: skip
+    parameters = _parameters(stage)
+    if parameters:
+        preview |= _cost(stage, parameters, tokens * steps)
+    return preview
+
+
+def _parameters(stage: StagePlan) -> int | None:
+    """Parameters of the source model, from the size of its files; None while they are not on this machine."""
+    folder = find_source(stage.cfg.model)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"config.json of the model cannot be read: {error}", str(folder), "name a folder in transformers' format"
+        ) from error
+    width = 4 if isinstance(config, dict) and config.get("dtype") == "float32" else 2
+    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) // width
+
+
+def _cost(stage: StagePlan, parameters: int, tokens: float) -> dict[str, Any]:
+    """Rough memory in GB and time, for people to see the order of magnitude."""
+    roles = set(stage.spec.roles)
+    full = stage.cfg.peft.method == "none"
+    trained = 2 if "value_model" in roles else 1
+    frozen = len(roles - {"policy", "value_model"}) - (0 if full else "reference" in roles)
+    if stage.spec.makes == "reward_model":
+        trained, frozen = 1, 0
+    engine = 1 if stage.engine is not None and not stage.engine.shares_policy else 0
+    memory = parameters * (trained * (_BYTES_TRAINED if full else 2.5) + 2 * (frozen + engine)) / 1e9 + 1.2
+    updates = getattr(stage.cfg.stage, "inner_epochs", 1)
+    flops = tokens * parameters * (6 * trained * updates + 2 * (frozen + trained + engine))
+    seconds = flops / (_CPU_FLOPS * (os.cpu_count() or 1))
+    minutes = seconds / 60
+    return {
+        "memory_gb_estimate": round(memory, 1),
+        "memory_estimate": f"{memory:.1f} GB",
+        "time_estimate": f"{minutes:.0f} min on CPU" if minutes >= 1 else "< 1 min on CPU",
+    }

@@ -1,0 +1,236 @@
+"""`preview`: what a stage would train on, token by token, without loading weights. Torch-free at import."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, NoReturn
+
+from core.commands.launch import print_warnings, typed_config
+from core.commands.preview import estimate, preview_codec, stage_examples, token_rows, weighted_ids
+from core.console import Console
+from core.data.records import BadRow, Record
+from core.errors import ConfigError, DataError
+from core.files import write_text
+from core.planning.plan import Plan, StagePlan, make_plan
+from core.platform.registry import Registry
+from core.quiet import hush, set_environment
+from core.tokens.codec import ChatCodec
+from core.tokens.heatmap import TokenRow
+
+BINS = 12
+"""Bars of the length histogram."""
+
+
+@dataclass
+class Source:
+    """What was found in the sampled records of one file."""
+
+    name: str
+    records: int = 0
+    """Sampled records."""
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of each example."""
+    tokens: int = 0
+    """Tokens of all rows; a pair is two rows."""
+    trained: int = 0
+    """Those with a weight."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Reason to number of records that the stage refuses, e.g. because they are too long."""
+    rows: list[TokenRow] = field(default_factory=list)
+
+    @property
+    def trained_share(self) -> float:
+        """Share of the tokens that has a weight, 0..1."""
+        return self.trained / max(self.tokens, 1)
+
+
+@dataclass
+class Preview:
+    """What a stage would train on, from `sampled` of its `records`."""
+
+    title: str
+    model: str
+    max_length: int
+    records: int
+    sampled: int
+    sources: list[Source]
+    facts: dict[str, Any]
+    """Steps, batch and cost, as in plan.json."""
+    quarantined: list[BadRow]
+    """Rows that became no record."""
+
+    @property
+    def whole(self) -> Source:
+        """All sources together."""
+        total = Source("all")
+        for source in self.sources:
+            total.records += source.records
+            total.lengths += source.lengths
+            total.tokens += source.tokens
+            total.trained += source.trained
+            total.refused += source.refused
+        return total
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of one pass over all records, extrapolated from the sample."""
+        return round(sum(self.whole.lengths) / max(self.sampled, 1) * self.records)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"preview: {message}", mend=self.format_usage().strip())
+
+
+def command(arguments: list[str]) -> int:
+    """Show in the terminal, and in an HTML file where one is asked for. The exit code."""
+    parser = _Parser(prog="preview", add_help=False, allow_abbrev=False)
+    parser.add_argument("--html", type=Path, metavar="FILE")
+    parser.add_argument("--rows", type=int, default=3, metavar="N")
+    parser.add_argument("--sample", type=int, default=2000, metavar="N")
+    asked, overrides = parser.parse_known_args(arguments)
+    if asked.rows < 0 or asked.sample < 1:
+        parser.error("--rows must be 0 or more, --sample 1 or more")
+    if flags := [argument for argument in overrides if argument.startswith("-")]:
+        parser.error(f"there is no flag '{flags[0]}'")
+    set_environment()
+    registry = Registry.load()
+    print_warnings(registry)
+    if not any(argument.startswith("stage=") for argument in overrides):
+        overrides = [f"stage={_first_stage(registry)}", *overrides]
+    cfg, registry, _ = typed_config([*overrides, "reuse=false"])
+    hush()
+    plan = make_plan(cfg, registry)
+    stage = plan.target
+    found = collect(plan, stage, preview_codec(stage), asked.sample, asked.rows)
+    show(found, Console())
+    if asked.html:
+        from core.commands.preview_page import page
+
+        write_text(asked.html, page(found))
+        Console().line(f"\nwritten: {asked.html}")
+    return 0
+
+
+def _first_stage(registry: Registry) -> str:
+    """The stage that is shown when none is named: the first that learns from demonstrations."""
+    for (name, _), entry in sorted(registry.stages.items()):
+        if entry.spec.data == "sft":
+            return name
+    raise ConfigError("no stage was named", mend="add stage=NAME")
+
+
+def collect(plan: Plan, stage: StagePlan, codec: ChatCodec, sample: int, rows: int) -> Preview:
+    """Make the stage's examples of up to `sample` records, evenly drawn, source by source, and count.
+
+    rows: examples of each source whose tokens are kept.
+    Raises DataError when no record becomes an example.
+    """
+    train = stage.dataset.train
+    step = max(1, -(-len(train) // sample))
+    by_source: dict[str, list[Record]] = {}
+    for record in train[::step]:
+        by_source.setdefault(str(record.meta.get("source", "")), []).append(record)
+    sources = []
+    shown: list[Any] = []
+    failure: DataError | None = None
+    for name, records in by_source.items():
+        source = Source(Path(name).name or "generated", len(records))
+        examples: Sequence[Any] = []
+        try:
+            examples, dropped = stage_examples(plan, stage, codec, records)
+            source.refused.update(_kind(row.reason) for row in dropped)
+        except DataError as error:
+            failure = error
+            source.refused[error.what] += len(records)
+        for place, example in enumerate(examples):
+            source.lengths.append(example.tokens)
+            for row in weighted_ids(example):
+                source.tokens += len(row.ids)
+                source.trained += sum(weight != 0 for weight in row.weights)
+            if place < rows:
+                source.rows += token_rows(example, codec)
+        shown += examples
+        sources.append(source)
+    if not shown and failure is not None:
+        raise failure
+    sampled = sum(source.records for source in sources)
+    return Preview(
+        stage.title, stage.cfg.model.source, stage.cfg.model.max_length, len(train), sampled, sources,
+        estimate(stage, shown), list(stage.dataset.quarantined),
+    )  # fmt: skip
+
+
+def _kind(reason: str) -> str:
+    """A reason without the row's own number, so that equal ones can be counted."""
+    return reason.partition(", ")[2] if reason[:1].isdigit() and ", " in reason else reason
+
+
+def histogram(lengths: Sequence[int], bins: int = BINS) -> list[tuple[int, int, int]]:
+    """(least tokens, most tokens, examples) of bars of equal width; empty without lengths."""
+    if not lengths:
+        return []
+    low, high = min(lengths), max(lengths)
+    width = max(1, -(-(high - low + 1) // bins))
+    counts = Counter((length - low) // width for length in lengths)
+    last = max(counts)
+    return [(low + bar * width, low + (bar + 1) * width - 1, counts[bar]) for bar in range(last + 1)]
+
+
+def row_of(source: Source) -> list[str]:
+    """A source's numbers as texts, in the order of HEAD."""
+    lengths = sorted(source.lengths) or [0]
+    return [
+        source.name, f"{source.records:,}", f"{len(source.lengths):,}", f"{source.refused.total():,}",
+        f"{median(lengths):,.0f}", f"{lengths[int(0.95 * (len(lengths) - 1))]:,}", f"{lengths[-1]:,}",
+        f"{source.tokens:,}", f"{source.trained_share:.1%}",
+    ]  # fmt: skip
+
+
+HEAD = ("source", "records", "examples", "refused", "median", "95 %", "longest", "tokens", "trained")
+
+
+def lines_of(found: Preview) -> list[str]:
+    """What is said about the whole."""
+    whole, facts = found.whole, found.facts
+    lines = [
+        f"{found.sampled:,} of {found.records:,} records; {len(whole.lengths):,} examples, "
+        f"{whole.trained:,} of {whole.tokens:,} tokens trained ({whole.trained_share:.1%})",
+        f"one epoch ≈ {found.epoch_tokens:,} tokens; {facts['total_steps']:,} steps of {facts['batch']['text']}",
+    ]
+    if "time_estimate" in facts:
+        lines.append(f"cost ≈ {facts['time_estimate']}, {facts['memory_estimate']}")
+    lines += [f"refused: {count:,} × {reason}" for reason, count in whole.refused.most_common(5)]
+    if found.quarantined:
+        lines.append(f"in quarantine: {len(found.quarantined):,} rows, the first: {found.quarantined[0]}")
+    return lines
+
+
+def show(found: Preview, console: Console) -> None:
+    """The preview in the terminal."""
+    from rich.table import Table
+
+    console.line(f"{found.title}, {found.model}, at most {found.max_length:,} tokens")
+    for line in lines_of(found):
+        console.line(line)
+    table = Table(show_edge=False, pad_edge=False)
+    for place, column in enumerate(HEAD):
+        table.add_column(column, justify="right" if place else "left", overflow="fold")
+    for source in [*found.sources, *([found.whole] if len(found.sources) > 1 else [])]:
+        table.add_row(*row_of(source))
+    console.rich.print(table)
+    bars = histogram(found.whole.lengths)
+    most = max((count for *_, count in bars), default=1)
+    console.line("\ntokens of an example")
+    for low, high, count in bars:
+        console.line(f"  {f'{low}–{high}':>11} {'█' * -(-40 * count // most)} {count:,}")
+    for source in found.sources:
+        if source.rows:
+            console.line(f"\n{source.name}")
+        for row in source.rows:
+            console.row(row.label, row)

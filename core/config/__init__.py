@@ -1,0 +1,1 @@
+"""Typed settings, presets and what a command line makes of them."""

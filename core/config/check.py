@@ -1,0 +1,266 @@
+"""Accepts a composed configuration: unknown keys, missing values, adapter options, typed objects. Torch-free.
+
+What cannot be accepted becomes a ConfigError that says what, where and how to mend it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from core.config import peft_methods
+from core.config.data_schema import DataConfig
+from core.config.fields import FieldDoc, field_docs, field_names
+from core.config.overrides import close
+from core.config.schema import (
+    EvalConfig,
+    ModelConfig,
+    PeftConfig,
+    RetentionConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    RuntimeConfig,
+    StageConfig,
+    TrackerConfig,
+)
+from core.data.transforms import transform_configs
+from core.errors import ConfigError
+from core.platform.registry import Registry
+
+PARTS: dict[str, type] = {
+    "stage": StageConfig,
+    "model": ModelConfig,
+    "peft": PeftConfig,
+    "data": DataConfig,
+    "reward": RewardConfig,
+    "judge": RewardConfig,
+    "rollout": RolloutConfig,
+    "tracker": TrackerConfig,
+    "runtime": RuntimeConfig,
+    "eval": EvalConfig,
+    "retention": RetentionConfig,
+}
+"""Groups of fields that a misplaced key is looked for in."""
+
+
+def _doc(config: type | None, name: str) -> FieldDoc | None:
+    if config is None or not dataclasses.is_dataclass(config):
+        return None
+    return next((doc for doc in field_docs(config) if doc.name == name), None)
+
+
+def unknown_key(full_key: str, config: type | None, added: bool = False) -> ConfigError:
+    """The error for a key that the dataclass at its place does not have.
+
+    added: it came with '+', which Hydra accepts anywhere.
+    """
+    parent, _, name = full_key.rpartition(".")
+    if config is not None and not dataclasses.is_dataclass(config):
+        return ConfigError(f"unknown key '{full_key}'", mend=f"write +{full_key}=… where any key may stand")
+    top = config is None or issubclass(config, RunConfig)
+    names = [*field_names(RunConfig), "algorithm", "experiment"] if top else field_names(config or RunConfig)
+    near = close(name, names)
+    hint = f". Did you mean '{near}'?" if near else ""
+    mend = ""
+    if near:
+        mend = f"write {parent + '.' if parent else ''}{near}=…"
+    elif elsewhere := [f"{part}.{name}" for part, other in PARTS.items() if name in field_names(other)]:
+        hint, mend = f". Did you mean '{elsewhere[0]}'?", f"write {elsewhere[0]}=…"
+    place = f"{parent or 'the top level'} takes: {', '.join(names)}"
+    what = f"unknown key '{full_key}'" + (", added with '+'" if added else "") + hint
+    return ConfigError(what, where=place, mend=mend or "choose one of the keys above; --help explains them")
+
+
+def wrong_type(full_key: str, config: type | None, value: object, text: str) -> ConfigError:
+    """The error for a value that cannot be converted to the type of its field."""
+    name = full_key.rpartition(".")[2].partition("[")[0]
+    doc = _doc(config, name)
+    if doc is None:
+        return ConfigError(f"'{full_key}' has the wrong type: {text}", mend=f"give {full_key} another value")
+    if "|" in doc.type and " " not in doc.type:
+        kind = f"one of {doc.type.replace('|', ', ')}"
+    else:
+        kind = f"{'an' if doc.type[0] in 'aeiou' else 'a'} {doc.type}"
+    return ConfigError(
+        f"'{full_key}' must be {kind}, got {value!r}", where=doc.line(), mend=f"set {full_key}=… ({text})"
+    )
+
+
+def check_keys(cfg: DictConfig) -> None:
+    """Raise ConfigError for the first key that no dataclass knows. Free dictionaries may hold any key."""
+    _walk(cfg, "", RunConfig)
+
+
+def _walk(node: DictConfig, prefix: str, config: type) -> None:
+    known = set(field_names(config))
+    for key in map(str, node):
+        path = f"{prefix}.{key}" if prefix else str(key)
+        if key not in known:
+            raise unknown_key(path, config, added=True)
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            continue
+        _descend(node[key], path)
+
+
+def _descend(child: Any, path: str) -> None:
+    if isinstance(child, ListConfig):
+        for place, item in enumerate(child):
+            _descend(item, f"{path}[{place}]")
+    if not isinstance(child, DictConfig) or child._is_none():
+        return
+    config = OmegaConf.get_type(child)
+    if dataclasses.is_dataclass(config):
+        _walk(child, path, config)
+    elif path == "data.mixture":
+        for key in map(str, child):
+            _descend(child[key], f"{path}.{key}")
+    elif path == "upstream":
+        for key in map(str, child):
+            if not dataclasses.is_dataclass(OmegaConf.get_type(child[key])):
+                stages = ", ".join(name for name in map(str, child) if name != key)
+                raise ConfigError(
+                    f"unknown key 'upstream.{key}', added with '+'",
+                    mend=f"upstream takes the names of stages: {stages}",
+                )
+            _descend(child[key], f"{path}.{key}")
+
+
+def check_missing(cfg: DictConfig) -> None:
+    """Raise ConfigError naming every value that has no default and was not given."""
+    names = sorted(name for name in OmegaConf.missing_keys(cfg) if not name.startswith("upstream."))
+    if not names:
+        return
+    lines = []
+    for name in names:
+        parent = name.rpartition(".")[0]
+        config = OmegaConf.get_type(OmegaConf.select(cfg, parent)) if parent else RunConfig
+        doc = _doc(config, name.rpartition(".")[2])
+        lines.append(f"{name}: {doc.doc}" if doc else name)
+    listed = ", ".join(f"'{name}'" for name in names)
+    raise ConfigError(f"{listed} must be given", where="; ".join(lines), mend=" ".join(f"{name}=…" for name in names))
+
+
+def check_peft(config: PeftConfig) -> None:
+    """Raise ConfigError for a method or an option that the installed peft library does not have."""
+    known = peft_methods.methods()
+    if config.method == "none" or not known:
+        return
+    if config.method not in known:
+        near = close(config.method, known)
+        hint = f". Did you mean '{near}'?" if near else ""
+        raise ConfigError(
+            f"'peft.method' is '{config.method}', which the installed peft library does not have{hint}",
+            mend=f"choose one of: none, {', '.join(known)}",
+        )
+    fields = peft_methods.option_fields(config.method)
+    if fields is None:
+        return
+    for key in config.options:
+        if key in peft_methods.INTERNAL:
+            raise ConfigError(f"'peft.options.{key}' is filled in by preftune", mend=f"leave peft.options.{key} out")
+        if key not in fields:
+            near = close(key, fields)
+            hint = f". Did you mean '{near}'?" if near else ""
+            raise ConfigError(
+                f"unknown option 'peft.options.{key}' of method '{config.method}'{hint}",
+                where=f"options of '{config.method}': {', '.join(fields)}",
+                mend=f"write peft.options.{near}=…" if near else "choose one of the options above",
+            )
+
+
+def _own_error(error: BaseException | None) -> ConfigError | None:
+    """The ConfigError behind an exception that OmegaConf made out of it."""
+    found = None
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, ConfigError):
+            found = error
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _at(error: ConfigError, prefix: str, names: list[str]) -> ConfigError:
+    """The same error with its key under `prefix`: checks of a stage say `stage.lr` wherever the stage stands, those of
+    a reward model `reward.threshold` where it is the judge."""
+    what, mend = error.what, error.mend
+    for name in names:
+        for old in (f"stage.{name}", f"reward.{name}", f"{prefix}.{name}", name):
+            if f"'{old}'" in what:
+                new = f"{prefix}.{name}"
+                mend = mend.replace(f"set {old}=", f"set {new}=")
+                return ConfigError(what.replace(f"'{old}'", f"'{new}'"), error.where, mend)
+    return error
+
+
+def _object(node: Any, prefix: str) -> Any:
+    """A part as its typed object; this is when its own checks run."""
+    if not isinstance(node, DictConfig | ListConfig):
+        return node
+    config = OmegaConf.get_type(node)
+    try:
+        return OmegaConf.to_object(node)
+    except Exception as error:
+        own = _own_error(error)
+        if own is not None:
+            names = field_names(config) if config is not None and dataclasses.is_dataclass(config) else []
+            raise _at(own, prefix, names) from None
+        if isinstance(error, OmegaConfBaseException | ValueError | TypeError):
+            key = getattr(error, "full_key", None) or prefix
+            raise ConfigError(f"'{key}' is not accepted: {str(error).splitlines()[0]}") from error
+        raise
+
+
+def to_typed(cfg: DictConfig) -> RunConfig:
+    """The whole configuration as typed objects; `upstream` becomes a dictionary of stage configs by name.
+
+    An upstream entry that still lacks a value is left out: nobody has asked for that stage yet.
+    """
+    values: dict[str, Any] = {}
+    for name in field_names(RunConfig):
+        node = cfg[name]
+        if name == "upstream":
+            parts = {} if node is None else {str(key): node[key] for key in node}
+            values[name] = {
+                key: _object(part, f"upstream.{key}") for key, part in parts.items() if not OmegaConf.missing_keys(part)
+            }
+        else:
+            values[name] = _object(node, name)
+    return RunConfig(**values)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as JSON values."""
+    found = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def check_stage(cfg: DictConfig, registry: Registry) -> None:
+    """Raise ConfigError unless `stage` holds a registered stage (or algorithm) under its own name."""
+    node = cfg.stage
+    config = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
+    key = (node.get("name"), node.get("algorithm")) if isinstance(node, DictConfig) else (None, None)
+    if key not in registry.stages or config is not registry.stages[key].spec.config:
+        raise ConfigError(
+            f"'stage' does not hold a registered stage but name={key[0]!r}, algorithm={key[1]!r}",
+            mend="choose a stage with stage=NAME and algorithm=NAME; their names are not settings",
+        )
+
+
+def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
+    """The composed configuration as a typed, checked RunConfig; ConfigError where it cannot be one."""
+    try:
+        check_keys(cfg)
+        check_missing(cfg)
+        check_stage(cfg, registry)
+        typed = to_typed(cfg)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise ConfigError(f"'{error.full_key}' cannot be read: {str(error).splitlines()[0]}") from error
+    check_peft(typed.peft)
+    typed.data.transforms = transform_configs(typed.data.transforms, registry)
+    return typed

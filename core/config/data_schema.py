@@ -1,0 +1,149 @@
+"""The typed configuration of the records: where they come from and how a set is built of them. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from core.config.rules import require
+from core.errors import ConfigError
+
+
+class Mixing(str, Enum):
+    """How the sources of a mixture are weighed."""
+
+    proportional = "proportional"
+    fixed = "fixed"
+    temperature = "temperature"
+
+
+class Choice(str, Enum):
+    """Whether something is done."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+@dataclass
+class TransformConfig:
+    """What every record transform needs; a transform's own dataclass extends it."""
+
+    name: str = ""
+    """Transform name, as in `data.transforms=[{name: …}]`."""
+
+
+@dataclass
+class SourceConfig:
+    """One source of a mixture; its checks are the mixture's, which knows its name."""
+
+    path: str | None = None
+    """File, folder or hub id of the source's records."""
+    source: str | None = None
+    """Name of a registered data source, in place of `path`."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Canonical field to column, as in `data.columns`."""
+    dialect: str | None = None
+    """Name of the layout of its rows, as in `data.dialect`."""
+    cap: int | None = None
+    """Most training records that count as there, drawn by the seed; unset takes all."""
+    rate: float | None = None
+    """Weight of the source beside the other sources' rates; `mixing=fixed` alone asks for it."""
+
+
+@dataclass
+class DataConfig:
+    """Which records are used."""
+
+    source: str | None = None
+    """Name of a registered data source (a generator), e.g. `demo`."""
+    path: str | None = None
+    """File, folder or pattern of files, or a dataset of the hub as `owner/name:split`; wins over `source`. A folder may
+    hold sft.jsonl, preference.jsonl, prompts.jsonl, heldout.jsonl; any other file serves every stage whose schema can
+    be read from its rows."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Canonical field to column of the file, e.g. `{prompt: question}`; found from the rows when unset."""
+    dialect: str | None = None
+    """Name of the layout of the rows (see docs/data.md); found from the rows when unset."""
+    heldout_frac: float = 0.1
+    """Share of the records held out when the data brings no held-out part."""
+    heldout_max: int = 200
+    """Most records held out."""
+    limit: int | None = None
+    """Use only the first so many records."""
+    max_bad_frac: float = 0.05
+    """Share of unreadable rows above which the run stops."""
+    system: str | None = None
+    """System message put before prompts that have none."""
+    seed: int | None = None
+    """Draws held-out part, folds, order, mixture and augmentation; unset takes `runtime.seed`."""
+    shuffle: bool = False
+    """Put the training records in an order drawn by the seed before `limit` takes the first."""
+    folds: int | None = None
+    """Number of parts of a cross-validation; one of them is held out in place of `heldout_frac`."""
+    fold: int | None = None
+    """Which of the `folds` is held out, counted from 1."""
+    mixture: dict[str, SourceConfig] = field(default_factory=dict)
+    """Sources by name, e.g. `data.mixture.faq.path=faq.csv`, in place of `path`; wins over `source`."""
+    mixing: Mixing = Mixing.proportional
+    """Weight of a source: its size up to `mix_rate_max`, its `rate`, or its size to the power 1 / `mix_temperature`."""
+    mix_size: int | None = None
+    """Training records drawn; unset takes as many as can be had without repeating one."""
+    mix_rate_max: int | None = None
+    """Size above which a source gains no weight (3000 in FLAN); unset has no bound."""
+    mix_temperature: float = 2.0
+    """Temperature of `mixing=temperature`: 1 is proportional, large values make the sources equal."""
+    transforms: list[Any] = field(default_factory=list)
+    """Filters, de-duplication, augmentation and checks in their order, e.g. `[{name: length, min_chars: 20}]`."""
+    stream: Choice = Choice.auto
+    """Keep records on disk instead of in memory (schemas `sft` and `text`); auto does so for files over 256 MB."""
+    token_cache: Choice = Choice.auto
+    """Keep token ids on disk, found again by their content; auto does so for streamed data and over 50000 records."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.heldout_frac < 1, "data.heldout_frac", "in [0, 1)", self.heldout_frac)
+        require(self.heldout_max >= 0, "data.heldout_max", ">= 0", self.heldout_max)
+        require(self.limit is None or self.limit > 0, "data.limit", "> 0", self.limit)
+        require(0 <= self.max_bad_frac <= 1, "data.max_bad_frac", "between 0 and 1", self.max_bad_frac)
+        require(self.folds is None or self.folds > 1, "data.folds", "> 1", self.folds)
+        if (self.folds is None) != (self.fold is None):
+            lacking = "data.fold" if self.fold is None else "data.folds"
+            raise ConfigError("data.folds and data.fold go together", "data", f"set {lacking}=… too")
+        if self.folds is not None:
+            require(1 <= (self.fold or 0) <= self.folds, "data.fold", f"between 1 and {self.folds}", self.fold)
+        self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        require(self.mix_size is None or self.mix_size > 0, "data.mix_size", "> 0", self.mix_size)
+        require(self.mix_rate_max is None or self.mix_rate_max > 0, "data.mix_rate_max", "> 0", self.mix_rate_max)
+        require(self.mix_temperature >= 1, "data.mix_temperature", ">= 1", self.mix_temperature)
+        if not self.mixture:
+            if self.mix_size is not None or self.mix_rate_max is not None:
+                raise ConfigError(
+                    "data.mix_size and data.mix_rate_max have no effect without sources", "data.mixture",
+                    "name the sources: data.mixture.NAME.path=…",
+                )  # fmt: skip
+            return
+        if self.path is not None:
+            mend = "leave data.path out, or make it a source: data.mixture.NAME.path=…"
+            raise ConfigError("data.path and data.mixture both say where records come from", "data", mend)
+        if self.columns:
+            mend = "name them by source: data.mixture.NAME.columns={…}"
+            raise ConfigError("data.columns does not say which source's columns it names", "data.columns", mend)
+        if self.dialect is not None:
+            mend = "name it by source: data.mixture.NAME.dialect=…"
+            raise ConfigError("data.dialect does not say which source's layout it names", "data.dialect", mend)
+        for name, source in self.mixture.items():
+            key = f"data.mixture.{name}"
+            if (source.path is None) == (source.source is None):
+                said = "neither path nor source" if source.path is None else "both path and source"
+                others = ", ".join(other for other in self.mixture if other != name)
+                where = f"the other sources are {others}" if others else ""
+                raise ConfigError(f"'{key}' has {said}", where, f"set {key}.path=FILE, and nothing else beside it")
+            require(source.cap is None or source.cap > 0, f"{key}.cap", "> 0", source.cap)
+            if self.mixing is Mixing.fixed:
+                require(source.rate is not None and source.rate > 0, f"{key}.rate", "> 0 (mixing=fixed)", source.rate)
+            elif source.rate is not None:
+                mend = f"set data.mixing=fixed, or leave {key}.rate out"
+                raise ConfigError(f"'{key}.rate' has no effect with data.mixing={self.mixing.value}", "", mend)

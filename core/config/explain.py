@@ -1,0 +1,110 @@
+"""Turns what Hydra and OmegaConf raise while composing into ConfigErrors in our own words. Torch-free."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from core.config import presets
+from core.config.check import unknown_key, wrong_type
+from core.config.overrides import ALGORITHM_KEY, close
+from core.errors import ConfigError, PreftuneError
+from core.platform.registry import Registry
+
+_PRESET = re.compile(r"In '([^']+)'")
+_COULD_NOT_OVERRIDE = re.compile(r"Could not override '([^']+)'")
+
+
+def explain(error: BaseException, registry: Registry, folders: tuple[str, ...] = ()) -> PreftuneError | None:
+    """Our own error for an exception raised while composing; None when it is none of theirs."""
+    for own in (error, error.__cause__, error.__context__):
+        if isinstance(own, PreftuneError):
+            return own
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
+    if isinstance(error, MissingConfigException):
+        return _no_such_option(error, registry, folders)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _not_composed(error, registry)
+    if isinstance(error, yaml.YAMLError):
+        mark = getattr(error, "problem_mark", None)
+        where = f"{mark.name}, line {mark.line + 1}" if mark else ""
+        what = f"a YAML file cannot be read: {getattr(error, 'problem', None) or error}"
+        return ConfigError(what, where, "correct the file")
+    return ConfigError(str(error).strip()) if isinstance(error, ValueError | OSError) else None
+
+
+def _not_composed(error: HydraException | OmegaConfBaseException, registry: Registry) -> ConfigError:
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
+    preset = _PRESET.search(str(error))
+    found = _of_cause(cause) if isinstance(cause, OmegaConfBaseException) else _of_text(str(error), registry)
+    if preset and preset.group(1) != "preftune":
+        place = f"{preset.group(1)}.yaml"
+        return ConfigError(found.what, f"{place}; {found.where}" if found.where else place, found.mend)
+    return found
+
+
+def _of_cause(cause: OmegaConfBaseException) -> ConfigError:
+    text = str(cause).splitlines()[0]
+    full_key = str(cause.full_key or cause.key or "")
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and not isinstance(cause, InterpolationResolutionError):
+        return unknown_key(full_key, cause.object_type)
+    if isinstance(cause, ValidationError) and full_key:
+        return wrong_type(full_key, cause.object_type, cause.value, text)
+    return ConfigError(f"'{full_key}' is not accepted: {text}" if full_key else text)
+
+
+def _of_text(text: str, registry: Registry) -> ConfigError:
+    text = text.replace(ALGORITHM_KEY, "algorithm")
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["the configuration is not accepted"]
+    if lines[0].startswith("You must specify 'stage'"):
+        stages = ", ".join(registry.stage_names())
+        return ConfigError("no stage was named", mend=f"add stage=NAME with one of: {stages}")
+    found = _COULD_NOT_OVERRIDE.search(text)
+    if found and found.group(1).startswith("algorithm"):
+        names = [name for name in registry.stage_names() if registry.algorithms(name)]
+        return ConfigError("the chosen stage has no algorithms", mend=f"take a stage that has: {', '.join(names)}")
+    if found:
+        return unknown_key(found.group(1), None)
+    if lines[0].startswith("Could not append to config"):
+        return ConfigError(lines[0], mend="write the key without '+'")
+    if "requires --multirun" in text or lines[0].startswith("Ambiguous value"):
+        return ConfigError(lines[0], mend="add -m to sweep over the values, or quote the value: 'key=\"a,b\"'")
+    return ConfigError(lines[0], mend="; ".join(lines[1:]))
+
+
+def _unreadable(error: OverrideParseException) -> ConfigError:
+    key, _, value = error.override.partition("=")
+    mend = f"quote the value: '{key}=\"{value}\"'" if value and '"' not in value else "check quotes and brackets"
+    return ConfigError(f"cannot read '{error.override}': {error.message.splitlines()[0]}", mend=mend)
+
+
+def _no_such_option(error: MissingConfigException, registry: Registry, folders: tuple[str, ...]) -> ConfigError:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    names = sorted(set(error.options or []) | set(presets.options(registry, folders).get(group, [])))
+    near = close(name, names)
+    if group == "stage" and (owners := sorted({stage for stage, algo in registry.stages if algo == name})):
+        return ConfigError(
+            f"'{name}' is an algorithm of stage '{owners[0]}', not a stage", mend=f"stage={owners[0]} algorithm={name}"
+        )
+    hint = f". Did you mean '{near}'?" if near else ""
+    preset = _PRESET.search(str(error))
+    where = f"{preset.group(1)}.yaml" if preset and preset.group(1) not in ("preftune", f"stage/{name}") else ""
+    if group.startswith("hydra/"):
+        mend = f"install the Hydra plugin that brings it, or choose one of: {', '.join(names)}"
+    else:
+        mend = f"choose one of: {', '.join(names)}" if names else f"no {group or 'preset'} is installed; leave it out"
+    if not where:
+        searched = re.findall(r"provider=([^,\n]+), path=(\S+)", str(error))
+        where = "searched " + ", ".join(path for provider, path in searched if provider not in ("hydra", "schema"))
+    label = "algorithm" if group == ALGORITHM_KEY.partition("@")[0] else group
+    return ConfigError(f"there is no {label} '{name}'{hint}", where=where, mend=mend)

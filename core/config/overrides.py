@@ -1,0 +1,184 @@
+"""Rewrites what the user typed into Hydra's language: `algorithm=`, and new keys of free dictionaries. Torch-free."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from typing import Any, get_origin, get_type_hints
+
+from core.config.schema import RunConfig
+from core.errors import ConfigError
+from core.platform.registry import Registry
+
+ALGORITHM_KEY = "algorithm@stage"
+"""The algorithm group as Hydra knows it."""
+SOURCES = "data.mixture"
+"""Where sources stand by names that the user chooses; each is typed."""
+_VALUE_FLAGS = frozenset(
+    {
+        "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+        "--experimental-rerun", "--info", "-i",
+    }
+)  # fmt: skip
+"""Hydra's flags that take the next argument as their value."""
+_WORD = re.compile(r"[\w-]+")
+
+
+def close(word: str, choices: Iterable[str]) -> str:
+    """The choice that looks most like `word`, or an empty string."""
+    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return found[0] if found else ""
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(flags with their values, overrides)."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
+    for argument in arguments:
+        if takes_value and not (argument.startswith("-") or (flags[-1] in ("--info", "-i") and "=" in argument)):
+            flags.append(argument)
+            takes_value = False
+        elif argument.startswith("-") and not argument.startswith("-="):
+            flags.append(argument)
+            takes_value = argument in _VALUE_FLAGS
+        else:
+            overrides.append(argument)
+            takes_value = False
+    return flags, overrides
+
+
+def user_folders(flags: list[str]) -> tuple[str, ...]:
+    """Folders given with --config-dir."""
+    found = []
+    for place, flag in enumerate(flags):
+        if flag in ("--config-dir", "-cd") and place + 1 < len(flags):
+            found.append(flags[place + 1])
+        elif flag.startswith(("--config-dir=", "-cd=")):
+            found.append(flag.partition("=")[2])
+    return tuple(found)
+
+
+def words(overrides: list[str], key: str) -> list[str]:
+    """Plain words that the overrides give to a group: ["a", "b"] for `key=a,b`."""
+    found: list[str] = []
+    for override in overrides:
+        name, mark, value = override.partition("=")
+        if mark and name == key:
+            found = [word.strip(" '\"") for word in value.split(",")]
+    return [word for word in found if _WORD.fullmatch(word)]
+
+
+@lru_cache(maxsize=256)
+def _free_paths(config: type) -> tuple[str, ...]:
+    """Paths of the fields of a dataclass, nested ones too, that are free dictionaries."""
+    try:
+        hints = get_type_hints(config)
+    except Exception:
+        return ()
+    found: list[str] = []
+    for item in fields(config):
+        hint = hints.get(item.name)
+        if get_origin(hint) is dict or hint is dict:
+            found.append(item.name)
+        elif isinstance(hint, type) and is_dataclass(hint):
+            found += [f"{item.name}.{path}" for path in _free_paths(hint)]
+    return tuple(found)
+
+
+def _sources(overrides: list[str]) -> list[str]:
+    """Names of the sources whose keys the overrides set."""
+    found = [re.match(rf"{re.escape(SOURCES)}\.(\w+)\.", override) for override in overrides]
+    return list(dict.fromkeys(match.group(1) for match in found if match))
+
+
+def _is_free(path: str, registry: Registry) -> bool:
+    """Whether `path` is, or lies inside, a dictionary whose keys the user chooses."""
+    if path.startswith(f"{SOURCES}."):
+        return re.match(rf"{re.escape(SOURCES)}\.\w+\.columns(\.|$)", path) is not None
+    part, _, rest = path.partition(".")
+    tables: dict[str, list[Any]] = {
+        "stage": list(registry.stages.values()),
+        "reward": list(registry.reward_models.values()),
+        "judge": list(registry.reward_models.values()),
+        "rollout": list(registry.engines.values()),
+        "tracker": list(registry.trackers.values()),
+    }
+    if part == "upstream":
+        part, rest = "stage", rest.partition(".")[2]
+    if part in tables:
+        return any(
+            f"{rest}.".startswith(f"{free}.") for entry in tables[part] for free in _free_paths(entry.spec.config)
+        )
+    return any(f"{path}.".startswith(f"{free}.") for free in _free_paths(RunConfig))
+
+
+def _algorithm(value: str, stages: list[str], overrides: list[str], registry: Registry) -> str:
+    """The value of `algorithm=` under Hydra's names; ConfigError where a chosen stage lacks it."""
+    algorithms = [word.strip(" '\"") for word in value.split(",")]
+    if not stages and not any(override.startswith("experiment=") for override in overrides):
+        owners = sorted({stage for stage, name in registry.stages if name == algorithms[0]})
+        mend = f"add stage={owners[0]}" if owners else f"take a stage that has algorithms: {_with_algorithms(registry)}"
+        raise ConfigError(f"algorithm={value} needs a stage", mend=mend)
+    known = [stage for stage in stages if stage in registry.stage_names()]
+    for stage in known:
+        names = registry.algorithms(stage)
+        if not names:
+            mend = f"leave algorithm= out, or take a stage that has algorithms: {_with_algorithms(registry)}"
+            raise ConfigError(f"stage '{stage}' has no algorithms, so algorithm={value} cannot be chosen", mend=mend)
+        for algorithm in algorithms:
+            if _WORD.fullmatch(algorithm) and algorithm not in names:
+                near = close(algorithm, names)
+                hint = f". Did you mean '{near}'?" if near else ""
+                raise ConfigError(
+                    f"stage '{stage}' has no algorithm '{algorithm}'{hint}",
+                    where=f"algorithm={value}",
+                    mend=f"choose one of: {', '.join(names)}",
+                )
+    if len(known) == 1 and all(algorithm in registry.algorithms(known[0]) for algorithm in algorithms):
+        return ",".join(registry.option_name(known[0], algorithm) for algorithm in algorithms)
+    return value
+
+
+def _with_algorithms(registry: Registry) -> str:
+    names = [name for name in registry.stage_names() if registry.algorithms(name)]
+    return ", ".join(names) or "(none is installed)"
+
+
+def rewrite(overrides: list[str], registry: Registry, commands: Iterable[str] = ()) -> list[str]:
+    """Overrides as Hydra reads them.
+
+    `algorithm=x` becomes `algorithm@stage=x`; `peft.options.key=v`, and every other key in a free dictionary, becomes
+    `++peft.options.key=v`. A source `data.mixture.NAME.key=v` is first made known by its name, so that its keys are
+    typed like any other. Raises ConfigError for a word without `=` and for an algorithm that the stage lacks.
+    """
+    stages = words(overrides, "stage")
+    rewritten = [f"++{SOURCES}={{{name}:{{}}}}" for name in _sources(overrides)]
+    for override in overrides:
+        key, mark, value = override.partition("=")
+        if not mark:
+            if not override.startswith("~"):
+                raise _bare_word(override, registry, commands)
+            rewritten.append(override)
+        elif key == "algorithm":
+            rewritten.append(f"{ALGORITHM_KEY}={_algorithm(value, stages, overrides, registry)}")
+        elif not key.startswith(("+", "~")) and "." in key and _is_free(key, registry):
+            rewritten.append(f"++{override}")
+        else:
+            rewritten.append(override)
+    return rewritten
+
+
+def _bare_word(word: str, registry: Registry, commands: Iterable[str]) -> ConfigError:
+    if word in registry.stage_names():
+        mend = f"write stage={word}"
+    elif owners := sorted({stage for stage, name in registry.stages if name == word}):
+        mend = f"write stage={owners[0]} algorithm={word}"
+    elif near := close(word, [*commands, *registry.stage_names()]):
+        mend = f"did you mean {near if near in commands else f'stage={near}'}?"
+    else:
+        mend = "write key=value; --help lists the groups and commands"
+    return ConfigError(f"'{word}' is neither a command nor key=value", mend=mend)

@@ -1,0 +1,209 @@
+"""Dialects: which columns hold what, found from the rows, and rows to records. Torch-free.
+
+A `DialectSpec` names the canonical fields that a row must bring and turns their values into those of a record; `detect`
+binds the first spec that fits to the columns of a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from core.data.dialects import chat, feedback, plain, preference, supervised
+from core.data.dialects.fields import ALIASES, JOINED, OPTIONAL, normal
+from core.data.records import Record
+from core.data.turns import RowError, kind_of
+from core.errors import ConfigError
+from core.platform.specs import DialectSpec
+
+BUILT_IN: tuple[DialectSpec, ...] = (
+    *preference.DIALECTS, *feedback.DIALECTS, *chat.DIALECTS, *supervised.DIALECTS, *plain.DIALECTS,
+)  # fmt: skip
+"""Tried in this order: what says more comes first."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A dialect bound to the columns of a file."""
+
+    name: str
+    mapping: dict[str, str]
+    """Canonical field to column."""
+    columns: tuple[str, ...]
+    """Columns of the rows that it was found from, in their order."""
+    spec: DialectSpec
+
+    @cached_property
+    def _used(self) -> frozenset[str]:
+        return frozenset(self.mapping.values())
+
+    @cached_property
+    def _options(self) -> list[str]:
+        own = self.spec.required.keys() | self.spec.optional.keys()
+        return [name for name in self.mapping if name in OPTIONAL and name not in JOINED and name not in own]
+
+    def records(self, row: Mapping[str, Any], meta: dict[str, Any]) -> list[Record]:
+        """The records of a row, mostly one; columns that no field stands for go to `meta["extra"]`.
+
+        Raises: RowError when the row does not fit.
+        """
+        values = {name: row.get(column) for name, column in self.mapping.items()}
+        if None in values.values():
+            missing = [self.mapping[name] for name in self.spec.required if values[name] is None]
+            if missing:
+                raise RowError(f"missing columns: {', '.join(missing)}")
+        try:
+            made = self.spec.parse(values)
+            options = self._optional_values(values)
+        except RowError as error:
+            column = self.mapping.get(error.field, error.field)
+            raise error if column == error.field else RowError(f"{error.reason} (column '{column}')") from None
+        except RecursionError:
+            raise RowError("nested too deeply") from None
+        except Exception as error:  # a row must not end the run, whatever is in it
+            raise RowError(self._fault(values) or f"'{self.name}' fails: {type(error).__name__}: {error}") from None
+        if not row.keys() <= self._used:
+            meta["extra"] = {column: value for column, value in row.items() if column not in self._used}
+        if not isinstance(made, list):
+            return [_record(options | made, meta)]
+        return [_record(options | fields, {**meta, "part": part}) for part, fields in enumerate(made)]
+
+    def _fault(self, values: Mapping[str, Any]) -> str:
+        """Which value is not of the kind that the dialect asks for; empty where all are."""
+        for name, test in (*self.spec.required.items(), *self.spec.optional.items()):
+            value = values.get(name)
+            if (name in self.spec.required or value is not None) and not test(value):
+                return f"wrong type: {self.mapping[name]} is {kind_of(value)} of another form than in other rows"
+        return ""
+
+    def _optional_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        if not self._options:
+            return {}
+        found = {
+            name: OPTIONAL[name](values[name], name) for name in self._options if values[name] not in (None, "", [])
+        }
+        better, worse = found.pop("chosen_score", None), found.pop("rejected_score", None)
+        if better is not None and worse is not None:
+            found.setdefault("margin", better - worse)
+        return found
+
+
+def _record(fields: dict[str, Any], meta: dict[str, Any]) -> Record:
+    more = fields.pop("meta", None)
+    record = Record(meta={**meta, **more} if more else meta, **fields)
+    try:
+        _ = record.key
+    except UnicodeEncodeError:
+        raise RowError("not UTF-8: a lone surrogate") from None
+    except RecursionError:
+        raise RowError("nested too deeply") from None
+    return record
+
+
+def detect(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str] | None = None,
+    specs: Sequence[DialectSpec] = BUILT_IN,
+    wanted: str | None = None,
+) -> Dialect | None:
+    """The first dialect that at least half of the rows fit, else the one that most fit; None when none fits any.
+
+    columns: canonical field to column; a dialect must then hold these fields.
+    wanted: name of the only dialect to try.
+    Raises: ConfigError for a field in `columns` or a dialect that does not exist.
+    """
+    columns = dict(columns or {})
+    specs = _asked_for(specs, columns, wanted)
+    table = _Columns(rows, columns)
+    best: tuple[int, DialectSpec, dict[str, str]] | None = None
+    for spec in specs:
+        mapping = {name: table.required(spec, name) for name in spec.required}
+        fits = sum(all(test(row.get(mapping[name])) for name, test in spec.required.items()) for row in rows)
+        if fits and (best is None or fits > best[0]):
+            best = (fits, spec, mapping)
+        if fits and 2 * fits >= len(rows):
+            best = (fits, spec, mapping)
+            break
+    if best is None:
+        return None
+    _, spec, mapping = best
+    taken = frozenset(mapping.values())
+    for name in (*spec.optional, *(name for name in OPTIONAL if name not in spec.required)):
+        if name in columns:
+            mapping[name] = columns[name]
+        elif name != "input" or mapping.get("prompt") == "instruction":
+            mapping |= table.optional(spec, name, taken)
+    return Dialect(spec.name, mapping, tuple(table.names), spec)
+
+
+def _asked_for(specs: Sequence[DialectSpec], columns: Mapping[str, str], wanted: str | None) -> list[DialectSpec]:
+    """The specs that hold the fields of `columns`, or the one that is wanted. Raises: ConfigError as detect does."""
+    fields = dict.fromkeys([*ALIASES, *(name for spec in specs for name in (*spec.required, *spec.optional))])
+    for name in columns:
+        if name not in fields:
+            raise _unknown(f"'data.columns' names '{name}', which is no field", name, fields)
+    if wanted is not None:
+        found = [spec for spec in specs if spec.name == wanted]
+        if not found:
+            raise _unknown(f"there is no dialect '{wanted}'", wanted, [spec.name for spec in specs], "data.dialect")
+        return found
+    return [
+        spec
+        for spec in specs
+        if columns.keys() <= spec.required.keys() | spec.optional.keys() | OPTIONAL.keys()
+        and not (spec.named and columns.get("prompt", spec.aliases["prompt"][0]) not in spec.aliases["prompt"])
+    ]
+
+
+def _unknown(what: str, name: str, known: Sequence[str] | dict[str, None], where: str = "") -> ConfigError:
+    near = difflib.get_close_matches(name, known, 1)
+    return ConfigError(what, where, mend=f"use '{near[0]}'" if near else f"use one of {', '.join(known)}")
+
+
+class _Columns:
+    """The columns of some rows."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], given: Mapping[str, str]) -> None:
+        self.rows, self.given = rows, given
+        self.names = dict.fromkeys(str(column) for row in rows for column in row)
+        self.by_normal: dict[str, str] = {}
+        for name in self.names:
+            self.by_normal.setdefault(normal(name), name)
+
+    def _aliases(self, spec: DialectSpec, name: str) -> list[str]:
+        aliases = spec.aliases.get(name) or ALIASES.get(name, (name,))
+        return [alias if alias in self.names else self.by_normal.get(normal(alias), alias) for alias in aliases]
+
+    def required(self, spec: DialectSpec, name: str) -> str:
+        """The alias of a required field that most rows fit, the better name first."""
+        if name in self.given:
+            return self.given[name]
+        aliases, test = self._aliases(spec, name), spec.required[name]
+        counts = [sum(test(row.get(alias)) for row in self.rows) for alias in aliases]
+        full = [count for count in counts if 2 * count >= len(self.rows)]
+        return aliases[counts.index(full[0] if full else max(counts))]
+
+    def optional(self, spec: DialectSpec, name: str, taken: frozenset[str]) -> dict[str, str]:
+        """The column of an optional field, none of those `taken`, where at least half of its values have the right
+        type."""
+        for alias in self._aliases(spec, name):
+            if alias in taken:
+                continue
+            values = [row[alias] for row in self.rows if row.get(alias) not in (None, "", [])]
+            good = sum(_takes(spec, name, value) for value in values)
+            if good and 2 * good >= len(values):
+                return {name: alias}
+        return {}
+
+
+def _takes(spec: DialectSpec, name: str, value: object) -> bool:
+    if name in spec.optional:
+        return bool(spec.optional[name](value))
+    try:
+        OPTIONAL[name](value, name)
+    except (RowError, RecursionError):
+        return False
+    return True

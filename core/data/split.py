@@ -1,0 +1,39 @@
+"""Training and held-out records, in memory or on disk. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from core.config.data_schema import DataConfig
+from core.data.draws import drawn_places, held_out, in_fold
+from core.data.record_store import StoredRecords
+from core.data.records import Record
+
+
+def split_for(cfg: DataConfig, records: Sequence[Record], seed: int) -> tuple[Sequence[Record], Sequence[Record]]:
+    """Training and held-out records as the config asks for them: a fold, or a share of the prompts."""
+    if cfg.folds is None or cfg.fold is None:
+        return split(records, cfg.heldout_frac, cfg.heldout_max, seed)
+    return _parted(records, in_fold(list(_prompt_keys(records)), cfg.fold, cfg.folds, seed))
+
+
+def split(records: Sequence[Record], frac: float, most: int, seed: int) -> tuple[Sequence[Record], Sequence[Record]]:
+    """Training and held-out records, parted by what their prompts draw, see core.data.draws.held_out."""
+    return _parted(records, held_out(drawn_places(_prompt_keys(records), seed), frac, most))
+
+
+def _prompt_keys(records: Sequence[Record]) -> Iterable[str]:
+    if isinstance(records, StoredRecords):
+        return records.prompt_keys()
+    return (record.prompt_key for record in records)
+
+
+def _parted(records: Sequence[Record], held: Iterable[bool]) -> tuple[Sequence[Record], Sequence[Record]]:
+    """The records that are not held out, and those that are."""
+    if isinstance(records, StoredRecords):
+        marks = list(held)
+        return records.where(marks, False), list(records.where(marks))
+    parts: tuple[list[Record], list[Record]] = [], []
+    for record, out in zip(records, held, strict=True):
+        parts[int(out)].append(record)
+    return parts

@@ -1,0 +1,215 @@
+"""Values of a row to texts and messages: turns of either style, typed content parts, transcripts, tools. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from core.data.records import Message
+
+TURN_ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "customer": "user",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
+    "agent": "assistant", "function_call": "assistant", "tool_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool", "api": "tool",
+    "tool_response": "tool", "function_response": "tool",
+}  # fmt: skip
+"""Names that files give to roles, in lower case. A call of a function is the assistant's turn."""
+
+CALL_ROLES = ("function_call", "tool_call")
+"""Roles whose content is a call."""
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+REASONING_PARTS = ("reasoning", "thinking")
+CALL_PARTS = ("tool_call", "tool_calls", "function_call")
+"""Types of content parts; images and others are refused."""
+
+
+class RowError(ValueError):
+    """The row does not fit its dialect. `field` is the canonical field at fault, if it is one."""
+
+    def __init__(self, reason: str, field: str = "") -> None:
+        super().__init__(reason, field)
+        self.reason, self.field = reason, field
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is called in reasons."""
+    names = {"str": "text", "NoneType": "null", "dict": "an object", "list": "a list", "bool": "true or false"}
+    return names.get(type(value).__name__, "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def to_text(value: object, field: str) -> str:
+    """A text as it stands. Raises: RowError for anything else."""
+    if isinstance(value, str):
+        return value
+    raise RowError(f"wrong type: {field} is {kind_of(value)}, not text", field)
+
+
+# 1. Turns.
+
+
+def to_messages(value: object, field: str) -> tuple[Message, ...]:
+    """Turns {role, content} or {from, value}, one or a list of them, as messages.
+
+    Typed content parts are taken apart: texts are joined, reasoning and tool calls go to their own fields.
+    `loss_weight` or `weight` is the turn's weight.
+    Raises: RowError for unknown roles, content that is no text (images), calls that are no JSON, and other types.
+    """
+    turns = [value] if isinstance(value, dict) else value
+    if not isinstance(turns, list):
+        raise RowError(f"wrong type: {field} is {kind_of(value)}, not a list of messages", field)
+    messages = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise RowError(f"wrong type: {field} holds {kind_of(turn)}, not messages", field)
+        name = turn.get("role", turn.get("from"))
+        name = name.lower() if isinstance(name, str) else name
+        role = TURN_ROLES.get(name) if isinstance(name, str) else None
+        if role is None:
+            raise RowError(f"unknown role {name!a} in {field}", field)
+        content = turn.get("content", turn.get("value"))
+        if type(content) is str and len(turn) == 2 and name not in CALL_ROLES:
+            messages.append(Message(role, content))
+        else:
+            messages.append(_message(turn, role, content, field, calling=name in CALL_ROLES))
+    return tuple(messages)
+
+
+def _message(turn: dict[str, Any], role: str, content: object, field: str, calling: bool) -> Message:
+    """A turn with more than a text; its content is a call where it is `calling`."""
+    calls = list(to_calls(turn.get("tool_calls"), field)) if turn.get("tool_calls") else []
+    if isinstance(turn.get("function_call"), dict):
+        calls.extend(to_calls(turn["function_call"], field))
+    parts = content if isinstance(content, list) else [content] if content is not None else []
+    if content is None and not calls:
+        raise RowError(f"a message without content in {field}", field)
+    if calling:
+        parts = [{"type": "tool_call", "tool_call": content}]
+    texts: list[str] = []
+    thoughts = [turn["reasoning_content"]] if isinstance(turn.get("reasoning_content"), str) else []
+    for part in parts:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        said = part.get(kind, part.get("value", part.get("text"))) if isinstance(part, dict) else part
+        if kind in CALL_PARTS:
+            calls.extend(to_calls(said, field))
+        elif kind not in (*TEXT_PARTS, *REASONING_PARTS):
+            raise RowError(f"content part of type {kind!a} in {field} is not supported", field)
+        elif not isinstance(said, str):
+            raise RowError(f"wrong type: content in {field} is {kind_of(said)}, not text", field)
+        else:
+            (texts if kind in TEXT_PARTS else thoughts).append(said)
+    if role != "assistant" and (calls or thoughts):
+        raise RowError(f"a call or reasoning of the {role} in {field}; only the assistant has these", field)
+    return Message(role, "".join(texts), _weight(turn, field), tuple(calls), "\n".join(filter(None, thoughts)))
+
+
+def _weight(turn: dict[str, Any], field: str) -> float | None:
+    weight = turn.get("loss_weight", turn.get("weight"))
+    if weight is None:
+        return None
+    if isinstance(weight, int | float) and math.isfinite(weight):
+        return float(weight)
+    raise RowError(f"wrong type: a weight in {field} is {kind_of(weight)}, not a finite number", field)
+
+
+def flat(message: Message) -> str:
+    """A message as one text, for fields that hold nothing else: its reasoning between <think> tags, its content, and
+    its calls as JSON lines."""
+    thoughts = f"<think>\n{message.reasoning}\n</think>\n" if message.reasoning else ""
+    return "\n".join(piece for piece in (thoughts, message.content, *message.calls) if piece)
+
+
+# 2. Tools and calls.
+
+
+def from_json(value: object, field: str) -> Any:
+    """The value that a JSON text holds. Raises: RowError for any other text."""
+    try:
+        return json.loads(to_text(value, field))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, RowError):
+            raise
+        raise RowError(f"{field} is no JSON text", field) from None
+
+
+def _parsed(value: object) -> object:
+    """A value, parsed where it is JSON written as text."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def to_calls(value: object, field: str) -> tuple[str, ...]:
+    """Tool calls in any of the usual forms (an object, a list, JSON as text, wrapped in {"function": …}) as JSON
+    objects {"name", "arguments"}. Raises: RowError for what is no call."""
+    value = _parsed(value)
+    calls = []
+    for item in value if isinstance(value, list) else [value]:
+        call = _parsed(item)
+        call = call.get("function", call) if isinstance(call, dict) else call
+        name = call.get("name") if isinstance(call, dict) else None
+        if not isinstance(call, dict) or not isinstance(name, str):
+            raise RowError(f"a tool call in {field} is {kind_of(call)} without a name", field)
+        arguments = _parsed(call.get("arguments", call.get("parameters", {})) or {})
+        if not isinstance(arguments, dict):
+            raise RowError(f"the arguments of the tool call '{name[:40]}' in {field} are no JSON object", field)
+        calls.append(json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False))
+    return tuple(calls)
+
+
+def to_tools(value: object, field: str) -> tuple[str, ...]:
+    """Tools in any of the usual forms (a list, JSON as text, wrapped in {"function": …}) as JSON schemas of functions.
+    Raises: RowError for what is no list of tools."""
+    value = _parsed(value)
+    tools = []
+    for item in value if isinstance(value, list) else [value]:
+        tool = _parsed(item)
+        tool = tool.get("function", tool) if isinstance(tool, dict) else tool
+        if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+            raise RowError(f"wrong type: {field} holds {kind_of(tool)}, not functions with a name", field)
+        tools.append(json.dumps(tool, ensure_ascii=False))
+    return tuple(tools)
+
+
+# 3. Transcripts.
+
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+
+
+def is_transcript(value: object) -> bool:
+    """Whether a text is turns after "Human:" and "Assistant:", as in HH-RLHF (Bai et al. 2022, arXiv:2204.05862)."""
+    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
+
+
+def from_transcript(value: object, field: str) -> tuple[Message, ...]:
+    """Messages of a transcript. White space around a turn is dropped; turns of one speaker side by side are one, as
+    most chat templates want them in alternation. Raises: RowError when it is none."""
+    if not is_transcript(value):
+        raise RowError(f"wrong type: {field} is {kind_of(value)}, not a transcript of Human: and Assistant:", field)
+    pieces = _TURN.split(to_text(value, field))
+    messages: list[Message] = []
+    for who, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+        role, content = "user" if who == "Human" else "assistant", piece.strip()
+        if messages and messages[-1].role == role:
+            content = f"{messages.pop().content}\n\n{content}".strip()
+        messages.append(Message(role, content))
+    return tuple(messages)
+
+
+def last_turn(messages: Sequence[Message], field: str) -> tuple[tuple[Message, ...], Message]:
+    """The messages before the last, and the last, which must be the assistant's and say something.
+    Raises: RowError where it is not."""
+    *before, last = messages or [Message("assistant", "")]
+    if last.role != "assistant":
+        raise RowError(f"the last turn of {field} is the {last.role}'s, not the assistant's", field)
+    if not last.content.strip() and not last.calls:
+        raise RowError("empty completion" if field == "completion" else f"empty completion: {field}", field)
+    return tuple(before), last

@@ -1,0 +1,1 @@
+"""Models by role: loading, adapters, attention, weight sync."""

@@ -1,0 +1,367 @@
+"""Parameter-efficient tuning: from a method's peft name to an adapted model, and from there to plain merged weights."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.config.schema import PeftConfig, Quant
+from core.errors import ConfigError, ModelError
+
+_SYNONYMS = {
+    "r": ("init_r", "r", "rank", "n_frequency"),
+    "alpha": ("lora_alpha", "alpha"),
+    "dropout": ("lora_dropout", "rank_dropout", "module_dropout"),
+}
+"""Our word to the names that peft's methods give it; the first that the method has is taken, else its only field that
+ends with our word (`hira_alpha`, `vera_dropout`)."""
+
+_FACTORS = {"oft_block_size": "r"}
+"""Field to one that it excludes: their product is the width of a layer. Setting the second puts the first to 0."""
+
+_IDENTITY_START = {"fourierft": {"init_weights": True}, "c3a": {"init_weights": True}}
+"""Options of methods whose own default would start far from the model that was named."""
+
+_DEFAULT_VIRTUAL_TOKENS = 20
+
+
+def add_adapter(module: nn.Module, cfg: PeftConfig, task: str, total_steps: int) -> nn.Module:
+    """The model with a fresh adapter; everything else frozen.
+
+    task: "CAUSAL_LM" or "SEQ_CLS" (whose scoring head trains too).
+    Raises ConfigError for a method that peft does not have or a field that the method does not know.
+    """
+    from peft import get_peft_model
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    classes = {str(kind.value).lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if cfg.method not in classes:
+        raise ConfigError(f"peft has no method '{cfg.method}'", "peft.method", f"one of: {', '.join(sorted(classes))}")
+    config_class = classes[cfg.method]
+    known = {item.name for item in fields(config_class)}
+    options = _options(cfg, known, total_steps)
+    tied = _ties_embeddings(module)
+    if tied and "ensure_weight_tying" in known and _touches_embeddings(options):
+        options.setdefault("ensure_weight_tying", True)
+    try:
+        adapted = get_peft_model(module, config_class(task_type=task, **options), autocast_adapter_dtype=False)
+    except (ValueError, TypeError, AttributeError, ImportError, NotImplementedError) as error:
+        no_targets = "target_modules" in str(error) and not cfg.targets
+        raise ModelError(
+            f"peft could not add '{cfg.method}': {error}".splitlines()[0],
+            "peft",
+            "set peft.targets=[all-linear]" if no_targets else "change peft.r, peft.targets or peft.options",
+        ) from error
+    for name, parameter in adapted.named_parameters():
+        # A counter of AdaLoRA, which peft would train in bf16 and never save.
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
+    if tied:
+        _check_tied(adapted)
+    return adapted
+
+
+def _options(cfg: PeftConfig, known: set[str], total_steps: int) -> dict[str, Any]:
+    """Our words and the user's options as fields of the method's config; ConfigError for what it does not know."""
+    options: dict[str, Any] = {**_IDENTITY_START.get(cfg.method, {}), **cfg.options}
+    for word, names in _SYNONYMS.items():
+        value = getattr(cfg, word)
+        if value is None:
+            continue
+        name = next((name for name in names if name in known), None) or _ending(word, known)
+        if name is None:
+            raise ConfigError(f"the method '{cfg.method}' has no {word}", f"peft.{word}", "leave it unset")
+        options.setdefault(name, value)
+    if cfg.targets and "target_modules" in known:
+        options.setdefault("target_modules", cfg.targets[0] if cfg.targets == ["all-linear"] else list(cfg.targets))
+    if "num_virtual_tokens" in known:
+        options.setdefault("num_virtual_tokens", _DEFAULT_VIRTUAL_TOKENS)
+    if "total_step" in known:
+        options.setdefault("total_step", max(total_steps, 1))
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ConfigError(
+            f"the method '{cfg.method}' has no field '{unknown[0]}'",
+            "peft.options",
+            f"one of: {', '.join(sorted(known))}",
+        )
+    for field, other in _FACTORS.items():
+        if field in known and options.get(other):
+            options.setdefault(field, 0)
+    if "target_r" in known:
+        _set_budget(options)
+    return options
+
+
+def _ending(word: str, known: set[str]) -> str | None:
+    """The only field that ends with `word`."""
+    found = [name for name in known if name.endswith(f"_{word}")]
+    return found[0] if len(found) == 1 else None
+
+
+def _set_budget(options: dict[str, Any]) -> None:
+    """AdaLoRA: two thirds of the first rank remain, as in peft's defaults, and a budget phase of two steps at least."""
+    from peft import AdaLoraConfig
+
+    first = options.setdefault("init_r", AdaLoraConfig.init_r)
+    target = options.setdefault("target_r", max(1, 2 * first // 3))
+    if target >= first:
+        raise ConfigError(
+            f"AdaLoRA starts with rank {first} and must end with a lower one, got target_r={target}",
+            "peft.options.target_r",
+            "set peft.r above peft.options.target_r",
+        )
+    options["total_step"] = max(options["total_step"], 2 + options.get("tinit", 0) + options.get("tfinal", 0))
+
+
+_EMBEDDINGS = ("embed", "wte", "word_embeddings", "lm_head", "output_projection")
+
+
+def _ties_embeddings(module: nn.Module) -> bool:
+    """Whether output layer and embedding are one tensor."""
+    output, inputs = module.get_output_embeddings(), module.get_input_embeddings()  # type: ignore[operator]
+    return output is not None and output.weight is inputs.weight
+
+
+def _touches_embeddings(options: dict[str, Any]) -> bool:
+    if options.get("trainable_token_indices"):
+        return True
+    return any(part in name for name in options.get("modules_to_save") or () for part in _EMBEDDINGS)
+
+
+def _check_tied(adapted: nn.Module) -> None:
+    """Refuse an adapter on tied layers that does not keep them tied: no plain model could hold the merged result.
+
+    peft's tied low-rank factors are two parameters over one memory, which an optimizer would step twice.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+    from peft.utils.other import TrainableTokensWrapper
+
+    base = adapted.get_base_model()  # type: ignore[operator]
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    whole = [isinstance(end, (ModulesToSaveWrapper, TrainableTokensWrapper, TrainableTokensLayer)) for end in ends]
+    layered = [isinstance(end, BaseTunerLayer) and not isinstance(end, TrainableTokensLayer) for end in ends]
+    if any(layered) or whole[0] != whole[1]:
+        raise ModelError(
+            "the model's output layer shares its weights with the embedding, and this adapter would part them",
+            "peft.targets, peft.options",
+            "leave both layers out, or train them whole: peft.options.modules_to_save=[embed_tokens] with peft=lora",
+        )
+
+
+def quantization_config(quant: Quant, compute: torch.dtype) -> Any | None:
+    """bitsandbytes config for loading frozen base weights, or None."""
+    if quant is Quant.none:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if quant is Quant.int8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def keep_differentiable(module: nn.Module) -> nn.Module:
+    """Keep bitsandbytes' 4-bit layers on their plain road. Returns the module.
+
+    On a CPU with AVX512-BF16 the first forward pass in eval mode would repack the weights for a kernel that passes no
+    gradient on and rounds to bf16: an adapter in deeper layers would never learn, without a word.
+    """
+    for layer in module.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return module
+
+
+def merged_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights of the plain model with the adapter merged in, one by one, under their plain names.
+
+    The module itself is left bit for bit as it was: a merged layer gets its stashed weight back, since merging and
+    unmerging in bf16 would not return to the start. Quantized layers are dequantized first.
+    Raises ModelError for prompt methods, which no weight can express.
+    """
+    if not hasattr(module, "get_base_model"):
+        yield from ((name, tensor.detach()) for name, tensor in module.named_parameters())
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+    from peft.utils.other import TrainableTokensWrapper
+
+    if getattr(module.active_peft_config, "is_prompt_learning", False):
+        raise ModelError("a prompt method changes no weight and cannot be merged", "peft.method")
+    base = module.get_base_model()  # type: ignore[operator]
+    done: list[str] = []
+    for path, layer in base.named_modules():
+        prefix = f"{path}." if path else ""
+        if any(prefix.startswith(outer) for outer in done):
+            continue
+        if isinstance(layer, ModulesToSaveWrapper):
+            saved = layer.modules_to_save[layer.active_adapters[0]]
+            done.append(prefix)
+            yield from ((prefix + name, tensor.detach()) for name, tensor in saved.named_parameters())
+        elif is_quantized(layer):
+            done.append(prefix)
+            plain = _plain_linear(layer)
+            yield from ((prefix + name, tensor.detach().to(base.dtype)) for name, tensor in plain.named_parameters())
+        elif isinstance(layer, (BaseTunerLayer, TrainableTokensWrapper)):
+            done.append(prefix)
+            tuner = layer.token_adapter if isinstance(layer, TrainableTokensWrapper) else layer
+            yield from ((prefix + name, tensor) for name, tensor in _merged_layer(tuner, base.dtype, path))
+    for name, tensor in base.named_parameters():
+        if not any(name.startswith(prefix) for prefix in done):
+            yield name, tensor.detach()
+
+
+def _merged_layer(layer: Any, dtype: torch.dtype, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Merged parameters of one adapted layer, from a twin of it that is thrown away."""
+    inner = layer.get_base_layer()
+    quantized = is_quantized(inner)
+    with torch.no_grad():
+        # The memo puts a plain layer in the place of a quantized one.
+        twin = copy.deepcopy(layer, {id(inner): _plain_linear(inner)} if quantized else None)
+        if quantized:
+            _forget_quantization(twin)
+        try:
+            twin.merge()
+        except (NotImplementedError, ValueError) as error:
+            raise ModelError(f"this adapter cannot be merged: {error}".splitlines()[0], path, MERGE_MEND) from error
+        merged = {name: tensor.detach() for name, tensor in twin.get_base_layer().named_parameters()}
+    yield from ((name, tensor.to(dtype) if quantized else tensor) for name, tensor in merged.items())
+
+
+MERGE_MEND = "keep the adapter apart: peft.merge=false, rollout=transformers, and no stage after this one"
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether bitsandbytes holds the layer's weight."""
+    return type(layer).__module__.startswith("bitsandbytes")
+
+
+def _forget_quantization(twin: Any) -> None:
+    """Make an adapted layer, whose base was replaced by a plain one, the class that peft has for plain layers."""
+    package, _, module = type(twin).__module__.rpartition(".")
+    if module == "bnb":
+        plain = importlib.import_module(f"{package}.layer")
+        twin.__class__ = getattr(plain, "SVDLinear", None) or plain.Linear
+    if not hasattr(twin, "fan_in_fan_out"):
+        twin.fan_in_fan_out = False
+    twin.quantization_backend = None
+    twin.float()
+
+
+def _plain_linear(layer: Any) -> nn.Linear:
+    """A plain fp32 layer with the weights that the quantized one stands for."""
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device=layer.weight.device)
+    linear.weight.data = _dequantized(layer).float()
+    if layer.bias is not None:
+        linear.bias.data = layer.bias.detach().float().clone()
+    return linear
+
+
+def _dequantized(layer: Any) -> Tensor:
+    import bitsandbytes as bnb
+
+    weight = layer.weight
+    if isinstance(layer, bnb.nn.Linear4bit):
+        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    # The row scales move from the weight to the state at the first forward pass.
+    scales = weight.SCB if weight.SCB is not None else layer.state.SCB
+    return weight.data.float() * (scales.float() / 127.0)[:, None]
+
+
+# -- what an adapter asks of the step loop ---------------------------------------------------------------------------
+
+
+def orthogonality(module: nn.Module) -> Tensor | None:
+    """AdaLoRA's penalty gamma * mean ||P^T P - I||_F over its factors (arXiv:2303.10512, eq. 4), []; None for other
+    adapters."""
+    if not is_rank_scheduled(module):
+        return None
+    config: Any = module.active_peft_config
+    gamma = config.orth_reg_weight
+    if not gamma:
+        return None
+    norms = []
+    for name, factor in module.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            tall = factor.float() if "lora_B" in name else factor.float().T
+            norms.append(torch.linalg.matrix_norm(tall.T @ tall - torch.eye(tall.shape[1], device=tall.device)))
+    return gamma * torch.stack(norms).mean()
+
+
+def is_rank_scheduled(module: nn.Module) -> bool:
+    """Whether the adapter spreads its rank by importance while it trains (AdaLoRA)."""
+    return hasattr(getattr(module, "base_model", None), "update_and_allocate")
+
+
+def spread_rank(module: nn.Module, step: int) -> None:
+    """After optimizer step `step` (from 1), gradients still standing: update importances, zero the least important."""
+    factors = [p for name, p in module.named_parameters() if "lora_" in name and p.requires_grad]
+    if all(factor.grad is not None for factor in factors):
+        module.base_model.update_and_allocate(step)  # type: ignore[union-attr, operator]
+
+
+def settle(module: nn.Module) -> None:
+    """Before an export: what the file will not hold is zero in memory too."""
+    if is_rank_scheduled(module) and (pattern := module.active_peft_config.rank_pattern):  # type: ignore[union-attr]
+        allocator = module.base_model.rankallocator  # type: ignore[union-attr]
+        allocator.mask_using_rank_pattern(module.base_model.model, pattern)  # type: ignore[union-attr, operator]
+
+
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def adapter_state(module: nn.Module) -> dict[str, Tensor]:
+    """What a resumed run needs beside the weights: AdaLoRA's importances and kept ranks; empty for other adapters."""
+    if not is_rank_scheduled(module):
+        return {}
+    allocator: Any = module.base_model.rankallocator  # type: ignore[union-attr]
+    config: Any = module.active_peft_config
+    state = {f"{kind}/{name}": tensor for kind in _IMPORTANCE for name, tensor in getattr(allocator, kind).items()}
+    pattern = config.rank_pattern or {}
+    return state | {f"kept/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+
+
+def load_adapter_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Counterpart of `adapter_state`."""
+    if not is_rank_scheduled(module):
+        return
+    allocator = module.base_model.rankallocator  # type: ignore[union-attr]
+    for key, tensor in state.items():
+        kind, name = key.split("/", 1)
+        if kind in _IMPORTANCE:
+            getattr(allocator, kind)[name] = tensor
+    kept = {key.split("/", 1)[1]: tensor.tolist() for key, tensor in state.items() if key.startswith("kept/")}
+    module.active_peft_config.rank_pattern = kept or None  # type: ignore[union-attr]
+
+
+@contextmanager
+def adapter_dropout(module: nn.Module) -> Iterator[None]:
+    """Within the block the adapter's own dropout works; everything else stays in eval mode."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    parts: list[nn.Module] = []
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            inner = set(layer.get_base_layer().modules())
+            parts += [part for part in layer.modules() if part not in inner]
+    for part in parts:
+        part.training = True
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.training = False

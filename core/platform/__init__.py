@@ -1,0 +1,1 @@
+"""Hooks, and the plugins that answer them."""

@@ -1,0 +1,178 @@
+"""The hooks. Registration hooks are answered by torch-free entry modules; stage hooks by the one chosen stage, with
+`core.training.defaults` behind it; observer hooks by anyone, and a failing observer never ends a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from core.config.schema import RunConfig
+    from core.models.roles import Models
+    from core.planning.plan import Plan
+    from core.platform.specs import (
+        DataSourceSpec,
+        DialectSpec,
+        EngineSpec,
+        ReaderSpec,
+        RewardSpec,
+        StageSpec,
+        TextSetSpec,
+        TrackerSpec,
+        TransformSpec,
+    )
+    from core.training.run import StageRun
+    from core.types import Batch, LossOutput, Section
+
+PROJECT = "preftune"
+"""Name of the plugin system, of the entry-point group, and prefix of the environment variables."""
+
+API_VERSION = 1
+"""Raised when a hook, or a name of `core.api`, is taken away or changes its meaning; additions leave it as it is."""
+OLDEST_API = 1
+"""Plugins built for an earlier version are refused."""
+API_ATTRIBUTE = "PREFTUNE_API"
+"""Attribute of an entry module: the API version that it was built for."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Deprecated(DeprecationWarning):
+    """Something of the API that will go; the text names what replaces it. A hook is announced to go by
+    `@hookspec(warn_on_impl=Deprecated("… write … instead"))`; every start then names the plugins that answer it."""
+
+
+class RegistrationHooks:
+    """Asked once for each run, of every plugin, before torch is imported."""
+
+    @hookspec
+    def register_stages(self) -> list[StageSpec]:
+        """Stages and algorithm variants that the plugin brings."""
+
+    @hookspec
+    def register_reward_models(self) -> list[RewardSpec]:
+        """Reward models that the plugin brings."""
+
+    @hookspec
+    def register_rollout_engines(self) -> list[EngineSpec]:
+        """Rollout engines that the plugin brings."""
+
+    @hookspec
+    def register_data_sources(self) -> list[DataSourceSpec]:
+        """Named data sources (generators) that the plugin brings."""
+
+    @hookspec
+    def register_record_transforms(self) -> list[TransformSpec]:
+        """Filters, de-duplications, augmentations and checks of records that the plugin brings."""
+
+    @hookspec
+    def register_readers(self) -> list[ReaderSpec]:
+        """File formats that the plugin reads."""
+
+    @hookspec
+    def register_dialects(self) -> list[DialectSpec]:
+        """Layouts of rows that the plugin knows; tried before the built-in ones."""
+
+    @hookspec
+    def register_trackers(self) -> list[TrackerSpec]:
+        """Trackers that the plugin brings; the chosen one is registered as an observer."""
+
+    @hookspec
+    def register_text_sets(self) -> list[TextSetSpec]:
+        """Named sets of short texts that the plugin brings."""
+
+    @hookspec
+    def register_config_dirs(self) -> list[str]:
+        """Folders with YAML presets, e.g. `pkg://acme_orpo.conf`."""
+
+    @hookspec
+    def modify_plan(self, cfg: RunConfig, plan: Plan) -> None:
+        """Edit the plan in place: add warnings, change roles. Called in the order of plugin names."""
+
+
+class StageHooks:
+    """Answered by the chosen stage, else by `core.training.defaults`; the first answer counts."""
+
+    @hookspec(firstresult=True)
+    def build_data(self, run: StageRun) -> Any:
+        """The stage's examples: an object with `train` and `heldout` sequences."""
+
+    @hookspec(firstresult=True)
+    def build_models(self, run: StageRun) -> Models:
+        """Models by role."""
+
+    @hookspec(firstresult=True)
+    def make_data(self, run: StageRun, models: Models, data: Any) -> Any:
+        """What takes the place of `data` once the models stand: examples made with the rollout engine."""
+
+    @hookspec(firstresult=True)
+    def total_steps(self, run: StageRun, data: Any) -> int:
+        """Number of steps of the run."""
+
+    @hookspec(firstresult=True)
+    def collect_batch(self, run: StageRun, models: Models, data: Any, step: int) -> Batch:
+        """The work of step `step` (counted from 0). Must depend only on its arguments and on saved state."""
+
+    @hookspec(firstresult=True)
+    def compute_loss(self, run: StageRun, models: Models, micro_batch: Any) -> LossOutput:
+        """Loss of one micro-batch of the batch."""
+
+    @hookspec(firstresult=True)
+    def evaluate(self, run: StageRun, models: Models, data: Any, step: int) -> dict[str, float]:
+        """Held-out metrics; `score` is the headline where it exists. Must not change training randomness."""
+
+    @hookspec(firstresult=True)
+    def fit(self, run: StageRun, models: Models, data: Any) -> dict[str, float]:
+        """The whole loop. Core's step loop by default; a stage may replace it with an outside trainer."""
+
+    @hookspec(firstresult=True)
+    def export(self, run: StageRun, models: Models, folder: Path) -> bool:
+        """Write the trained model into `folder`; True when that is done."""
+
+    @hookspec(firstresult=True)
+    def save_state(self, run: StageRun) -> dict[str, Any]:
+        """What the stage must find again after a resume, as JSON values."""
+
+    @hookspec
+    def load_state(self, run: StageRun, state: dict[str, Any]) -> None:
+        """Counterpart of `save_state`, called before the first step of a resumed run."""
+
+
+class ObserverHooks:
+    """Called for every observer apart; an exception is logged and survived. Observers return nothing."""
+
+    @hookspec
+    def on_run_start(self, run: StageRun) -> None:
+        """The run folder and the models stand; no step was made yet."""
+
+    @hookspec
+    def on_step_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+        """After each step; metric names carry the stage prefix."""
+
+    @hookspec
+    def on_eval_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+        """After each held-out evaluation."""
+
+    @hookspec
+    def on_samples(self, run: StageRun, step: int, rows: list[dict[str, Any]]) -> None:
+        """Sample completions worth showing."""
+
+    @hookspec
+    def on_checkpoint(self, run: StageRun, step: int, path: Path) -> None:
+        """After a checkpoint was written and renamed into place."""
+
+    @hookspec
+    def on_run_end(self, run: StageRun, result: dict[str, Any]) -> None:
+        """After the artifact was verified; `result` is result.json."""
+
+    @hookspec
+    def on_run_error(self, run: StageRun, phase: str, step: int, error: BaseException) -> None:
+        """The run is about to end with `error`."""
+
+    @hookspec
+    def report_section(self, run: StageRun, result: dict[str, Any]) -> Section | None:
+        """A part of the report, or None."""

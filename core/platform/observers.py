@@ -1,0 +1,100 @@
+"""Calls observers one by one, so that none of them can end a run, and counts the seconds that each one takes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.types import Section
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from core.training.run import StageRun
+
+
+class Observers:
+    """The observer hooks of every plugin of a manager.
+
+    An exception is told once for each plugin and hook through `warn`, with the plugin's name, and survived; the
+    plugin is called again the next time. KeyboardInterrupt and SystemExit pass. Dictionaries and lists are handed
+    out as copies, so one observer cannot change what the next one, or the run, sees.
+
+    seconds_by_plugin: wall-clock seconds spent in each plugin so far, by plugin name.
+    failures: number of exceptions, by (plugin name, hook name).
+    """
+
+    def __init__(self, manager: pluggy.PluginManager, warn: Callable[[str], None]) -> None:
+        self.manager = manager
+        self.warn = warn
+        self.seconds_by_plugin: dict[str, float] = defaultdict(float)
+        self.failures: dict[tuple[str, str], int] = defaultdict(int)
+
+    def on_run_start(self, run: StageRun) -> None:
+        """See ObserverHooks.on_run_start."""
+        self._call("on_run_start", run=run)
+
+    def on_step_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+        """See ObserverHooks.on_step_end."""
+        self._call("on_step_end", run=run, step=step, metrics=metrics)
+
+    def on_eval_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+        """See ObserverHooks.on_eval_end."""
+        self._call("on_eval_end", run=run, step=step, metrics=metrics)
+
+    def on_samples(self, run: StageRun, step: int, rows: list[dict[str, Any]]) -> None:
+        """See ObserverHooks.on_samples."""
+        self._call("on_samples", run=run, step=step, rows=rows)
+
+    def on_checkpoint(self, run: StageRun, step: int, path: Path) -> None:
+        """See ObserverHooks.on_checkpoint."""
+        self._call("on_checkpoint", run=run, step=step, path=path)
+
+    def on_run_end(self, run: StageRun, result: dict[str, Any]) -> None:
+        """See ObserverHooks.on_run_end."""
+        self._call("on_run_end", run=run, result=result)
+
+    def on_run_error(self, run: StageRun, phase: str, step: int, error: BaseException) -> None:
+        """See ObserverHooks.on_run_error."""
+        self._call("on_run_error", run=run, phase=phase, step=step, error=error)
+
+    def report_sections(self, run: StageRun, result: dict[str, Any]) -> list[Section]:
+        """Sections of every plugin, by their `order`; what is not a Section is told like an exception and left out."""
+        sections = []
+        for name, answer in self._call("report_section", run=run, result=result):
+            if isinstance(answer, Section):
+                sections.append(answer)
+            elif answer is not None:
+                self._failed(name, "report_section", f"returned {type(answer).__name__}, not a Section or None")
+        return sorted(sections, key=lambda section: section.order)
+
+    def _call(self, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
+        answers = []
+        for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            if impl.wrapper or impl.hookwrapper:
+                self._failed(impl.plugin_name, hook, "is a wrapper; observers are called apart and cannot be wrapped")
+                continue
+            start = time.perf_counter()
+            try:
+                answers.append((impl.plugin_name, impl.function(*[_copy(arguments[name]) for name in impl.argnames])))
+            except Exception as error:  # a stranger's observer may raise anything; the run goes on
+                self._failed(impl.plugin_name, hook, f"failed: {type(error).__name__}: {error}")
+            finally:
+                self.seconds_by_plugin[impl.plugin_name] += time.perf_counter() - start
+        return answers
+
+    def _failed(self, plugin: str, hook: str, what: str) -> None:
+        self.failures[plugin, hook] += 1
+        if self.failures[plugin, hook] == 1:
+            self.warn(f"observer '{plugin}': {hook} {what} (the run goes on; told once)")
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value

@@ -1,0 +1,113 @@
+"""Watches what plugins provide: the one that fails is named in the first line, and each one's seconds are counted.
+
+A provider (stage, engine, reward model, data source, plan edit, tracker's constructor) that raises ends the run.
+Errors that preftune's own classes describe pass unchanged. Torch-free.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from core.errors import PluginError, PreftuneError
+from core.platform.hookspecs import PROJECT
+from core.platform.owners import Owner
+
+_hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+_BETWEEN = (str(Path(__file__).parents[1]), str(Path(pluggy.__file__).parent))
+"""Folders of the code that stands between us and a plugin: ours, and pluggy."""
+
+
+class ProviderError(PluginError):
+    """A plugin's own code failed; the exception is its `__cause__`."""
+
+
+@contextmanager
+def blamed(owner: Owner | str, doing: str) -> Iterator[None]:
+    """Raise ProviderError, naming the plugin and the line of its code, for what the block raises by accident."""
+    try:
+        yield
+    except PreftuneError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        # Before the plugin's frames stand our own, pluggy's, and those of torch's decorators.
+        foreign = [item for item in frames if not item.filename.startswith(_BETWEEN) and "/torch/" not in item.filename]
+        frame = (foreign or frames)[0]
+        text = " ".join(str(error).split())[:400]
+        raise ProviderError(
+            f"{owner} failed in {doing}: {type(error).__name__}: {text}",
+            where=f"{frame.filename}, line {frame.lineno}, in {frame.name}",
+            mend="the traceback below is for its author",
+        ) from error
+
+
+def tell(error: PreftuneError) -> None:
+    """Print an error's lines on stderr, and what a plugin's author needs to find a fault of the plugin."""
+    sys.stderr.write(f"error: {error}\n")
+    if isinstance(error, ProviderError) and error.__cause__ is not None:
+        traceback.print_exception(error.__cause__)
+
+
+class Providers:
+    """Seconds by plugin, in its own calls: what another plugin takes inside a call is counted for that one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inner: list[float] = []
+
+    @contextmanager
+    def at(self, owner: Owner, doing: str) -> Iterator[None]:
+        """Count the block's wall-clock seconds for `owner`, and blame it for what goes wrong."""
+        began = time.perf_counter()
+        self._inner.append(0.0)
+        try:
+            with blamed(owner, doing):
+                yield
+        finally:
+            whole = time.perf_counter() - began
+            self.seconds[owner.plugin] += whole - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += whole
+
+    def watch_hooks(self, manager: pluggy.PluginManager, plugin: object, owner: Owner, hooks: tuple[str, ...]) -> None:
+        """Stand around those of `hooks` that `plugin` answers, outside any other wrapper."""
+        own = {caller.name for caller in manager.get_hookcallers(plugin) or ()}
+        watch = type("Watch", (), {name: staticmethod(self._around(owner, name)) for name in hooks if name in own})
+        manager.register(watch(), f"watch of {owner.plugin}")
+
+    def _around(self, owner: Owner, name: str) -> Callable[..., Any]:
+        @_hookimpl(wrapper=True, tryfirst=True)
+        def around() -> Iterator[Any]:
+            with self.at(owner, name):
+                return (yield)
+
+        return around
+
+
+class Watched:
+    """Stands before an engine or scorer; the named methods are watched, everything else is its own."""
+
+    def __init__(self, target: Any, providers: Providers, owner: Owner, methods: tuple[str, ...]) -> None:
+        self._target, self._providers, self._owner, self._methods = target, providers, owner, methods
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if name not in self._methods:
+            return value
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._providers.at(self._owner, name):
+                return value(*args, **kwargs)
+
+        return call

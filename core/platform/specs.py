@@ -1,0 +1,190 @@
+"""What a plugin registers: names, typed configs and import paths, never the heavy code itself. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.config.data_schema import TransformConfig
+from core.config.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
+
+ROLES = ("policy", "reference", "reward_model", "value_model", "teacher")
+SCHEMAS = ("sft", "preference", "prompts", "text", "corpus", "feedback")
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage, or one algorithm of a stage.
+
+    name: what the user types after `stage=`.
+    config: dataclass that extends StageConfig; its fields are `stage.<field>`.
+    impl: "package.module:Class", imported only when the stage was chosen and its config accepted; one instance is
+        made for each run and registered for the stage hooks.
+    data: schema of the records it trains on, one of SCHEMAS.
+    roles: models it needs, out of ROLES.
+    algorithm: name of the variant; empty for a stage without variants.
+    default: True for the variant that `stage=` alone takes.
+    makes: kind of model that its artifact holds, "policy" or "reward_model".
+    after: stages that the plan puts before it where the config names no model for a role:
+        {"policy": "sft", "reward_model": "reward"}.
+    rollouts: whether its steps sample from the policy and are scored by the run's reward.
+    builds: whether it makes its examples with a rollout engine before the first step (the hook `make_data`), judged
+        by the run's judge.
+    requires: import names looked for before anything heavy loads.
+    paper: where the method comes from.
+    """
+
+    name: str
+    config: type[StageConfig]
+    impl: str
+    data: str
+    summary: str = ""
+    roles: tuple[str, ...] = ("policy",)
+    algorithm: str = ""
+    default: bool = False
+    makes: str = "policy"
+    after: dict[str, str] = field(default_factory=dict)
+    rollouts: bool = False
+    builds: bool = False
+    requires: tuple[str, ...] = ()
+    paper: str = ""
+
+    @property
+    def samples(self) -> bool:
+        """Whether it needs a rollout engine at all."""
+        return self.rollouts or self.builds
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """A reward model, which is a judge too: see RewardConfig.threshold.
+
+    `impl` is "package.module:build"; build(config, context) returns a Scorer, where `context` has `run` (the StageRun
+    or None), `device` and `dtype`.
+    """
+
+    name: str
+    config: type[RewardConfig]
+    impl: str
+    summary: str = ""
+    isolated: bool = False
+    """Runs in worker processes that can be killed at `timeout_s` (for checks that may hang or crash)."""
+    answers: str = ""
+    """Kind of answer it compares with, "number" or "text": `eval.scorer=auto` goes by it."""
+    needs_answer: bool = False
+    """Records must carry an `answer`."""
+    needs_model: bool = False
+    """Scores with the reward model of the run's `reward_model` role."""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """A rollout engine. `impl` is "package.module:build"; build(config, run) returns a RolloutEngine."""
+
+    name: str
+    config: type[RolloutConfig]
+    impl: str
+    summary: str = ""
+    shares_policy: bool = False
+    """Samples from the trainer's own weights: nothing to start, nothing to sync; used for occasional evaluation."""
+    priority: int = 0
+    """`rollout=auto` takes the importable engine with the highest."""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrackerSpec:
+    """A tracker. `impl` is "package.module:Class"; Class(config) is registered for the observer hooks."""
+
+    name: str
+    config: type[TrackerConfig]
+    impl: str
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataSourceSpec:
+    """A named data source. `impl` is "package.module:write"; write(folder, seed) fills a folder with sft.jsonl,
+    preference.jsonl, prompts.jsonl and heldout.jsonl, or those of them that it has."""
+
+    name: str
+    impl: str
+    version: str
+    """Part of the cache key; raise it when the rows change."""
+    summary: str = ""
+
+
+TRANSFORM_KINDS = ("filter", "dedup", "augment", "check")
+
+
+@dataclass(frozen=True)
+class TransformSpec:
+    """A step of set building. `impl` is "package.module:build", torch-free; build(config) returns a function, by kind:
+
+    filter: function(record) -> str, why the record does not stay; empty where it does. Judges training records, and
+        held-out records that were drawn from the same rows.
+    dedup, augment, check: function(records, context) -> Transformed (see core.data.transforms). Gets training records
+        alone; a dedup or check may drop them, an augment may add some.
+    """
+
+    name: str
+    config: type[TransformConfig]
+    impl: str
+    kind: str
+    """One of TRANSFORM_KINDS."""
+    version: str
+    """Part of the artifact key; raise it when the outcome changes."""
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReaderSpec:
+    """A file format. `impl` is "package.module:read"; read(file, path) takes a binary file that can be rewound, already
+    unpacked where it was compressed, and yields a core.api.Row for every row, also for those that it cannot read."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    """Endings of the files that it reads, in lower case and with the dot."""
+    impl: str
+    summary: str = ""
+    documents: bool = False
+    """A file is one text. In a folder such files are taken only where there are no others (a README is no data)."""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DialectSpec:
+    """A way to lay out rows. Found by its `required` fields; `parse` makes the fields of one record, or a list of
+    these where a row holds several, out of the values by canonical field."""
+
+    name: str
+    required: Mapping[str, Callable[[Any], bool]]
+    """Canonical field to the test that its values pass."""
+    parse: Callable[[Mapping[str, Any]], dict[str, Any] | list[dict[str, Any]]]
+    """Raises core.api.RowError for a row that does not fit."""
+    summary: str = ""
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Canonical field to the columns that it is looked for in, best first, where they differ from those of
+    core.data.dialects.ALIASES. Case does not matter, and a space or hyphen is an underscore."""
+    optional: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
+    """Fields that it takes along where a column of theirs passes the test."""
+    named: bool = False
+    """Known by the name of its prompt column alone; steps back when the user names another."""
+
+
+@dataclass(frozen=True)
+class TextSetSpec:
+    """A named set of short texts that stages draw from, e.g. directives to put before a passage.
+
+    kind: what the texts are for; a stage takes sets of the kinds that it knows.
+    texts: category to its texts, none of them empty.
+    """
+
+    name: str
+    kind: str
+    texts: dict[str, list[str]]
+    summary: str = ""

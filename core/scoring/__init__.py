@@ -1,0 +1,1 @@
+"""Reward models and judges at work, behind time limits."""

@@ -1,0 +1,311 @@
+"""Between messages and token ids: prompts, completions, whole dialogues, and the checks that they are right.
+
+Torch-free at import. Core.templates says which part of the text an assistant turn is; here the parts are tokenised
+apart and each is closed by the end-of-turn token, so the boundary is exact and the end is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from core.config.schema import ModelConfig
+from core.data.records import Message
+from core.errors import DataError, ModelError
+from core.tokens.templates import PRESETS, ChatLayout, Layout, NotPrefix, preset
+
+_PROBE = (Message("user", "Probe."), Message("assistant", "Fine"))
+TEMPLATE_TEXT = -1
+"""Owner of tokens that belong to no turn."""
+
+
+class Dialogue(NamedTuple):
+    """Token ids, and the turn that each belongs to: its index, or TEMPLATE_TEXT. The end-of-turn token of an
+    assistant turn belongs to the turn."""
+
+    ids: list[int]
+    owners: list[int]
+
+
+class ChatCodec:
+    """A checked tokenizer.
+
+    eos: id of the end-of-turn token; every completion ends with it.
+    pad: id used only to fill rectangles in generation; never trained, and not the end-of-turn token where the
+        vocabulary has another special token.
+    rows: rows of the model's embedding; None where unknown.
+    notes: what a user should know of how dialogues are written.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, rows: int | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.rows = rows
+        self.eos: int = tokenizer.eos_token_id
+        self.layout = ChatLayout(tokenizer)
+        self.pad: int = self._padding()
+        tokenizer.pad_token_id = self.pad  # saved with the artifact
+        self.notes: list[str] = []
+
+    def prompts(
+        self, dialogues: Sequence[Sequence[Message]], tools: Sequence[Sequence[str]] | None = None
+    ) -> list[list[int]]:
+        """Token ids of dialogues that end before the assistant's turn, its opening included.
+
+        tools: of each dialogue, JSON schemas of the functions that the assistant may call.
+        Raises: DataError when the template refuses one.
+        """
+        offered = tools if tools is not None else [()] * len(dialogues)
+        return self.tokenise([self.layout.prompt(*item) for item in zip(dialogues, offered, strict=True)])
+
+    def completions(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of completions as final turns, each closed by the end-of-turn token."""
+        layout = self.layout
+        lead = "" if layout.opens_thinking else layout.lead
+        # A text that brings its own <think> block needs no empty one.
+        framed = [
+            f"{'' if text.lstrip().startswith('<think>') else lead}{self._trimmed(text)}{layout.trail}"
+            if not layout.opens_thinking
+            else self._after_thought(text)
+            for text in texts
+        ]
+        return [[*ids, self.eos] for ids in self.tokenise(framed)]
+
+    def _trimmed(self, text: str) -> str:
+        return text.strip() if self.layout.dialect.trims else text
+
+    def _after_thought(self, text: str) -> str:
+        """A completion after an opening that ends inside a <think> block."""
+        thought = text.lstrip()
+        return thought.removeprefix("<think>").lstrip("\n") if "</think>" in thought else self.layout.lead + text
+
+    def lay_out(
+        self, turns: Sequence[Message], tools: Sequence[str], marked: Collection[int], contents: Collection[int] = ()
+    ) -> list[Layout]:
+        """A dialogue as one layout; as one for each marked turn, where the template does not render turn by turn.
+
+        Raises: DataError when the template refuses the dialogue.
+        """
+        try:
+            return [self.layout.lay_out(turns, tools, marked, contents)]
+        except NotPrefix:
+            if len(marked) == 1:
+                raise _not_prefix() from None
+        layouts = []
+        done = 0
+        for index in sorted(marked):
+            new = [content for content in contents if done <= content < index]
+            try:
+                layouts.append(self.layout.lay_out(turns[: index + 1], tools, [index], new))
+            except NotPrefix:
+                raise _not_prefix() from None
+            done = index
+        return layouts
+
+    def encode(self, layouts: Sequence[Layout]) -> list[Dialogue]:
+        """Layouts as token ids with owners; all parts are tokenised in one call."""
+        cut = [_parts(layout) for layout in layouts]
+        encoded = iter(self.tokenise([text for parts in cut for text, _ in parts]))
+        dialogues = []
+        for layout, parts in zip(layouts, cut, strict=True):
+            ids: list[int] = []
+            owners: list[int] = []
+            marked = {turn for _, _, turn in layout.spans}
+            for _, owner in parts:
+                piece = next(encoded)
+                if owner in marked:
+                    piece = [*piece, self.eos]
+                ids += piece
+                owners += [owner] * len(piece)
+            dialogues.append(Dialogue(ids, owners))
+        return dialogues
+
+    def dialogue(self, turns: Sequence[Message], tools: Sequence[str] = ()) -> Dialogue:
+        """A whole dialogue with all its assistant turns, up to the end of the last.
+
+        Raises: DataError when there is none, or when the template does not render turn by turn: `lay_out` then gives
+        one layout for each turn.
+        """
+        marked = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+        if not marked:
+            raise DataError("the dialogue has no assistant turn", f"roles {[turn.role for turn in turns]}")
+        try:
+            return self.encode([self.layout.lay_out(turns, tools, marked)])[0]
+        except NotPrefix:
+            raise _not_prefix() from None
+
+    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as they stand: the tokenizer adds nothing."""
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+    def _padding(self) -> int:
+        """The padding token, or another special token that the template does not use where that is the end-of-turn
+        token: a model that is saved with one id for both cannot tell an end from filling."""
+        tokenizer = self.tokenizer
+        if tokenizer.pad_token_id not in (None, self.eos):
+            return tokenizer.pad_token_id
+        added = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+        used = {*self.prompts([_PROBE[:1]])[0], *self.completions([_PROBE[1].content])[0], tokenizer.bos_token_id}
+        free = (token for token in [tokenizer.unk_token_id, *added] if token is not None and token not in used)
+        return next(free, self.eos)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Plain text of token ids, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _not_prefix() -> DataError:
+    return DataError(
+        "the chat template is not prefix-preserving: a rendered prompt is not the beginning of the whole dialogue",
+        "a dialogue of the data",
+        "set model.chat_template=FILE with a template that renders turn by turn",
+    )
+
+
+def _parts(layout: Layout) -> list[tuple[str, int]]:
+    """Pieces of the layout's text with their owners; the end-of-turn token behind a marked turn is left out."""
+    pieces: list[tuple[str, int]] = []
+    at = 0
+    marked = set(layout.spans)
+    for span in sorted([*layout.spans, *layout.contents]):
+        start, end, turn = span
+        if start > at:
+            pieces.append((layout.text[at:start], TEMPLATE_TEXT))
+        pieces.append((layout.text[start:end], turn))
+        at = end + (layout.eos_length if span in marked else 0)
+    return pieces
+
+
+def load_codec(folder: Path, cfg: ModelConfig, gguf_file: str | None = None) -> ChatCodec:
+    """Tokenizer of a model folder, checked. A tokenizer without a chat template gets ChatML, and a note says so.
+
+    Raises ModelError when the template does not end a turn with the tokenizer's EOS, when it is not
+    prefix-preserving, begins with two BOS tokens, or uses tokens that the model's embedding lacks: each would train
+    the wrong tokens.
+    """
+    from transformers import AutoTokenizer
+
+    where = f"model.source={cfg.source}"
+    try:
+        kwargs = {"gguf_file": gguf_file} if gguf_file else {}
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=bool(cfg.trust_remote_code), **kwargs)
+    except Exception as error:  # tokenizers raises bare Exceptions for a damaged file
+        raise ModelError(
+            f"the tokenizer could not be loaded: {type(error).__name__}: {error}".splitlines()[0],
+            where,
+            "save a whole tokenizer beside the weights",
+        ) from error
+    if cfg.eos_token:
+        _known(tokenizer, cfg.eos_token, "model.eos_token")
+        tokenizer.eos_token = cfg.eos_token
+    if cfg.pad_token:
+        _known(tokenizer, cfg.pad_token, "model.pad_token")
+        tokenizer.pad_token = cfg.pad_token
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer names no end-of-sequence token", where, "set model.eos_token=…")
+    notes = _choose_template(tokenizer, cfg)
+    try:
+        codec = ChatCodec(tokenizer, cfg.max_length, _embedding_rows(folder))
+        _check(codec, where)
+    except DataError as error:
+        raise ModelError(
+            f"the chat template cannot be rendered: {error.__cause__ or error.what}",
+            where,
+            "set model.chat_template=FILE with a working one",
+        ) from error
+    except NotPrefix:
+        raise ModelError(
+            "the chat template is not prefix-preserving: a rendered prompt is not the beginning of the whole dialogue",
+            where,
+            "set model.chat_template=FILE with a template that renders turn by turn",
+        ) from None
+    codec.notes += notes
+    return codec
+
+
+def _choose_template(tokenizer: Any, cfg: ModelConfig) -> list[str]:
+    """Give the tokenizer the configured template, or the default where it has none. Returns notes."""
+    if cfg.chat_template in PRESETS:
+        tokenizer.chat_template = preset(cfg.chat_template, tokenizer)
+    elif cfg.chat_template:
+        template = Path(cfg.chat_template).expanduser()
+        if not template.is_file():
+            raise ModelError(
+                f"there is no file '{template}'", "model.chat_template", f"name a file, or one of {', '.join(PRESETS)}"
+            )
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    elif not tokenizer.chat_template:
+        tokenizer.chat_template = preset("chatml", tokenizer)
+        return [
+            f"the tokenizer has no chat template; turns are written in ChatML and end with '{tokenizer.eos_token}', "
+            "and the artifact is saved with that template (model.chat_template chooses another)"
+        ]
+    return []
+
+
+def _embedding_rows(folder: Path) -> int | None:
+    """Rows of the embedding, from config.json; None where it does not say."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    inner = config.get("text_config")
+    rows = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
+    return rows if isinstance(rows, int) else None
+
+
+def _known(tokenizer: Any, token: str, key: str) -> None:
+    if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id) and token != tokenizer.unk_token:
+        raise ModelError(f"the tokenizer does not know the token '{token}'", key, "name a token of the vocabulary")
+
+
+def _check(codec: ChatCodec, where: str) -> None:
+    layout, tokenizer = codec.layout, codec.tokenizer
+    asked, answered = [turn.as_dict() for turn in _PROBE[:1]], [turn.as_dict() for turn in _PROBE]
+    opened, full = layout.render(asked, opened=True), layout.render(answered)
+    segment = full[len(opened) :]
+    if not layout.opens_thinking and (_PROBE[1].content not in segment or not full.startswith(opened)):
+        raise NotPrefix
+    if not layout.opens_thinking and layout.eos not in segment.partition(_PROBE[1].content)[2]:
+        tail = tokenizer(segment.partition(_PROBE[1].content)[2], add_special_tokens=False)["input_ids"]
+        ends = tokenizer.convert_ids_to_tokens(tail[:1])[0] if tail else "nothing"
+        raise ModelError(
+            f"the chat template ends the assistant's turn with '{ends}', but the tokenizer's EOS is "
+            f"'{tokenizer.eos_token}': the model would never learn to stop",
+            where,
+            f"set model.eos_token='{ends}'" if tail else "use a template that ends turns with the EOS token",
+        )
+    ids = codec.prompts([_PROBE[:1]])[0]
+    if doubled_bos(codec, ids):
+        raise ModelError("the chat template begins with two BOS tokens", where, "set model.chat_template=FILE")
+    check_embedding(codec, max([*ids, codec.eos, codec.pad]), where)
+    trained = codec.tokenizer.decode(codec.completions([_PROBE[1].content])[0])
+    if "".join(trained.split()) != "".join(f"{layout.lead}{_PROBE[1].content}{layout.trail}{layout.eos}".split()):
+        raise ModelError(
+            f"the tokenizer does not give back what it is given: an answer reads {trained!r} afterwards",
+            where,
+            "take a tokenizer whose decoding is the inverse of its encoding",
+        )
+
+
+def doubled_bos(codec: ChatCodec, ids: Sequence[int]) -> bool:
+    """Whether the ids begin with two BOS tokens."""
+    bos = codec.tokenizer.bos_token_id
+    return bos is not None and list(ids[:2]) == [bos, bos]
+
+
+def check_embedding(codec: ChatCodec, largest: int, where: str) -> None:
+    """Raise ModelError when the token id `largest` has no row in the model's embedding."""
+    if codec.rows is not None and largest >= codec.rows:
+        token = codec.tokenizer.convert_ids_to_tokens(largest)
+        raise ModelError(
+            f"the token '{token}' has id {largest}, but the model's embedding has {codec.rows} rows",
+            where,
+            "use the tokenizer that belongs to the weights, or extend the embedding and save the model first",
+        )

@@ -1,0 +1,220 @@
+"""AdamW on fp32 master weights, whatever number format the model computes in.
+
+A bf16 weight near 0.05 cannot take a step smaller than about 0.0002: at fine-tuning learning rates most updates would
+be rounded away. So the optimizer keeps an fp32 copy, adds its steps there, and rounds the copy into the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.config.schema import Schedule, StageConfig
+
+_PIECE = 1 << 24
+"""Parameters whose fp32 gradients stand at once in a step."""
+
+
+class MasterAdamW:
+    """AdamW over groups of named parameters.
+
+    groups: one dict a group with `params` (list of (name, parameter)), `lr` and `weight_decay`; names are unique over
+        all groups. A step moves those parameters alone that got a gradient since the last one.
+
+    Gradients of one micro-batch stay in the parameters, in the model's number format, until the step turns them into
+    fp32 piece by piece. Where several micro-batches add up (`accumulating`), each is added into fp32 as it comes.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], cfg: StageConfig) -> None:
+        self.names: list[str] = []
+        self.params: list[nn.Parameter] = []
+        self.masters: list[nn.Parameter] = []
+        self.accumulating = False
+        """Set before the first backward pass of an update that has several micro-batches."""
+        self._scale = 1.0
+        self._hooks: list[Any] = []
+        adam_groups = []
+        for group in groups:
+            masters = []
+            for name, parameter in group["params"]:
+                same = parameter.dtype == torch.float32
+                master = parameter if same else nn.Parameter(parameter.detach().float())
+                self.names.append(name)
+                self.params.append(parameter)
+                self.masters.append(master)
+                masters.append(master)
+                if not same:
+                    # Freed one by one during backward: the model's own gradients never stand all at once.
+                    self._hooks.append(parameter.register_post_accumulate_grad_hook(self._absorb_hook(master)))
+            adam_groups.append(
+                {"params": masters, "lr": group["lr"], "peak_lr": group["lr"], "weight_decay": group["weight_decay"]}
+            )
+        self.adam = torch.optim.AdamW(
+            adam_groups, betas=(cfg.adam_beta1, cfg.adam_beta2), eps=cfg.adam_eps, fused=True, lr=cfg.lr
+        )
+
+    def _absorb_hook(self, master: nn.Parameter) -> Any:
+        def hook(parameter: nn.Parameter) -> None:
+            if self.accumulating:
+                _add_gradient(master, parameter)
+
+        return hook
+
+    def _gradients(self) -> list[Tensor]:
+        pairs = zip(self.params, self.masters, strict=True)
+        return [
+            grad for parameter, master in pairs for grad in [master.grad if parameter.grad is None else parameter.grad]
+            if grad is not None
+        ]  # fmt: skip
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Global gradient norm before clipping, []; the step will clip to `max_norm` unless that is 0."""
+        gradients = self._gradients()
+        if not gradients:
+            return torch.zeros(())
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        clips = max_norm > 0 and bool(torch.isfinite(norm)) and bool(norm > max_norm)
+        self._scale = (max_norm / (norm + 1e-6)).item() if clips else 1.0
+        return norm
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Learning rate of each group = its peak times `factor`."""
+        for group in self.adam.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def step(self) -> None:
+        """One AdamW step on the masters, rounded into the model, a piece of the parameters at a time."""
+        waiting: list[int] = []
+        size = 0
+        for index, (parameter, master) in enumerate(zip(self.params, self.masters, strict=True)):
+            if parameter.grad is None and master.grad is None:
+                continue
+            waiting.append(index)
+            size += parameter.numel()
+            if size >= _PIECE:
+                self._step_piece(waiting)
+                waiting, size = [], 0
+        self._step_piece(waiting)
+        self._scale = 1.0
+        self.accumulating = False
+
+    def _step_piece(self, indices: list[int]) -> None:
+        """Step these parameters; the others' master gradients are put aside meanwhile."""
+        if not indices:
+            return
+        chosen = set(indices)
+        aside = [
+            (master, master.grad)
+            for i, master in enumerate(self.masters)
+            if i not in chosen and master.grad is not None
+        ]
+        for master, _ in aside:
+            master.grad = None
+        for i in indices:
+            parameter, master = self.params[i], self.masters[i]
+            if parameter is not master:
+                _add_gradient(master, parameter)
+            if self._scale != 1.0 and master.grad is not None:
+                master.grad.mul_(self._scale)
+        self.adam.step()
+        with torch.no_grad():
+            for i in indices:
+                self.masters[i].grad = None
+                if self.params[i] is not self.masters[i]:
+                    self.params[i].copy_(self.masters[i])
+        for master, gradient in aside:
+            master.grad = gradient
+
+    def gradient_copies(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Each parameter that has a gradient with a copy of it, in the parameter's number format; before the step."""
+        copies = []
+        for parameter, master in zip(self.params, self.masters, strict=True):
+            gradient = master.grad if parameter.grad is None else parameter.grad
+            if gradient is not None:
+                copies.append((parameter, gradient.detach().to(parameter.dtype, copy=True)))
+        return copies
+
+    def adopt(self) -> None:
+        """Take what others wrote into the parameters since the last step over into the masters."""
+        with torch.no_grad():
+            for parameter, master in zip(self.params, self.masters, strict=True):
+                if parameter is not master:
+                    master.copy_(torch.where(parameter == master.to(parameter.dtype), master, parameter.float()))
+
+    def release(self) -> None:
+        """Let go of the parameters. Their hooks live outside Python's memory, where no collector would find them."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self.adam.state.clear()
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients gathered so far."""
+        self._scale = 1.0
+        self.accumulating = False
+        for parameter, master in zip(self.params, self.masters, strict=True):
+            parameter.grad = master.grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Masters and moments by name, for a checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            tensors[f"master/{name}"] = master.detach()
+            state = self.adam.state.get(master, {})
+            for key, value in state.items():
+                tensors[f"{key}/{name}"] = torch.as_tensor(value)
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Counterpart of `state_tensors`. Raises KeyError when a parameter is missing."""
+        with torch.no_grad():
+            for name, parameter, master in zip(self.names, self.params, self.masters, strict=True):
+                master.copy_(tensors[f"master/{name}"])
+                if parameter is not master:
+                    parameter.copy_(master)
+                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors]
+                if keys:
+                    self.adam.state[master] = {key: tensors[f"{key}/{name}"].to(master.device).clone() for key in keys}
+
+
+def _add_gradient(master: nn.Parameter, parameter: nn.Parameter) -> None:
+    gradient = parameter.grad
+    if gradient is None:
+        return
+    if master.grad is None:
+        master.grad = gradient.float()
+    else:
+        master.grad += gradient
+    parameter.grad = None
+
+
+def decay_groups(named: Sequence[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices with weight decay, vectors and scalars without."""
+    matrices = [(name, parameter) for name, parameter in named if parameter.ndim > 1]
+    vectors = [(name, parameter) for name, parameter in named if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "lr": lr, "weight_decay": weight_decay},
+        {"params": vectors, "lr": lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def lr_factor(schedule: Schedule, step: int, total: int, warmup_frac: float) -> float:
+    """Share of the peak learning rate at step `step` (counted from 0) of `total`.
+
+    Rises linearly over the warm-up so that no step has rate 0; linear and cosine fall to 0 just after the last step.
+    """
+    warmup = math.ceil(total * warmup_frac)
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule is Schedule.constant:
+        return 1.0
+    progress = (step - warmup) / max(total - warmup, 1)
+    if schedule is Schedule.linear:
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
