@@ -15,7 +15,7 @@ demo: $(READY) ## the main job on the embedded model and data: sft, reward model
 	$(BIN)/python -m core stage=rlhf $(ARGS)
 
 test: $(READY) ## every test, the slow ones too
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY) ## style
 	$(BIN)/ruff check .
