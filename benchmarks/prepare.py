@@ -66,7 +66,7 @@ def run_prepare(
 
 
 def _ask(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE",
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
                    "PREFTUNE_CACHE": str(folder / f"cache{job['turn']}"), "HF_HOME": str(folder / "hf")}  # fmt: skip
     done = subprocess.run(
         [job.get("python", sys.executable), "-m", "benchmarks.prepare"], input=json.dumps(job), cwd=ROOT,

@@ -17,8 +17,6 @@ from benchmarks.tasks import Contender, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
-    # Threads that spin at barriers would keep the cores from the contender whose turn it is.
-    "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",

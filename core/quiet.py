@@ -7,8 +7,6 @@ import os
 import warnings
 
 _ENVIRONMENT = {
-    # Threads that spin at barriers starve each other, and any neighbour, on a shared or throttled machine.
-    "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
