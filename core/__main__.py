@@ -72,7 +72,7 @@ COMMANDS: dict[str, Command] = {
     "plugins": Command("list plugins, where they come from and what they add; --json for machines", plugins_command),
     "preview": Command(
         "show what a stage would train on, token by token: `preview stage=NAME data.path=FILE [--html FILE]`",
-        later("core.commands.preview_command"),
+        later("core.commands.preview.command"),
     ),
     "doctor": Command(
         "what is installed, what is missing and how to mend it, what may combine", later("core.commands.doctor")

@@ -58,3 +58,17 @@ class Reported(Exception):
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
         self.exit_code = exit_code
+
+
+MAX_ERROR_CHARS = 300
+"""Longer texts of foreign errors are cut."""
+
+
+def describe(error: BaseException) -> str:
+    """One line: "ValueError: text", cut at MAX_ERROR_CHARS."""
+    try:
+        text = error.what if isinstance(error, PreftuneError) else str(error)
+    except Exception:  # an exception whose own __str__ fails
+        text = "(no text)"
+    line = f"{type(error).__name__}: {' '.join(text.split())}" if text else type(error).__name__
+    return line if len(line) <= MAX_ERROR_CHARS else line[: MAX_ERROR_CHARS - 1] + "…"

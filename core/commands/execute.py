@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from core.commands.preview import add_previews
+from core.commands.preview.estimate import add_previews
 from core.config.schema import Device, RunConfig
 from core.console import Console
 from core.errors import ConfigError

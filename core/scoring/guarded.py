@@ -21,15 +21,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from core.errors import ConfigError, PluginError, PreftuneError
+from core.errors import MAX_ERROR_CHARS, ConfigError, PluginError, describe
 from core.types import Score, Scorer, ScoreRequest
 
 if typing.TYPE_CHECKING:
     from core.config.schema import RewardConfig
     from core.platform.specs import RewardSpec
-
-MAX_ERROR_CHARS = 300
-"""Longer error texts are cut."""
 
 
 # ---- typed configs from plain values -------------------------------------------------------------------------------
@@ -156,16 +153,6 @@ def resolve(path: str) -> Any:
 
 
 # ---- guarding one call ----------------------------------------------------------------------------------------------
-
-
-def describe(error: BaseException) -> str:
-    """One line: "ValueError: text", cut at MAX_ERROR_CHARS."""
-    try:
-        text = error.what if isinstance(error, PreftuneError) else str(error)
-    except Exception:  # an exception whose own __str__ fails
-        text = "(no text)"
-    line = f"{type(error).__name__}: {' '.join(text.split())}" if text else type(error).__name__
-    return line if len(line) <= MAX_ERROR_CHARS else line[: MAX_ERROR_CHARS - 1] + "…"
 
 
 def checked(score: Any) -> Score:  # noqa: PLR0911 - one return for each fault

@@ -21,8 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from core.errors import PluginError
-from core.scoring.guarded import describe
+from core.errors import PluginError, describe
 from core.types import Score, ScoreRequest
 
 if typing.TYPE_CHECKING:

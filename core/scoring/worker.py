@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.scoring.guarded import ScorerContext, describe, guarded_call, resolve, typed_config
+from core.errors import describe
+from core.scoring.guarded import ScorerContext, guarded_call, resolve, typed_config
 from core.scoring.pool import decode_request
 from core.types import Score
 

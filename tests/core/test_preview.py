@@ -7,7 +7,7 @@ import re
 import pytest
 
 from core.__main__ import main
-from core.commands.preview_command import histogram
+from core.commands.preview.found import histogram
 from core.testing.tiny import tiny_pairs, tiny_tokenizer
 from core.tokens.heatmap import coloured, marked, strengths, to_html, token_texts
 

@@ -300,8 +300,8 @@ def test_every_file_of_a_run_is_documented():
 
 
 FIELDS = [
-    ("core/planning/plan.py", "to_json"), ("core/commands/preview.py", "estimate"),
-    ("core/commands/preview.py", "_cost"), ("core/artifacts/artifact.py", "seal"),
+    ("core/planning/plan.py", "to_json"), ("core/commands/preview/estimate.py", "estimate"),
+    ("core/commands/preview/estimate.py", "_cost"), ("core/artifacts/artifact.py", "seal"),
     ("core/training/lifecycle.py", "carry_out"), ("core/training/lifecycle.py", "_add_chain"),
     ("core/training/evaluate.py", "headline"), ("core/jsonl.py", "metrics"), ("core/jsonl.py", "samples"),
 ]  # fmt: skip

@@ -7,10 +7,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from core.commands.preview_command import HEAD, Preview, histogram, lines_of, row_of
+from core.commands.preview.found import HEAD, Preview, histogram, lines_of, row_of
 from core.tokens.heatmap import CSS, to_html
 
-TEMPLATE = Path(__file__).with_name("preview_page.html.j2")
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def page(found: Preview) -> str:

@@ -1,0 +1,1 @@
+"""What a stage would train on, and what it would cost."""
