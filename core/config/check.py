@@ -18,6 +18,7 @@ from core.config.overrides import close
 from core.config.schema import (
     EvalConfig,
     ModelConfig,
+    OptimizerConfig,
     PeftConfig,
     RetentionConfig,
     RewardConfig,
@@ -39,6 +40,7 @@ PARTS: dict[str, type] = {
     "reward": RewardConfig,
     "judge": RewardConfig,
     "rollout": RolloutConfig,
+    "optimizer": OptimizerConfig,
     "tracker": TrackerConfig,
     "runtime": RuntimeConfig,
     "eval": EvalConfig,

@@ -22,7 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_write
 
 from core.config import peft_methods, presets
-from core.config.schema import RewardConfig, RolloutConfig, RunConfig, TrackerConfig
+from core.config.schema import OptimizerConfig, RewardConfig, RolloutConfig, RunConfig, TrackerConfig
 from core.errors import ConfigError, PluginError
 from core.platform.registry import Owner, Registry, structured
 
@@ -108,6 +108,7 @@ def _typed_options(registry: Registry) -> list[LazyNode]:
         ("reward", registry.reward_models),
         ("judge", registry.reward_models),
         ("rollout", registry.engines),
+        ("optimizer", registry.optimizers),
         ("tracker", registry.trackers),
     ]
     for group, table in parts:
@@ -155,6 +156,7 @@ def _root(registry: Registry, defaults: list[Any]) -> Any:
     node.reward = structured(RewardConfig)
     node.judge = structured(RewardConfig)
     node.rollout = structured(RolloutConfig)
+    node.optimizer = structured(OptimizerConfig)
     node.tracker = structured(TrackerConfig)
     return node
 

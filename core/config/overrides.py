@@ -105,6 +105,7 @@ def _is_free(path: str, registry: Registry) -> bool:
         "reward": list(registry.reward_models.values()),
         "judge": list(registry.reward_models.values()),
         "rollout": list(registry.engines.values()),
+        "optimizer": list(registry.optimizers.values()),
         "tracker": list(registry.trackers.values()),
     }
     if part == "upstream":

@@ -86,12 +86,6 @@ class StageConfig:
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: float = 0.0
     """Decoupled weight decay on matrices."""
-    adam_beta1: float = 0.9
-    """First moment decay."""
-    adam_beta2: float = 0.95
-    """Second moment decay."""
-    adam_eps: float = 1e-8
-    """Added to the root of the second moment."""
     max_grad_norm: float = 1.0
     """Global gradient norm is clipped to this; 0 switches clipping off."""
     eval_every_steps: int = 0
@@ -109,9 +103,6 @@ class StageConfig:
         require(self.lr > 0, "stage.lr", "> 0", self.lr)
         require(0 <= self.warmup_frac <= 1, "stage.warmup_frac", "between 0 and 1", self.warmup_frac)
         require(self.weight_decay >= 0, "stage.weight_decay", ">= 0", self.weight_decay)
-        require(0 <= self.adam_beta1 < 1, "stage.adam_beta1", "in [0, 1)", self.adam_beta1)
-        require(0 <= self.adam_beta2 < 1, "stage.adam_beta2", "in [0, 1)", self.adam_beta2)
-        require(self.adam_eps > 0, "stage.adam_eps", "> 0", self.adam_eps)
         require(self.max_grad_norm >= 0, "stage.max_grad_norm", ">= 0", self.max_grad_norm)
         require(self.eval_every_steps >= 0, "stage.eval_every_steps", ">= 0", self.eval_every_steps)
         require(self.save_every_steps >= 0, "stage.save_every_steps", ">= 0", self.save_every_steps)
@@ -207,6 +198,15 @@ class RolloutConfig:
 
 
 @dataclass
+class OptimizerConfig:
+    """What every optimizer needs; an optimizer's own dataclass extends it. Learning rate, schedule, weight decay and
+    clipping are settings of the stage."""
+
+    name: str = ""
+    """Optimizer name; set by the registry."""
+
+
+@dataclass
 class TrackerConfig:
     """What every tracker needs; a tracker's own dataclass extends it."""
 
@@ -286,8 +286,8 @@ class PluginsConfig:
 
 @dataclass
 class RunConfig:
-    """A whole run. `stage`, `reward`, `judge`, `rollout`, `tracker` hold the chosen ones' settings, `upstream` those of
-    stages before."""
+    """A whole run. `stage`, `reward`, `judge`, `rollout`, `optimizer`, `tracker` hold the chosen ones' settings,
+    `upstream` those of stages before."""
 
     stage: Any = MISSING
     upstream: Any = None
@@ -300,6 +300,7 @@ class RunConfig:
     reward: Any = MISSING
     judge: Any = MISSING
     rollout: Any = MISSING
+    optimizer: Any = MISSING
     tracker: Any = MISSING
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -23,9 +23,10 @@ from core.planning.keys import artifact_key
 from core.planning.ledger import Found, Ledger
 from core.planning.sources import artifact_folder, cache_dir, source_fingerprint
 from core.platform.installing import importable
+from core.platform.owners import Registered
 from core.platform.providers import blamed
 from core.platform.registry import Registry
-from core.platform.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec
+from core.platform.specs import DataSourceSpec, EngineSpec, OptimizerSpec, RewardSpec, StageSpec
 from core.scoring.guarded import find_spec, involved
 from core.tokens.heatmap import TokenRow
 from core.training.retention_sets import check_retention
@@ -45,6 +46,7 @@ class StagePlan:
     owner: dict[str, str]
     cfg: RunConfig
     dataset: Dataset
+    optimizer: Registered[OptimizerSpec]
     engine: EngineSpec | None
     reward: RewardSpec | None
     judge: RewardSpec | None = None
@@ -142,6 +144,7 @@ class Plan:
             "model": {"source": stage.cfg.model.source},
             "roles": {role: {"from": source} for role, source in stage.roles().items()},
             "data": stage.dataset.info,
+            "optimizer": stage.optimizer.spec.name,
             "engine": stage.engine.name if stage.engine else None,
             "reward": stage.cfg.reward.name if stage.reward else None,
             "judge": stage.judge.name if stage.judge else None,
@@ -227,6 +230,17 @@ def _engine(cfg: RunConfig, stage: StageSpec, registry: Registry) -> EngineSpec:
     raise PluginError("no rollout engine can be imported", "rollout", "pip install 'preftune[cpu]' or 'preftune[gpu]'")
 
 
+def _optimizer(cfg: RunConfig, registry: Registry) -> Registered[OptimizerSpec]:
+    """The optimizer that was named. Raises ConfigError where no plugin brings it, PluginError for what it lacks."""
+    entry = registry.optimizers.get(cfg.optimizer.name)
+    if entry is None:
+        known = ", ".join(sorted(registry.optimizers))
+        mend = f"optimizer=NAME with one of: {known}" if known else "allow a plugin that brings one, e.g. optimizers"
+        raise ConfigError("no optimizer is chosen", "optimizer", mend)
+    registry.check_requires(entry.spec)
+    return entry
+
+
 def _plan_stage(
     cfg: RunConfig, spec: StageSpec, registry: Registry, before: list[StagePlan], fingerprint: str
 ) -> StagePlan:
@@ -258,7 +272,7 @@ def _plan_stage(
     owner = registry.owner_of(spec)
     plan = StagePlan(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
-        engine, reward, registry.reward_models[cfg.judge.name].spec if spec.builds else None,
+        _optimizer(cfg, registry), engine, reward, registry.reward_models[cfg.judge.name].spec if spec.builds else None,
         fingerprint=fingerprint, parents=parents, warnings=list(dataset.warnings),
     )  # fmt: skip
     findings = check_combinations(cfg, spec)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         DataSourceSpec,
         DialectSpec,
         EngineSpec,
+        OptimizerSpec,
         ReaderSpec,
         RewardSpec,
         StageSpec,
@@ -60,6 +61,10 @@ class RegistrationHooks:
     @hookspec
     def register_rollout_engines(self) -> list[EngineSpec]:
         """Rollout engines that the plugin brings."""
+
+    @hookspec
+    def register_optimizers(self) -> list[OptimizerSpec]:
+        """Optimizers that the plugin brings."""
 
     @hookspec
     def register_data_sources(self) -> list[DataSourceSpec]:

@@ -31,6 +31,7 @@ from core.platform.hookspecs import (
     StageHooks,
 )
 from core.platform.installing import importable, install_hint
+from core.platform.kinds import KINDS
 from core.platform.owners import Owner, PluginRecord, Registered
 from core.platform.providers import blamed
 from core.platform.spec_checks import LoadedSpec, Spec, check_spec, specs_of, structured
@@ -38,6 +39,7 @@ from core.platform.specs import (
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
+    OptimizerSpec,
     ReaderSpec,
     RewardSpec,
     StageSpec,
@@ -62,6 +64,7 @@ class Registry:
     """By (stage, algorithm); the algorithm is empty for a stage without variants."""
     reward_models: dict[str, Registered[RewardSpec]] = field(default_factory=dict)
     engines: dict[str, Registered[EngineSpec]] = field(default_factory=dict)
+    optimizers: dict[str, Registered[OptimizerSpec]] = field(default_factory=dict)
     trackers: dict[str, Registered[TrackerSpec]] = field(default_factory=dict)
     data_sources: dict[str, Registered[DataSourceSpec]] = field(default_factory=dict)
     transforms: dict[str, Registered[TransformSpec]] = field(default_factory=dict)
@@ -171,23 +174,9 @@ class Registry:
 
     def _collect(self, plugin: object, hooks: list[str]) -> dict[str, list[Any]]:
         """What the registration hooks of this one plugin return, checked."""
-        from core.config.data_schema import TransformConfig
-        from core.config.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
-
-        kinds: dict[str, tuple[type, type | None]] = {
-            "register_stages": (StageSpec, StageConfig),
-            "register_reward_models": (RewardSpec, RewardConfig),
-            "register_rollout_engines": (EngineSpec, RolloutConfig),
-            "register_trackers": (TrackerSpec, TrackerConfig),
-            "register_data_sources": (DataSourceSpec, None),
-            "register_record_transforms": (TransformSpec, TransformConfig),
-            "register_text_sets": (TextSetSpec, None),
-            "register_readers": (ReaderSpec, None),
-            "register_dialects": (DialectSpec, None),
-            "register_config_dirs": (str, None),
-        }
+        asked = [*((kind.hook, kind.spec, kind.base) for kind in KINDS), ("register_config_dirs", str, None)]
         collected: dict[str, list[Any]] = {}
-        for name, (kind, base) in kinds.items():
+        for name, kind, base in asked:
             collected[name] = []
             if name not in hooks:
                 continue
@@ -204,26 +193,12 @@ class Registry:
         return collected
 
     def _take(self, collected: dict[str, list[Any]], record: PluginRecord) -> None:
-        owner = record.owner
-        for spec in collected["register_stages"]:
-            label = f"{spec.name}/{spec.algorithm}" if spec.algorithm else spec.name
-            self._put(f"stage {label}", self.stages, (spec.name, spec.algorithm), spec, record)
-        tables: list[tuple[str, str, dict[str, Any]]] = [
-            ("register_reward_models", "reward", self.reward_models),
-            ("register_rollout_engines", "rollout", self.engines),
-            ("register_trackers", "tracker", self.trackers),
-            ("register_data_sources", "data source", self.data_sources),
-            ("register_record_transforms", "transform", self.transforms),
-            ("register_text_sets", "text set", self.text_sets),
-            ("register_dialects", "dialect", self.dialects),
-        ]
-        for hook, kind, table in tables:
-            for spec in collected[hook]:
-                self._put(f"{kind} {spec.name}", table, spec.name, spec, record)
-        for suffix, reader in [(suffix, spec) for spec in collected["register_readers"] for suffix in spec.suffixes]:
-            self._put(f"reader {suffix}", self.readers, suffix, reader, record)
+        for kind in KINDS:
+            for spec in collected[kind.hook]:
+                for key, name in _keys(spec):
+                    self._put(f"{kind.label} {name}", getattr(self, kind.table), key, spec, record)
         for folder in collected["register_config_dirs"]:
-            self.config_dirs.append((folder, owner))
+            self.config_dirs.append((folder, record.owner))
             record.adds.append(f"config {folder}")
 
     def _put(self, label: str, table: dict[Any, Any], key: Any, spec: Spec, record: PluginRecord) -> None:
@@ -291,10 +266,7 @@ class Registry:
 
     def check_configs(self) -> None:
         """Mark as broken each plugin with a config dataclass that cannot be used; too slow for every start."""
-        tables: list[dict[Any, Any]] = [
-            self.stages, self.reward_models, self.engines, self.trackers, self.transforms,
-        ]  # fmt: skip
-        for entry in [entry for table in tables for entry in table.values()]:
+        for entry in [entry for kind in KINDS if kind.base for entry in getattr(self, kind.table).values()]:
             try:
                 structured(entry.spec.config)
             except PluginError as error:
@@ -311,14 +283,11 @@ class Registry:
 
     def owner_of(self, spec: Spec) -> Owner:
         """The plugin that registered `spec`."""
-        tables: list[dict[Any, Any]] = [
-            self.stages, self.reward_models, self.engines, self.trackers, self.data_sources, self.transforms,
-            self.readers, self.dialects,
-        ]  # fmt: skip
-        for table in tables:
-            for entry in table.values():
+        for kind in KINDS:
+            for entry in getattr(self, kind.table).values():
                 if entry.spec is spec:
-                    return entry.owner
+                    owner: Owner = entry.owner
+                    return owner
         return Owner(spec.name, "", "")
 
     def owner_named(self, plugin: str) -> Owner:
@@ -385,6 +354,16 @@ def check_api(version: object) -> None:
         raise PluginError(f"it was built for API {version}, and this preftune has API {API_VERSION}; update preftune")
     if version < OLDEST_API:
         raise PluginError(f"it was built for API {version}, and this preftune takes {OLDEST_API} or newer; update it")
+
+
+def _keys(spec: Any) -> list[tuple[Any, str]]:
+    """(key in its table, name for people) of each place that a spec takes."""
+    if isinstance(spec, StageSpec):
+        name = f"{spec.name}/{spec.algorithm}" if spec.algorithm else spec.name
+        return [((spec.name, spec.algorithm), name)]
+    if isinstance(spec, ReaderSpec):
+        return [(suffix, suffix) for suffix in spec.suffixes]
+    return [(spec.name, spec.name)]
 
 
 def _import(value: str) -> object:

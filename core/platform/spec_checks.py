@@ -13,6 +13,7 @@ from core.platform.specs import (
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
+    OptimizerSpec,
     ReaderSpec,
     RewardSpec,
     StageSpec,
@@ -21,7 +22,9 @@ from core.platform.specs import (
     TransformSpec,
 )
 
-LoadedSpec = StageSpec | RewardSpec | EngineSpec | TrackerSpec | DataSourceSpec | TransformSpec | ReaderSpec
+LoadedSpec = (
+    StageSpec | RewardSpec | EngineSpec | OptimizerSpec | TrackerSpec | DataSourceSpec | TransformSpec | ReaderSpec
+)
 """What names its code by `impl`."""
 
 Spec = LoadedSpec | DialectSpec | TextSetSpec

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.config.data_schema import TransformConfig
-from core.config.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
+from core.config.schema import OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 
 ROLES = ("policy", "reference", "reward_model", "value_model", "teacher")
 SCHEMAS = ("sft", "preference", "prompts", "text", "corpus", "feedback")
@@ -91,6 +91,24 @@ class EngineSpec:
     """Samples from the trainer's own weights: nothing to start, nothing to sync; used for occasional evaluation."""
     priority: int = 0
     """`rollout=auto` takes the importable engine with the highest."""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer. `impl` is "package.module:build"; build(config, groups) returns a torch.optim.Optimizer.
+
+    `groups` are torch's: dicts with `params` (fp32 parameters), `lr` (the peak) and `weight_decay`. The optimizer must
+    keep its state by parameter, as tensors and numbers; the learning rate, clipping and checkpoints are core's. One
+    training step may call `step()` several times, each time with gradients of other parameters.
+    """
+
+    name: str
+    config: type[OptimizerConfig]
+    impl: str
+    summary: str = ""
+    state_bytes: float = 8.0
+    """Bytes of state for each trained parameter, for the plan's estimate of memory."""
     requires: tuple[str, ...] = ()
 
 

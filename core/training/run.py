@@ -27,7 +27,7 @@ from core.platform.providers import Providers
 from core.platform.registry import Registry
 from core.tokens.codec import ChatCodec, load_codec
 from core.tokens.examples import encoded_prompts
-from core.training.on_demand import EnginesAndScorers
+from core.training.on_demand import ChosenParts
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from core.models.roles import Models
 
 
-class StageRun(EnginesAndScorers):
+class StageRun(ChosenParts):
     """What the hooks of one stage work with.
 
     Config and plan, the run folder, device and number format, the tokenizer, models by role once they stand, rollout

@@ -23,7 +23,7 @@ from core.models.adapters import (
 )
 from core.models.roles import Models
 from core.training.checkpoint import load_checkpoint, save_checkpoint
-from core.training.optim import MasterAdamW, decay_groups, lr_factor
+from core.training.optim import MasterOptimizer, decay_groups, lr_factor
 from core.training.retention import Retention
 from core.training.run import StageRun
 
@@ -53,7 +53,7 @@ class StepLoop:
             named = [(f"{role}/{name}", parameter) for name, parameter in model.trainable()]
             groups += decay_groups(named, lr, self.cfg.weight_decay)
             models.wrapped[role] = run.accelerator.prepare_model(model)
-        self.optimizer = MasterAdamW(groups, self.cfg)
+        self.optimizer = MasterOptimizer(groups, run.build_optimizer)
         self.scheduled = [model.module for model in trained.values() if is_rank_scheduled(model.module)]
         self.retention: Retention | None = None
         self.step = 0

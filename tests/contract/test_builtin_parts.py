@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.testing.contracts import DataSourceContract, EngineContract, RewardContract
+from core.testing.contracts import DataSourceContract, EngineContract, OptimizerContract, RewardContract
 
 
 class TestLength(RewardContract):
@@ -21,3 +21,13 @@ class TestTransformers(EngineContract):
 class TestDemo(DataSourceContract):
     source = "demo"
     stages = ("sft", "reward")
+
+
+class TestAdafactor(OptimizerContract):
+    optimizer = "adafactor"
+    lr = 0.1
+
+
+class TestAdamW8bit(OptimizerContract):
+    optimizer = "adamw8bit"
+    words = ("optimizer.min_values=0",)

@@ -255,9 +255,15 @@ def test_config_page_has_every_key_with_its_default():
     parts = {"stage": schema.StageConfig, "model": schema.ModelConfig, "peft": schema.PeftConfig,
              "data": schema.DataConfig, "runtime": schema.RuntimeConfig, "eval": schema.EvalConfig,
              "pipeline": schema.PipelineConfig}  # fmt: skip
-    trackers = Registry.load().trackers
+    registry = Registry.load()
+    tables = {"tracker": registry.trackers, "optimizer": registry.optimizers}
     docs = [(f"{part}.{doc.name}", doc) for part, config in parts.items() for doc in field_docs(config)]
-    docs += [(f"tracker.{doc.name}", doc) for name in own(trackers) for doc in field_docs(trackers[name].spec.config)]
+    docs += [
+        (f"{group}.{doc.name}", doc)
+        for group, table in tables.items()
+        for name in own(table)
+        for doc in field_docs(table[name].spec.config)
+    ]
     for key, doc in docs:
         if doc.name in ("name", "algorithm"):
             continue

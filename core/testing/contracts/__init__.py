@@ -1,0 +1,27 @@
+"""What every plugin of a kind must keep, as classes to inherit. A test file of a plugin is a few lines:
+
+    from core.testing.contracts import StageContract
+
+    class TestHinge(StageContract):
+        stage = "hinge"
+
+Each class runs on a tiny random model, without a network, in seconds. Runs are made once for each class.
+"""
+
+from __future__ import annotations
+
+from core.testing.contracts.data_source import DataSourceContract
+from core.testing.contracts.engine import EngineContract
+from core.testing.contracts.observer import ObserverContract
+from core.testing.contracts.optimizer import OptimizerContract
+from core.testing.contracts.reward import RewardContract
+from core.testing.contracts.stage import StageContract
+
+__all__ = [
+    "DataSourceContract",
+    "EngineContract",
+    "ObserverContract",
+    "OptimizerContract",
+    "RewardContract",
+    "StageContract",
+]
