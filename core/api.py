@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from core.config.data_schema import TransformConfig
 from core.config.rules import check_regex, require
-from core.config.schema import OptimizerConfig, RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig
+from core.config.schema import (
+    MetricConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RolloutConfig,
+    Schedule,
+    StageConfig,
+    TrackerConfig,
+)
 from core.data.files import find_files
 from core.data.readers.rows import Row
 from core.data.records import Message, Record, Span, Step
@@ -18,6 +26,7 @@ from core.platform.specs import (
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
+    MetricSpec,
     OptimizerSpec,
     ReaderSpec,
     RewardSpec,
@@ -33,11 +42,11 @@ from core.types import Batch, LossOutput, Rollout, RolloutEngine, Sampling, Scor
 
 __all__ = [
     "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "DialectSpec",
-    "EngineSpec", "GuardedScorer", "LossOutput", "Message", "ModelError", "OptimizerConfig", "OptimizerSpec",
-    "PluginError", "PreftuneError", "ReaderSpec", "Record", "RewardConfig", "RewardSpec", "Rollout",
-    "RolloutConfig", "RolloutEngine", "Row", "RowError", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer",
-    "ScorerContext", "Section", "Span", "StageConfig", "StageSpec", "Step", "TextPart", "TextSetSpec", "TooLong",
-    "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
-    "TransformSpec", "Transformed", "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl", "read_rows",
-    "require", "summarise", "text_of", "texts_of", "to_messages", "to_text", "words_of",
+    "EngineSpec", "GuardedScorer", "LossOutput", "Message", "MetricConfig", "MetricSpec", "ModelError",
+    "OptimizerConfig", "OptimizerSpec", "PluginError", "PreftuneError", "ReaderSpec", "Record", "RewardConfig",
+    "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Row", "RowError", "Sampling", "Schedule", "Score",
+    "ScoreRequest", "Scorer", "ScorerContext", "Section", "Span", "StageConfig", "StageSpec", "Step", "TextPart",
+    "TextSetSpec", "TooLong", "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig",
+    "TransformContext", "TransformSpec", "Transformed", "check_regex", "disk_guard", "find_files", "heatmap",
+    "hookimpl", "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages", "to_text", "words_of",
 ]  # fmt: skip

@@ -9,7 +9,15 @@ from typing import Any
 from core.config import combinations
 from core.config.data_schema import TransformConfig
 from core.config.fields import FieldDoc, field_docs
-from core.config.schema import OptimizerConfig, RewardConfig, RolloutConfig, RunConfig, StageConfig, TrackerConfig
+from core.config.schema import (
+    MetricConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    StageConfig,
+    TrackerConfig,
+)
 from core.errors import ConfigError
 from core.platform.registry import Registry
 from core.platform.switches import is_switch
@@ -45,6 +53,7 @@ def page(registry: Registry, own: bool = False) -> str:
     tables: list[tuple[str, type, dict[str, Any]]] = [
         ("reward", RewardConfig, registry.reward_models), ("rollout", RolloutConfig, registry.engines),
         ("optimizer", OptimizerConfig, registry.optimizers), ("tracker", TrackerConfig, registry.trackers),
+        ("an item of eval.metrics, name", MetricConfig, registry.metrics),
         ("a step of data.transforms, name", TransformConfig, registry.transforms),
     ]  # fmt: skip
     for group, base, table in tables:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from core.config import peft_methods
 from core.config.data_schema import DataConfig
 from core.config.fields import FieldDoc, field_docs, field_names
+from core.config.named_parts import named_configs
 from core.config.overrides import close
 from core.config.schema import (
     EvalConfig,
@@ -264,5 +265,6 @@ def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise ConfigError(f"'{error.full_key}' cannot be read: {str(error).splitlines()[0]}") from error
     check_peft(typed.peft)
+    typed.eval.metrics = named_configs(typed.eval.metrics, registry.metrics, "eval.metrics", "metric")
     typed.data.transforms = transform_configs(typed.data.transforms, registry)
     return typed

@@ -240,10 +240,20 @@ class EvalConfig:
     """Longest completion in tokens."""
     samples: int = 8
     """Completions kept in samples.jsonl, before and after."""
+    metrics: list[Any] = field(default_factory=list)
+    """Further measures at each evaluation, e.g. `[distinct, {name: scored, scorer: numeric}]`."""
 
     def __post_init__(self) -> None:
         require(self.max_items >= 0, "eval.max_items", ">= 0", self.max_items)
         require(self.max_new_tokens > 0, "eval.max_new_tokens", "> 0", self.max_new_tokens)
+
+
+@dataclass
+class MetricConfig:
+    """What every metric needs; a metric's own dataclass extends it."""
+
+    name: str = ""
+    """Metric name, as in `eval.metrics=[{name: …}]`."""
 
 
 @dataclass

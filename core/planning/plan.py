@@ -269,6 +269,8 @@ def _plan_stage(
         )
     _check_scorers(cfg, spec, parents, registry)
     check_retention(cfg.retention)
+    for metric in cfg.eval.metrics:
+        registry.check_requires(registry.metrics[metric.name].spec)
     owner = registry.owner_of(spec)
     plan = StagePlan(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         DataSourceSpec,
         DialectSpec,
         EngineSpec,
+        MetricSpec,
         OptimizerSpec,
         ReaderSpec,
         RewardSpec,
@@ -65,6 +66,10 @@ class RegistrationHooks:
     @hookspec
     def register_optimizers(self) -> list[OptimizerSpec]:
         """Optimizers that the plugin brings."""
+
+    @hookspec
+    def register_metrics(self) -> list[MetricSpec]:
+        """Measures of held-out completions, or of the models, that the plugin brings."""
 
     @hookspec
     def register_data_sources(self) -> list[DataSourceSpec]:

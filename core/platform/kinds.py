@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.config.data_schema import TransformConfig
-from core.config.schema import OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
+from core.config.schema import MetricConfig, OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 from core.platform.specs import (
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
+    MetricSpec,
     OptimizerSpec,
     ReaderSpec,
     RewardSpec,
@@ -42,6 +43,7 @@ KINDS = (
     Kind("register_reward_models", RewardSpec, "reward", "reward_models", RewardConfig),
     Kind("register_rollout_engines", EngineSpec, "rollout", "engines", RolloutConfig),
     Kind("register_optimizers", OptimizerSpec, "optimizer", "optimizers", OptimizerConfig),
+    Kind("register_metrics", MetricSpec, "metric", "metrics", MetricConfig),
     Kind("register_trackers", TrackerSpec, "tracker", "trackers", TrackerConfig),
     Kind("register_data_sources", DataSourceSpec, "data source", "data_sources"),
     Kind("register_record_transforms", TransformSpec, "transform", "transforms", TransformConfig),

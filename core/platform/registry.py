@@ -39,6 +39,7 @@ from core.platform.specs import (
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
+    MetricSpec,
     OptimizerSpec,
     ReaderSpec,
     RewardSpec,
@@ -65,6 +66,7 @@ class Registry:
     reward_models: dict[str, Registered[RewardSpec]] = field(default_factory=dict)
     engines: dict[str, Registered[EngineSpec]] = field(default_factory=dict)
     optimizers: dict[str, Registered[OptimizerSpec]] = field(default_factory=dict)
+    metrics: dict[str, Registered[MetricSpec]] = field(default_factory=dict)
     trackers: dict[str, Registered[TrackerSpec]] = field(default_factory=dict)
     data_sources: dict[str, Registered[DataSourceSpec]] = field(default_factory=dict)
     transforms: dict[str, Registered[TransformSpec]] = field(default_factory=dict)

@@ -7,12 +7,14 @@ from typing import Any
 
 from core.errors import PluginError
 from core.platform.specs import (
+    METRIC_SUBJECTS,
     ROLES,
     SCHEMAS,
     TRANSFORM_KINDS,
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
+    MetricSpec,
     OptimizerSpec,
     ReaderSpec,
     RewardSpec,
@@ -23,7 +25,15 @@ from core.platform.specs import (
 )
 
 LoadedSpec = (
-    StageSpec | RewardSpec | EngineSpec | OptimizerSpec | TrackerSpec | DataSourceSpec | TransformSpec | ReaderSpec
+    StageSpec
+    | RewardSpec
+    | EngineSpec
+    | OptimizerSpec
+    | MetricSpec
+    | TrackerSpec
+    | DataSourceSpec
+    | TransformSpec
+    | ReaderSpec
 )
 """What names its code by `impl`."""
 
@@ -62,6 +72,8 @@ def check_spec(spec: Any, base: type | None) -> None:
             raise PluginError(f"{spec.name}: {spec.config.__name__} lacks the @dataclass decorator")
     if isinstance(spec, TransformSpec) and spec.kind not in TRANSFORM_KINDS:
         raise PluginError(f"{spec.name}: kind is {spec.kind!r}; must be one of {', '.join(TRANSFORM_KINDS)}")
+    if isinstance(spec, MetricSpec) and spec.over not in METRIC_SUBJECTS:
+        raise PluginError(f"{spec.name}: over is {spec.over!r}; must be one of {', '.join(METRIC_SUBJECTS)}")
     if isinstance(spec, StageSpec):
         _check_stage(spec)
     if isinstance(spec, ReaderSpec) and not (spec.suffixes and all(map(_SUFFIX.fullmatch, spec.suffixes))):

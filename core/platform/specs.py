@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.config.data_schema import TransformConfig
-from core.config.schema import OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
+from core.config.schema import MetricConfig, OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 
 ROLES = ("policy", "reference", "reward_model", "value_model", "teacher")
 SCHEMAS = ("sft", "preference", "prompts", "text", "corpus", "feedback")
@@ -109,6 +109,29 @@ class OptimizerSpec:
     summary: str = ""
     state_bytes: float = 8.0
     """Bytes of state for each trained parameter, for the plan's estimate of memory."""
+    requires: tuple[str, ...] = ()
+
+
+METRIC_SUBJECTS = ("completions", "models")
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """A measure taken at each held-out evaluation. `impl` is "package.module:build"; build(config, run) returns a
+    function, called without gradients and by what it measures:
+
+    completions: function(requests), a core.api.ScoreRequest for each held-out prompt that was answered.
+    models: function(models, data), what the stage's own `evaluate` gets.
+
+    It returns a number, told as `eval/<name>`, or numbers by part, told as `eval/<name>/<part>`.
+    """
+
+    name: str
+    config: type[MetricConfig]
+    impl: str
+    over: str
+    """One of METRIC_SUBJECTS."""
+    summary: str = ""
     requires: tuple[str, ...] = ()
 
 

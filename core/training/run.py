@@ -28,6 +28,7 @@ from core.platform.registry import Registry
 from core.tokens.codec import ChatCodec, load_codec
 from core.tokens.examples import encoded_prompts
 from core.training.on_demand import ChosenParts
+from core.types import ScoreRequest
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +84,10 @@ class StageRun(ChosenParts):
         self.last_eval: dict[str, Any] | None = None
         self.eval_items: list[float | None] = []
         """Score of each held-out item of the last evaluation."""
+        self.eval_requests: list[ScoreRequest] = []
+        """What the evaluation under way had scored; `eval.metrics` are taken of it."""
+        self.metric_names: list[str] = []
+        """Names that `eval.metrics` gave at the last evaluation."""
         self.eval_metric = ""
         """Name of the headline metric where the stage has its own."""
         self.retention: list[dict[str, Any]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.testing.contracts import DataSourceContract, EngineContract, OptimizerContract, RewardContract
+from core.testing.contracts import DataSourceContract, EngineContract, MetricContract, OptimizerContract, RewardContract
 
 
 class TestLength(RewardContract):
@@ -31,3 +31,12 @@ class TestAdafactor(OptimizerContract):
 class TestAdamW8bit(OptimizerContract):
     optimizer = "adamw8bit"
     words = ("optimizer.min_values=0",)
+
+
+class TestDistinct(MetricContract):
+    metric = "distinct"
+    settings = "n: 1"
+
+
+class TestPerplexity(MetricContract):
+    metric = "perplexity"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from core.testing.contracts.data_source import DataSourceContract
 from core.testing.contracts.engine import EngineContract
+from core.testing.contracts.metric import MetricContract
 from core.testing.contracts.observer import ObserverContract
 from core.testing.contracts.optimizer import OptimizerContract
 from core.testing.contracts.reward import RewardContract
@@ -20,6 +21,7 @@ from core.testing.contracts.stage import StageContract
 __all__ = [
     "DataSourceContract",
     "EngineContract",
+    "MetricContract",
     "ObserverContract",
     "OptimizerContract",
     "RewardContract",

@@ -70,12 +70,16 @@ class ConfiguredContract(Contract):
         for doc in field_docs(self.entry().spec.config):
             assert doc.doc, f"{doc.name} has no docstring under it"
 
-    @pytest.mark.parametrize("mark", ["", "+", "++"])
-    def test_a_typo_is_refused(self, mark: str) -> None:
-        """Exit code 2 before anything runs, also where `+` would lead around the schema."""
-        outcome = command(*self.chosen(), *self.words, f"{mark}{self.prefix()}.no_such_setting=1", "dry_run=true")
-        assert outcome.code == 2, outcome.err
-        assert "no_such_setting" in outcome.err and "Traceback" not in outcome.err
+    def typos(self) -> list[str]:
+        """Words that set what it has not, also with the `+` that would lead around the schema."""
+        return [f"{mark}{self.prefix()}.no_such_setting=1" for mark in ("", "+", "++")]
+
+    def test_a_typo_is_refused(self) -> None:
+        """Exit code 2 before anything runs."""
+        for typo in self.typos():
+            outcome = command(*self.chosen(), *self.words, typo, "dry_run=true")
+            assert outcome.code == 2, outcome.err
+            assert "no_such_setting" in outcome.err and "Traceback" not in outcome.err
 
 
 class TrainingContract(ConfiguredContract):
