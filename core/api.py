@@ -23,6 +23,7 @@ from core.files import disk_guard
 from core.jsonl import read_rows
 from core.platform.hookspecs import API_VERSION, PROJECT, hookimpl
 from core.platform.specs import (
+    CommandSpec,
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
@@ -41,12 +42,13 @@ from core.tokens.supervision import TooLong, TrainOn
 from core.types import Batch, LossOutput, Rollout, RolloutEngine, Sampling, Score, Scorer, ScoreRequest, Section
 
 __all__ = [
-    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "DialectSpec",
-    "EngineSpec", "GuardedScorer", "LossOutput", "Message", "MetricConfig", "MetricSpec", "ModelError",
-    "OptimizerConfig", "OptimizerSpec", "PluginError", "PreftuneError", "ReaderSpec", "Record", "RewardConfig",
-    "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Row", "RowError", "Sampling", "Schedule", "Score",
-    "ScoreRequest", "Scorer", "ScorerContext", "Section", "Span", "StageConfig", "StageSpec", "Step", "TextPart",
-    "TextSetSpec", "TooLong", "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig",
-    "TransformContext", "TransformSpec", "Transformed", "check_regex", "disk_guard", "find_files", "heatmap",
-    "hookimpl", "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages", "to_text", "words_of",
+    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "CommandSpec", "ConfigError", "DataError", "DataSourceSpec",
+    "DialectSpec", "EngineSpec", "GuardedScorer", "LossOutput", "Message", "MetricConfig", "MetricSpec",
+    "ModelError", "OptimizerConfig", "OptimizerSpec", "PluginError", "PreftuneError", "ReaderSpec", "Record",
+    "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Row", "RowError", "Sampling",
+    "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext", "Section", "Span", "StageConfig", "StageSpec",
+    "Step", "TextPart", "TextSetSpec", "TooLong", "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError",
+    "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "check_regex", "disk_guard",
+    "find_files", "heatmap", "hookimpl", "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages",
+    "to_text", "words_of",
 ]  # fmt: skip

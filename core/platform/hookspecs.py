@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from core.models.roles import Models
     from core.planning.plan import Plan
     from core.platform.specs import (
+        CommandSpec,
         DataSourceSpec,
         DialectSpec,
         EngineSpec,
@@ -94,6 +95,10 @@ class RegistrationHooks:
     @hookspec
     def register_text_sets(self) -> list[TextSetSpec]:
         """Named sets of short texts that the plugin brings."""
+
+    @hookspec
+    def register_commands(self) -> list[CommandSpec]:
+        """Commands, `python -m core NAME …`, that the plugin brings."""
 
     @hookspec
     def register_config_dirs(self) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from core.config.data_schema import TransformConfig
 from core.config.schema import MetricConfig, OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 from core.platform.specs import (
+    CommandSpec,
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
@@ -49,5 +50,6 @@ KINDS = (
     Kind("register_record_transforms", TransformSpec, "transform", "transforms", TransformConfig),
     Kind("register_text_sets", TextSetSpec, "text set", "text_sets"),
     Kind("register_readers", ReaderSpec, "reader", "readers"),
+    Kind("register_commands", CommandSpec, "command", "commands"),
     Kind("register_dialects", DialectSpec, "dialect", "dialects"),
 )

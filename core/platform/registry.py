@@ -17,6 +17,7 @@ from typing import Any
 import pluggy
 
 from core import __version__
+from core.commands import built_in
 from core.data import dialects, readers
 from core.data.formats import Formats
 from core.errors import PluginError
@@ -36,6 +37,7 @@ from core.platform.owners import Owner, PluginRecord, Registered
 from core.platform.providers import blamed
 from core.platform.spec_checks import LoadedSpec, Spec, check_spec, specs_of, structured
 from core.platform.specs import (
+    CommandSpec,
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
@@ -74,6 +76,7 @@ class Registry:
     """By suffix."""
     text_sets: dict[str, Registered[TextSetSpec]] = field(default_factory=dict)
     dialects: dict[str, Registered[DialectSpec]] = field(default_factory=dict)
+    commands: dict[str, Registered[CommandSpec]] = field(default_factory=dict)
     config_dirs: list[tuple[str, Owner]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     """One line for each broken plugin, to be shown to the user."""
@@ -90,7 +93,7 @@ class Registry:
         for specs in (RegistrationHooks, StageHooks, ObserverHooks):
             manager.add_hookspecs(specs)
         registry = cls(manager)
-        registry._take_formats()
+        registry._take_own()
         switches = Switches.read()
         found = sorted(metadata.entry_points(group=PROJECT), key=lambda point: (point.name, point.value))
         for point in found:
@@ -158,11 +161,12 @@ class Registry:
         self._refuse_stage_hooks(plugin)
         return self._collect(plugin, record.hooks)
 
-    def _take_formats(self) -> None:
-        """The built-in readers and dialects, so that no plugin takes their names."""
+    def _take_own(self) -> None:
+        """Core's own readers, dialects and commands, so that no plugin takes their names."""
         core = Owner("core", PROJECT, __version__)
         self.readers = {suffix: Registered(spec, core) for spec in readers.BUILT_IN for suffix in spec.suffixes}
         self.dialects = {spec.name: Registered(spec, core) for spec in dialects.BUILT_IN}
+        self.commands = {spec.name: Registered(spec, core) for spec in built_in.BUILT_IN}
 
     def _refuse_stage_hooks(self, plugin: object) -> None:
         """Stage hooks belong to the chosen stage's own class; an entry module may only wrap them."""

@@ -11,6 +11,7 @@ from core.platform.specs import (
     ROLES,
     SCHEMAS,
     TRANSFORM_KINDS,
+    CommandSpec,
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
@@ -32,6 +33,7 @@ LoadedSpec = (
     | MetricSpec
     | TrackerSpec
     | DataSourceSpec
+    | CommandSpec
     | TransformSpec
     | ReaderSpec
 )
@@ -41,6 +43,8 @@ Spec = LoadedSpec | DialectSpec | TextSetSpec
 """Anything that a plugin registers."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_NAMES = (_NAME, "letters, digits and _")
+_COMMAND = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _SUFFIX = re.compile(r"\.[a-z0-9_]+")
 _IMPL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -54,8 +58,9 @@ def specs_of(value: Any, kind: type) -> list[Any]:
 
 def check_spec(spec: Any, base: type | None) -> None:
     """Raise PluginError unless a spec can be used as it stands."""
-    if not _NAME.fullmatch(spec.name):
-        raise PluginError(f"{type(spec).__name__} has the name {spec.name!r}; use letters, digits and _")
+    pattern, allowed = (_COMMAND, "small letters, digits and -") if isinstance(spec, CommandSpec) else _NAMES
+    if not pattern.fullmatch(spec.name):
+        raise PluginError(f"{type(spec).__name__} has the name {spec.name!r}; use {allowed}")
     if isinstance(spec, DialectSpec):
         _check_dialect(spec)
         return

@@ -218,6 +218,18 @@ class DialectSpec:
 
 
 @dataclass(frozen=True)
+class CommandSpec:
+    """A command, `python -m core NAME …`. `impl` is "package.module:function"; function(arguments) gets the words after
+    the name and returns the exit code. Raise core.api.ConfigError for words that it cannot take."""
+
+    name: str
+    """Small letters, digits and `-`."""
+    impl: str
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TextSetSpec:
     """A named set of short texts that stages draw from, e.g. directives to put before a passage.
 

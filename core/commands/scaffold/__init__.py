@@ -35,6 +35,7 @@ KINDS = {
     "engine": Kind("rollout engine", ("engine.py",)),
     "optimizer": Kind("optimizer", ("optimizer.py",), try_it="preftune stage=sft optimizer=$package dry_run=true"),
     "metric": Kind("metric", (), try_it="preftune stage=sft 'eval.metrics=[$package]' dry_run=true"),
+    "command": Kind("command", (), try_it="preftune $name"),
     "observer": Kind("observer", ()),
     "data": Kind("data source", ("rows.py",), "data/$package", "preftune stage=sft data=$package dry_run=true"),
 }
@@ -92,7 +93,7 @@ def write_package(name: str, kind: str, into: Path) -> Path:
         "article": "An" if chosen.title[0] in "aeiou" else "A",
         "version": core.__version__,
         "api": str(API_VERSION),
-        "try_it": string.Template(chosen.try_it).substitute(package=package),
+        "try_it": string.Template(chosen.try_it).substitute(package=package, name=name.replace("_", "-")),
     }
     files = {
         "pyproject.toml": "common/pyproject.toml",

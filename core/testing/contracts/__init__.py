@@ -10,6 +10,7 @@ Each class runs on a tiny random model, without a network, in seconds. Runs are 
 
 from __future__ import annotations
 
+from core.testing.contracts.command import CommandContract
 from core.testing.contracts.data_source import DataSourceContract
 from core.testing.contracts.engine import EngineContract
 from core.testing.contracts.metric import MetricContract
@@ -19,6 +20,7 @@ from core.testing.contracts.reward import RewardContract
 from core.testing.contracts.stage import StageContract
 
 __all__ = [
+    "CommandContract",
     "DataSourceContract",
     "EngineContract",
     "MetricContract",
