@@ -105,7 +105,7 @@ def _needs(registry: Registry) -> list[tuple[str, tuple[str, ...], str]]:
     tables: list[tuple[str, dict[str, Any]]] = [
         ("reward", registry.reward_models), ("rollout", registry.engines),
         ("optimizer", registry.optimizers), ("tracker", registry.trackers),
-        ("metric", registry.metrics), ("transform", registry.transforms),
+        ("peft", registry.peft_methods), ("metric", registry.metrics), ("transform", registry.transforms),
     ]  # fmt: skip
     found += [(f"{group}={name}", entry) for group, table in tables for name, entry in table.items()]
     return [(label, entry.spec.requires, entry.owner.distribution) for label, entry in found if entry.spec.requires]

@@ -185,7 +185,7 @@ def install(registry: Registry, user_folders: tuple[str, ...] = ()) -> None:
     for node in _typed_options(registry):
         store.repo.setdefault(str(node.group), {})[node.name] = node
     written = {file.name for file in files if file.group == "peft"}
-    for method in peft_methods.methods():
+    for method in (*peft_methods.methods(), *registry.peft_methods):
         if method not in written:
             make = partial(OmegaConf.create, {"method": method})
             node = LazyNode("peft", method, presets.OWN, make)

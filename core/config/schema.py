@@ -141,7 +141,7 @@ class PeftConfig:
     """Which parameters train: all of them (`none`) or an adapter of the peft library."""
 
     method: str = "none"
-    """`none` or a PEFT method by its peft name (`lora`, `ia3`, `vera` …)."""
+    """`none`, a PEFT method by its peft name (`lora`, `ia3`, `vera` …), or a method of a plugin."""
     r: int | None = None
     """Rank, where the method has one; the method's own default when unset."""
     alpha: float | None = None
@@ -158,6 +158,26 @@ class PeftConfig:
     def __post_init__(self) -> None:
         require(self.r is None or self.r > 0, "peft.r", "> 0", self.r)
         require(self.dropout is None or 0 <= self.dropout < 1, "peft.dropout", "in [0, 1)", self.dropout)
+
+    @property
+    def title(self) -> str:
+        """The method as people call it."""
+        return self.method
+
+
+@dataclass
+class ShapedPeftConfig(PeftConfig):
+    """Settings of a plugin's method. `method` is the method of peft that it stands on, whose rules and files it has."""
+
+    shaped_by: str = ""
+    """Name of the plugin's method."""
+    owner: str = ""
+    """The plugin and its version, so that the artifact's key knows them."""
+
+    @property
+    def title(self) -> str:
+        """The method as people call it."""
+        return f"{self.shaped_by} ({self.method})"
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config.combinations import changes_base, check_chain, check_combinations
-from core.config.schema import RewardConfig, RunConfig
+from core.config.schema import RewardConfig, RunConfig, ShapedPeftConfig
 from core.data.building import build_dataset
 from core.data.dataset import Dataset
 from core.data.transforms import bind_transforms
@@ -269,6 +269,8 @@ def _plan_stage(
         )
     _check_scorers(cfg, spec, parents, registry)
     check_retention(cfg.retention)
+    if isinstance(cfg.peft, ShapedPeftConfig):
+        registry.check_requires(registry.peft_methods[cfg.peft.shaped_by].spec)
     for metric in cfg.eval.metrics:
         registry.check_requires(registry.metrics[metric.name].spec)
     owner = registry.owner_of(spec)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         EngineSpec,
         MetricSpec,
         OptimizerSpec,
+        PeftMethodSpec,
         ReaderSpec,
         RewardSpec,
         StageSpec,
@@ -67,6 +68,10 @@ class RegistrationHooks:
     @hookspec
     def register_optimizers(self) -> list[OptimizerSpec]:
         """Optimizers that the plugin brings."""
+
+    @hookspec
+    def register_peft_methods(self) -> list[PeftMethodSpec]:
+        """Methods of parameter-efficient tuning that the plugin brings, each on top of one of peft's own."""
 
     @hookspec
     def register_metrics(self) -> list[MetricSpec]:

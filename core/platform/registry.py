@@ -18,6 +18,7 @@ import pluggy
 
 from core import __version__
 from core.commands import built_in
+from core.config import peft_methods
 from core.data import dialects, readers
 from core.data.formats import Formats
 from core.errors import PluginError
@@ -43,6 +44,7 @@ from core.platform.specs import (
     EngineSpec,
     MetricSpec,
     OptimizerSpec,
+    PeftMethodSpec,
     ReaderSpec,
     RewardSpec,
     StageSpec,
@@ -68,6 +70,7 @@ class Registry:
     reward_models: dict[str, Registered[RewardSpec]] = field(default_factory=dict)
     engines: dict[str, Registered[EngineSpec]] = field(default_factory=dict)
     optimizers: dict[str, Registered[OptimizerSpec]] = field(default_factory=dict)
+    peft_methods: dict[str, Registered[PeftMethodSpec]] = field(default_factory=dict)
     metrics: dict[str, Registered[MetricSpec]] = field(default_factory=dict)
     trackers: dict[str, Registered[TrackerSpec]] = field(default_factory=dict)
     data_sources: dict[str, Registered[DataSourceSpec]] = field(default_factory=dict)
@@ -201,6 +204,9 @@ class Registry:
     def _take(self, collected: dict[str, list[Any]], record: PluginRecord) -> None:
         for kind in KINDS:
             for spec in collected[kind.hook]:
+                if kind.spec is PeftMethodSpec and spec.name in ("none", *peft_methods.methods()):
+                    self._clash(f"{kind.label} {spec.name}", Owner("peft", "peft", "itself"), record.owner)
+                    continue
                 for key, name in _keys(spec):
                     self._put(f"{kind.label} {name}", getattr(self, kind.table), key, spec, record)
         for folder in collected["register_config_dirs"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from core.config.peft_methods import methods
 from core.errors import PluginError
 from core.platform.specs import (
     METRIC_SUBJECTS,
@@ -17,6 +18,7 @@ from core.platform.specs import (
     EngineSpec,
     MetricSpec,
     OptimizerSpec,
+    PeftMethodSpec,
     ReaderSpec,
     RewardSpec,
     StageSpec,
@@ -30,6 +32,7 @@ LoadedSpec = (
     | RewardSpec
     | EngineSpec
     | OptimizerSpec
+    | PeftMethodSpec
     | MetricSpec
     | TrackerSpec
     | DataSourceSpec
@@ -75,10 +78,17 @@ def check_spec(spec: Any, base: type | None) -> None:
             raise PluginError(f"{spec.name}: config must be a dataclass that extends {base.__name__}")
         if "__dataclass_params__" not in vars(spec.config):
             raise PluginError(f"{spec.name}: {spec.config.__name__} lacks the @dataclass decorator")
+    _check_fields(spec)
+
+
+def _check_fields(spec: Any) -> None:
+    """What one kind alone has."""
     if isinstance(spec, TransformSpec) and spec.kind not in TRANSFORM_KINDS:
         raise PluginError(f"{spec.name}: kind is {spec.kind!r}; must be one of {', '.join(TRANSFORM_KINDS)}")
     if isinstance(spec, MetricSpec) and spec.over not in METRIC_SUBJECTS:
         raise PluginError(f"{spec.name}: over is {spec.over!r}; must be one of {', '.join(METRIC_SUBJECTS)}")
+    if isinstance(spec, PeftMethodSpec) and (known := methods()) and spec.base not in known:
+        raise PluginError(f"{spec.name}: base is {spec.base!r}; must be a method of peft: {', '.join(known)}")
     if isinstance(spec, StageSpec):
         _check_stage(spec)
     if isinstance(spec, ReaderSpec) and not (spec.suffixes and all(map(_SUFFIX.fullmatch, spec.suffixes))):

@@ -136,6 +136,25 @@ class MetricSpec:
 
 
 @dataclass(frozen=True)
+class PeftMethodSpec:
+    """A method of parameter-efficient tuning that stands on one of peft's own.
+
+    `impl` is "package.module:shape"; shape(module, config) is called once on the model with its fresh adapter, and may
+    freeze parameters or set their starting values, so long as the model's output stays that of the start. The
+    artifact is an adapter of the method `base`, which peft loads without the plugin.
+    """
+
+    name: str
+    base: str
+    """Name of the method of peft, e.g. `lora`."""
+    impl: str
+    summary: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of that method's config; the user's `peft.options` go before them."""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TrackerSpec:
     """A tracker. `impl` is "package.module:Class"; Class(config) is registered for the observer hooks."""
 

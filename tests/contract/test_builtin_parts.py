@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from core.testing.contracts import DataSourceContract, EngineContract, MetricContract, OptimizerContract, RewardContract
+from safetensors.numpy import load_file
+
+from core.testing.contracts import (
+    DataSourceContract,
+    EngineContract,
+    MetricContract,
+    OptimizerContract,
+    PeftMethodContract,
+    RewardContract,
+)
+from core.testing.run import read_json
 
 
 class TestLength(RewardContract):
@@ -40,3 +50,19 @@ class TestDistinct(MetricContract):
 
 class TestPerplexity(MetricContract):
     metric = "perplexity"
+
+
+class TestLoraFA(PeftMethodContract):
+    method = "lora_fa"
+
+    def test_the_factors_a_stay_as_they_were_drawn(self, straight, stage_runner):
+        """However long it trains; the factors B move, and half of LoRA's parameters are trained."""
+        short = stage_runner(*self.chosen(), "stage.max_steps=1", "stage.lr=1e-2").assert_ok()
+        long, short = (load_file(one.artifact / "adapter_model.safetensors") for one in (straight, short))
+        same = {name.rpartition(".lora_")[2][0]: set() for name in long}
+        for name, value in long.items():
+            same[name.rpartition(".lora_")[2][0]].add(bool((value == short[name]).all()))
+        assert same == {"A": {True}, "B": {False}}
+        trained = read_json(straight.folder / "artifact.json")["trained"]
+        assert trained["trainable"] == sum(value.size for name, value in long.items() if ".lora_B." in name)
+        assert trained["peft"] == "lora_fa (lora)"

@@ -85,7 +85,8 @@ STAGE = """
 """
 
 
-def test_plan_edits_and_constructors_are_blamed(acme, make_distribution, make_module, tmp_path):
+def test_plan_edits_and_constructors_are_blamed(acme, make_distribution, make_module, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_stages,plugins.optimizers")
     impl = make_module("class Stage:\n    def __init__(self): raise ValueError('made wrong')")
     make_distribution("mine", STAGE.format(module=impl), distribution="mine-dist", version="3")
     registry = Registry.load()

@@ -34,6 +34,7 @@ KINDS = {
     "reward": Kind("reward model", ("reward.py",), "reward/${package}_double"),
     "engine": Kind("rollout engine", ("engine.py",)),
     "optimizer": Kind("optimizer", ("optimizer.py",), try_it="preftune stage=sft optimizer=$package dry_run=true"),
+    "peft": Kind("peft method", ("shape.py",), try_it="preftune stage=sft peft=$package dry_run=true"),
     "metric": Kind("metric", (), try_it="preftune stage=sft 'eval.metrics=[$package]' dry_run=true"),
     "command": Kind("command", (), try_it="preftune $name"),
     "observer": Kind("observer", ()),

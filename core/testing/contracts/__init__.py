@@ -16,6 +16,7 @@ from core.testing.contracts.engine import EngineContract
 from core.testing.contracts.metric import MetricContract
 from core.testing.contracts.observer import ObserverContract
 from core.testing.contracts.optimizer import OptimizerContract
+from core.testing.contracts.peft_method import PeftMethodContract
 from core.testing.contracts.reward import RewardContract
 from core.testing.contracts.stage import StageContract
 
@@ -26,6 +27,7 @@ __all__ = [
     "MetricContract",
     "ObserverContract",
     "OptimizerContract",
+    "PeftMethodContract",
     "RewardContract",
     "StageContract",
 ]
