@@ -69,9 +69,9 @@ class ChosenParts:
 
     def sharing_engine(self) -> str:
         """Name of the engine that samples from the trainer's own weights."""
-        for name, entry in self.registry.engines.items():
-            if entry.spec.shares_policy:
-                return name
+        sharing = [entry.spec for entry in self.registry.engines.values() if entry.spec.shares_policy]
+        if sharing:
+            return max(sharing, key=lambda spec: spec.priority).name
         raise PluginError("no rollout engine samples from the trainer's own weights", "", "enable rollout_transformers")
 
     def _ready(self, name: str) -> RolloutEngine:

@@ -12,22 +12,22 @@ from __future__ import annotations
 
 from core.testing.contracts.command import CommandContract
 from core.testing.contracts.data_source import DataSourceContract
+from core.testing.contracts.dialect import DialectContract
 from core.testing.contracts.engine import EngineContract
+from core.testing.contracts.judge import JudgeContract
 from core.testing.contracts.metric import MetricContract
 from core.testing.contracts.observer import ObserverContract
 from core.testing.contracts.optimizer import OptimizerContract
 from core.testing.contracts.peft_method import PeftMethodContract
+from core.testing.contracts.reader import ReaderContract
 from core.testing.contracts.reward import RewardContract
 from core.testing.contracts.stage import StageContract
+from core.testing.contracts.text_set import TextSetContract
+from core.testing.contracts.tracker import TrackerContract
+from core.testing.contracts.transform import TransformContract
 
 __all__ = [
-    "CommandContract",
-    "DataSourceContract",
-    "EngineContract",
-    "MetricContract",
-    "ObserverContract",
-    "OptimizerContract",
-    "PeftMethodContract",
-    "RewardContract",
-    "StageContract",
-]
+    "CommandContract", "DataSourceContract", "DialectContract", "EngineContract", "JudgeContract", "MetricContract",
+    "ObserverContract", "OptimizerContract", "PeftMethodContract", "ReaderContract", "RewardContract", "StageContract",
+    "TextSetContract", "TrackerContract", "TransformContract",
+]  # fmt: skip
