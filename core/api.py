@@ -22,6 +22,7 @@ from core.data.turns import RowError, to_messages, to_text
 from core.errors import ArtifactError, ConfigError, DataError, ModelError, PluginError, PreftuneError, TrainingError
 from core.files import disk_guard
 from core.jsonl import read_rows
+from core.platform.deprecation import Renamed, renamed_names
 from core.platform.hookspecs import API_VERSION, PROJECT, hookimpl
 from core.platform.specs import (
     CommandSpec,
@@ -54,3 +55,7 @@ __all__ = [
     "Transformed", "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl", "read_rows", "require",
     "summarise", "text_of", "texts_of", "to_messages", "to_text", "words_of",
 ]  # fmt: skip
+
+RENAMED: dict[str, Renamed] = {}
+"""Old name to what replaced it."""
+__getattr__ = renamed_names(__name__, RENAMED)

@@ -23,6 +23,7 @@ from core.data.readers import BUILT_IN_READERS
 from core.data.readers.rows import Row
 from core.data.records import BadRow, Record, excerpt
 from core.errors import ConfigError, DataError, PluginError, PreftuneError
+from core.platform.providers import Providers
 from core.platform.registry import Owner, Registry
 from core.platform.specs import TransformSpec
 
@@ -130,15 +131,20 @@ class BoundTransform:
     """A Filter or a Transform."""
 
 
-def bind_transforms(configs: Sequence[TransformConfig], registry: Registry) -> list[BoundTransform]:
-    """The configured transforms, imported and built. Raises: PluginError when one cannot be imported; ConfigError for
-    what it refuses."""
+def bind_transforms(
+    configs: Sequence[TransformConfig], registry: Registry, providers: Providers
+) -> list[BoundTransform]:
+    """The configured transforms, imported and built; `providers` counts what they take.
+
+    Raises: PluginError when one cannot be imported; ConfigError for what it refuses.
+    """
     bound = []
     for place, config in enumerate(configs):
         entry = registry.transforms[config.name]
         build = registry.resolve(entry.spec)
-        call = _guarded(partial(build, config), entry.spec, entry.owner, place)
-        bound.append(BoundTransform(entry.spec, entry.owner, config, call))
+        with providers.counted(entry.owner):
+            call = _guarded(partial(build, config), entry.spec, entry.owner, place)
+        bound.append(BoundTransform(entry.spec, entry.owner, config, partial(_counted, providers, entry.owner, call)))
     return bound
 
 
@@ -191,6 +197,11 @@ def apply_transforms(
         built.reports.append(report)
         built.warnings += [f"{bound.spec.name}: {text}" for text in outcome.warnings]
     return built
+
+
+def _counted(providers: Providers, owner: Owner, call: Callable[..., Any], *arguments: Any) -> Any:
+    with providers.counted(owner):
+        return call(*arguments)
 
 
 def _guarded(work: Callable[[], Any], spec: TransformSpec, owner: Owner, place: int) -> Any:

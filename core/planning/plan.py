@@ -24,7 +24,7 @@ from core.planning.ledger import Found, Ledger
 from core.planning.sources import artifact_folder, cache_dir, source_fingerprint
 from core.platform.installing import importable
 from core.platform.owners import Registered
-from core.platform.providers import blamed
+from core.platform.providers import Providers, blamed
 from core.platform.registry import Registry
 from core.platform.specs import DataSourceSpec, EngineSpec, OptimizerSpec, RewardSpec, StageSpec
 from core.scoring.guarded import find_spec, involved
@@ -58,6 +58,8 @@ class StagePlan:
     run_dir: Path | None = None
     warnings: list[str] = field(default_factory=list)
     preview: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by plugin, of the data sources and transforms that made the records."""
     rows: list[TokenRow] = field(default_factory=list)
     """A few training rows as tokens, to be shown."""
 
@@ -245,7 +247,8 @@ def _plan_stage(
     cfg: RunConfig, spec: StageSpec, registry: Registry, before: list[StagePlan], fingerprint: str
 ) -> StagePlan:
     registry.check_requires(spec)
-    dataset = dataset_for(cfg, spec.data, registry)
+    providers = Providers()
+    dataset = dataset_for(cfg, spec.data, registry, providers)
     engine = _engine(cfg, spec, registry) if spec.samples else None
     reward = registry.reward_models[cfg.reward.name].spec if spec.rollouts else None
     if spec.builds:
@@ -277,7 +280,7 @@ def _plan_stage(
     plan = StagePlan(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
         _optimizer(cfg, registry), engine, reward, registry.reward_models[cfg.judge.name].spec if spec.builds else None,
-        fingerprint=fingerprint, parents=parents, warnings=list(dataset.warnings),
+        fingerprint=fingerprint, parents=parents, warnings=list(dataset.warnings), seconds=dict(providers.seconds),
     )  # fmt: skip
     findings = check_combinations(cfg, spec)
     if "policy" in parents and (broken := check_chain(cfg, parents["policy"].stage)) is not None:
@@ -368,23 +371,30 @@ def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan
         ) from error  # fmt: skip
 
 
-def dataset_for(cfg: RunConfig, schema: str, registry: Registry) -> Dataset:
-    """The records that a config names, as `schema`, filtered, augmented and mixed as it says."""
-    transforms = bind_transforms(cfg.data.transforms, registry)
-    return build_dataset(cfg.data, _places(cfg, registry), schema, cfg.runtime.seed, transforms, registry.formats())
+def dataset_for(cfg: RunConfig, schema: str, registry: Registry, providers: Providers | None = None) -> Dataset:
+    """The records that a config names, as `schema`, filtered, augmented and mixed as it says.
+
+    providers: counts what data sources and transforms take.
+    """
+    providers = providers or Providers()
+    transforms = bind_transforms(cfg.data.transforms, registry, providers)
+    places = _places(cfg, registry, providers)
+    return build_dataset(cfg.data, places, schema, cfg.runtime.seed, transforms, registry.formats())
 
 
-def _places(cfg: RunConfig, registry: Registry) -> Path | dict[str, Path]:
+def _places(cfg: RunConfig, registry: Registry, providers: Providers) -> Path | dict[str, Path]:
     """The file or folder that the data config names; for a mixture that of each source."""
     if cfg.data.mixture:
         return {
-            name: _place(source.path, source.source, f"data.mixture.{name}", cfg, registry)
+            name: _place(source.path, source.source, f"data.mixture.{name}", cfg, registry, providers)
             for name, source in cfg.data.mixture.items()
         }
-    return _place(cfg.data.path, cfg.data.source, "data", cfg, registry)
+    return _place(cfg.data.path, cfg.data.source, "data", cfg, registry, providers)
 
 
-def _place(path: str | None, source: str | None, key: str, cfg: RunConfig, registry: Registry) -> Path:
+def _place(
+    path: str | None, source: str | None, key: str, cfg: RunConfig, registry: Registry, providers: Providers
+) -> Path:
     """A file or folder; a generator's rows are written once into the cache."""
     if path:
         return Path(path).expanduser()
@@ -393,16 +403,16 @@ def _place(path: str | None, source: str | None, key: str, cfg: RunConfig, regis
     if source not in registry.data_sources:
         known = ", ".join(sorted(registry.data_sources))
         raise ConfigError(f"there is no data source '{source}'", f"{key}.source", f"one of: {known}")
-    return _generated(registry.data_sources[source].spec, cfg.runtime.seed, registry)
+    return _generated(registry.data_sources[source].spec, cfg.runtime.seed, registry, providers)
 
 
-def _generated(source: DataSourceSpec, seed: int, registry: Registry) -> Path:
+def _generated(source: DataSourceSpec, seed: int, registry: Registry, providers: Providers) -> Path:
     from core.files import atomic_folder
 
     folder = cache_dir() / "data" / f"{source.name}-{source.version}-{seed}"
     if not folder.is_dir():
         write = registry.resolve(source)
-        with atomic_folder(folder) as part, blamed(registry.owner_of(source), f"'{source.impl}'"):
+        with atomic_folder(folder) as part, providers.at(registry.owner_of(source), f"'{source.impl}'"):
             write(part, seed)
         if not any(folder.iterdir()):
             raise PluginError(f"the data source '{source.name}' wrote no file", source.impl)

@@ -252,7 +252,7 @@ class StageRun(ChosenParts):
 
         Raises DataError when the data does not serve that schema.
         """
-        return dataset_for(self.cfg, schema, self.registry).train
+        return dataset_for(self.cfg, schema, self.registry, self.providers).train
 
     def records_from(self, path: str, schema: str) -> list[Record]:
         """Records of a file, folder or hub dataset beside the run's own data; its bad rows go to quarantine.

@@ -1,16 +1,25 @@
-"""Built-in reward models, engines and data sources through the suites that a stranger's plugin inherits."""
+"""Built-in parts of every kind but stages and commands, through the suites that a stranger's plugin inherits."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from safetensors.numpy import load_file
 
+from core.api import ScoreRequest
 from core.testing.contracts import (
     DataSourceContract,
+    DialectContract,
     EngineContract,
+    JudgeContract,
     MetricContract,
     OptimizerContract,
     PeftMethodContract,
+    ReaderContract,
     RewardContract,
+    TextSetContract,
+    TrackerContract,
+    TransformContract,
 )
 from core.testing.run import read_json
 
@@ -18,10 +27,6 @@ from core.testing.run import read_json
 class TestLength(RewardContract):
     reward = "length"
     words = ("reward.target_tokens=4",)
-
-
-class TestExact(RewardContract):
-    reward = "exact"
 
 
 class TestTransformers(EngineContract):
@@ -66,3 +71,36 @@ class TestLoraFA(PeftMethodContract):
         trained = read_json(straight.folder / "artifact.json")["trained"]
         assert trained["trainable"] == sum(value.size for name, value in long.items() if ".lora_B." in name)
         assert trained["peft"] == "lora_fa (lora)"
+
+
+class TestTensorboard(TrackerContract):
+    tracker = "tensorboard"
+    writes = "tensorboard/events.*"
+
+
+class TestLengthFilter(TransformContract):
+    transform = "length"
+    settings: ClassVar = {"max_words": 7}
+
+
+class TestStudy(TextSetContract):
+    text_set = "study"
+    kind = "directives"
+
+
+class TestJsonLines(ReaderContract):
+    suffix = ".jsonl"
+    content = b'{"a": 1}\n\n{"a": "\xc3\xa9"}\n'
+    rows: ClassVar = [{"a": 1}, {"a": "é"}]
+
+
+class TestAlpaca(DialectContract):
+    dialect = "alpaca"
+    row: ClassVar = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
+    record: ClassVar = {"prompt": "Add.\n\n1 + 1", "completion": "2"}
+
+
+class TestExact(JudgeContract):
+    reward = "exact"
+    right = (ScoreRequest("1 + 1?", "two", answer="two"),)
+    wrong = (ScoreRequest("1 + 1?", "three", answer="two"),)

@@ -57,3 +57,5 @@ class DataSourceContract(Contract):
                 "stage.batch_size=2", "model.max_length=512", *self.words,
             ).assert_ok()  # fmt: skip
             assert not (outcome.folder / "quarantine.jsonl").is_file()
+            if stage == self.stages[0]:  # later ones find its rows in the cache
+                assert self.entry().owner.plugin in outcome.result["time_by_plugin"]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from core.data.dataset import load_records
 from core.data.records import Record
 from core.data.transforms import Built, apply_transforms, bind_transforms, transform_configs
+from core.platform.providers import Providers
 from core.platform.registry import Registry
 from core.testing.contracts.base import ConfiguredContract
 from core.testing.tiny import tiny_pairs
@@ -41,7 +42,7 @@ class TransformContract(ConfiguredContract):
         """What it makes of the records."""
         registry = Registry.load()
         configs = transform_configs([{"name": self.transform, **self.settings}], registry)
-        return apply_transforms(records, [], [], bind_transforms(configs, registry), seed)
+        return apply_transforms(records, [], [], bind_transforms(configs, registry, Providers()), seed)
 
     def test_it_does_something(self, tmp_path: Path) -> None:
         """Each record stays, or is dropped with a reason; core checks that none is lost or changed."""
