@@ -30,9 +30,9 @@ def command(arguments: list[str]) -> int:
     records = [read(folder, "plan.json").get("data", {}).get("fingerprint") for folder in folders]
     blocks = [
         [("run", *map(str, folders))],
-        rows("settings that differ", *settings, skip=_PLACES),
+        rows("settings that differ", settings[0], settings[1], skip=_PLACES),
         rows("", {"records": records[0]}, {"records": records[1]}),
-        rows("results", *(results(folder) for folder in folders), equal=everything),
+        rows("results", results(folders[0]), results(folders[1]), equal=everything),
     ]
     table = [row for block in blocks for row in block]
     widths = [max(len(row[column]) for row in table if len(row) > column) for column in range(2)]
@@ -77,7 +77,7 @@ def rows(
     title: str, one: dict[str, Any], other: dict[str, Any], skip: tuple[str, ...] = (), equal: bool = False
 ) -> list[tuple[str, ...]]:
     """A row for each key with both values as texts; equal ones only where asked for."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for key in dict.fromkeys([*one, *other]):
         left, right = (text(side[key]) if key in side else ABSENT for side in (one, other))
         if key not in skip and (equal or left != right):
