@@ -26,7 +26,7 @@ def renamed_names(module: str, names: Mapping[str, Renamed]) -> Callable[[str], 
     """`__getattr__` of a module whose old names are the keys of `names`.
 
     An old name gives what the new one gives and raises a Deprecated warning at the line that asked for it; where that
-    is an entry module, every start names its plugin. From API version `until` on it raises AttributeError, which also
+    is an entry module, every start names its plugin. From API version `until` on it raises ImportError, which also
     says what to write.
     """
 
@@ -35,7 +35,7 @@ def renamed_names(module: str, names: Mapping[str, Renamed]) -> Callable[[str], 
             raise AttributeError(f"module '{module}' has no attribute '{name}'")
         new, until = names[name]
         if until <= API_VERSION:
-            raise AttributeError(f"{module}.{name} went with API {until}; write {new}")
+            raise ImportError(f"{module}.{name} went with API {until}; write {new}")  # `from` would hide another error
         told = f"{module}.{name} is now {module}.{new}, and goes with API {until}; write {new} instead"
         warnings.warn(told, Deprecated, stacklevel=2)
         return getattr(sys.modules[module], new)
