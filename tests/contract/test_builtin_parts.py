@@ -6,16 +6,14 @@ from typing import ClassVar
 
 from safetensors.numpy import load_file
 
-from core.api import ScoreRequest
+from core.api import Message, Record, ScoreRequest
 from core.testing.contracts import (
     DataSourceContract,
-    DialectContract,
     EngineContract,
     JudgeContract,
     MetricContract,
     OptimizerContract,
     PeftMethodContract,
-    ReaderContract,
     RewardContract,
     TextSetContract,
     TrackerContract,
@@ -80,24 +78,13 @@ class TestTensorboard(TrackerContract):
 
 class TestLengthFilter(TransformContract):
     transform = "length"
-    settings: ClassVar = {"max_words": 7}
+    settings: ClassVar = {"max_words": 9}
+    records = tuple(Record(prompt=(Message("user", text),), completion="yes") for text in ("is it", "is it " * 9))
 
 
 class TestStudy(TextSetContract):
     text_set = "study"
     kind = "directives"
-
-
-class TestJsonLines(ReaderContract):
-    suffix = ".jsonl"
-    content = b'{"a": 1}\n\n{"a": "\xc3\xa9"}\n'
-    rows: ClassVar = [{"a": 1}, {"a": "é"}]
-
-
-class TestAlpaca(DialectContract):
-    dialect = "alpaca"
-    row: ClassVar = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
-    record: ClassVar = {"prompt": "Add.\n\n1 + 1", "completion": "2"}
 
 
 class TestExact(JudgeContract):
