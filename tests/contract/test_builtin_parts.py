@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
 from safetensors.numpy import load_file
 
 from core.api import Message, Record, ScoreRequest
@@ -41,6 +42,7 @@ class TestAdafactor(OptimizerContract):
     lr = 0.1
 
 
+@pytest.mark.slow
 class TestAdamW8bit(OptimizerContract):
     optimizer = "adamw8bit"
     words = ("optimizer.min_values=0",)
@@ -51,6 +53,7 @@ class TestDistinct(MetricContract):
     settings = "n: 1"
 
 
+@pytest.mark.slow
 class TestPerplexity(MetricContract):
     metric = "perplexity"
 
