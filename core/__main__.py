@@ -4,86 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import core
+from core.commands.built_in import BUILT_IN
 from core.errors import ConfigError, PreftuneError
 from core.platform.switches import is_switch, switched
-
-
-@dataclass(frozen=True)
-class Command:
-    """A word that may stand first on the command line."""
-
-    summary: str
-    run: Callable[[list[str]], int]
-    """Gets the arguments after the word, returns the exit code."""
-
-
-def plugins_command(arguments: list[str]) -> int:
-    """List the plugins: where they come from, what they add, and why one is left out."""
-    from core.commands import help as texts
-    from core.platform.registry import Registry
-
-    if unknown := [argument for argument in arguments if argument != "--json" and not is_switch(argument)]:
-        raise ConfigError(f"'plugins' does not take '{unknown[0]}'", mend="plugins [--json] [plugins.allow=[NAME,…]]")
-    registry = Registry.load(strict=False)
-    registry.check_configs()
-    if "--json" in arguments:
-        import json
-
-        rows = [record.as_dict() for record in registry.plugins]
-        sys.stdout.write(json.dumps({"plugins": rows, "clashes": [e.what for e in registry.clashes]}, indent=2) + "\n")
-    else:
-        sys.stdout.write(texts.plugin_table(registry))
-    return 1 if registry.clashes else 0
-
-
-def help_command(arguments: list[str]) -> int:
-    """Print the overview, or every setting of the stage that is named."""
-    from core.commands import help as texts
-    from core.platform.registry import Registry
-
-    arguments = [argument for argument in arguments if not is_switch(argument)]
-    registry = Registry.load(strict=False)
-    for line in registry.warnings:
-        sys.stderr.write(f"warning: {line}\n")
-    named = [argument for argument in arguments if argument.startswith(("stage=", "algorithm="))]
-    if named:
-        sys.stdout.write(texts.stage_help(named, registry))
-    else:
-        sys.stdout.write(texts.overview(registry, {name: command.summary for name, command in COMMANDS.items()}))
-    return 0
-
-
-def later(module: str) -> Callable[[list[str]], int]:
-    """The function `command` of a module that is imported when it is called."""
-
-    def run(arguments: list[str]) -> int:
-        return int(importlib.import_module(module).command(arguments))
-
-    return run
-
-
-COMMANDS: dict[str, Command] = {
-    "plugins": Command("list plugins, where they come from and what they add; --json for machines", plugins_command),
-    "preview": Command(
-        "show what a stage would train on, token by token: `preview stage=NAME data.path=FILE [--html FILE]`",
-        later("core.commands.preview.command"),
-    ),
-    "doctor": Command(
-        "what is installed, what is missing and how to mend it, what may combine", later("core.commands.doctor")
-    ),
-    "new-plugin": Command("write a package for a plugin: new-plugin NAME --kind KIND", later("core.commands.scaffold")),
-    "reference": Command(
-        "every setting of every stage, part and plugin, as Markdown", later("core.commands.reference")
-    ),
-    "help": Command("this text; `help stage=NAME` prints every setting of a stage", help_command),
-}
-"""Grows by an entry for each command around a run."""
 
 
 def check_installation() -> None:
@@ -110,14 +38,38 @@ def dispatch(arguments: list[str]) -> int:
         sys.stdout.write(f"preftune {core.__version__}\n")
         return 0
     check_installation()
-    if not arguments or arguments[0] in COMMANDS:
-        name, *rest = arguments or ["help"]
-        return COMMANDS[name].run(rest) if arguments else help_command([]) or 2
+    if not arguments:
+        run_command("help", [])
+        return 2
+    if arguments[0] in {spec.name for spec in BUILT_IN}:
+        return run_command(arguments[0], arguments[1:])
     if "--help" in arguments or "-h" in arguments:
-        return help_command(arguments)
+        return run_command("help", arguments)
+    if re.fullmatch(r"[\w-]+", arguments[0]) and not arguments[0].startswith("-"):
+        return run_command(arguments[0], arguments[1:])
     from core.commands.launch import launch
 
-    return launch(arguments, tuple(COMMANDS))
+    return launch(arguments)
+
+
+def run_command(name: str, arguments: list[str]) -> int:
+    """Run a command of core or of a plugin; its exit code. Raises ConfigError where nobody brings it."""
+    if own := next((spec for spec in BUILT_IN if spec.name == name), None):
+        module, _, function = own.impl.partition(":")
+        return int(getattr(importlib.import_module(module), function)(arguments))
+    from core.config.overrides import bare_word
+    from core.platform.providers import blamed
+    from core.platform.registry import Registry
+
+    registry = Registry.load()
+    entry = registry.commands.get(name)
+    if entry is None:
+        raise bare_word(name, registry)
+    for line in registry.warnings:
+        sys.stderr.write(f"warning: {line}\n")
+    run = registry.resolve(entry.spec)
+    with blamed(entry.owner, f"the command '{name}'"):
+        return int(run([argument for argument in arguments if not is_switch(argument)]) or 0)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
         with switched(given):
             return dispatch(given)
     except PreftuneError as error:
-        sys.stderr.write(f"error: {error}\n")
+        from core.platform.providers import tell
+
+        tell(error)
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from core.config.data_schema import TransformConfig
 from core.config.rules import check_regex, require
-from core.config.schema import RewardConfig, RolloutConfig, Schedule, StageConfig, TrackerConfig
+from core.config.schema import (
+    MetricConfig,
+    OptimizerConfig,
+    PeftConfig,
+    RewardConfig,
+    RolloutConfig,
+    Schedule,
+    StageConfig,
+    TrackerConfig,
+)
 from core.data.files import find_files
 from core.data.readers.rows import Row
 from core.data.records import Message, Record, Span, Step
@@ -13,11 +22,16 @@ from core.data.turns import RowError, to_messages, to_text
 from core.errors import ArtifactError, ConfigError, DataError, ModelError, PluginError, PreftuneError, TrainingError
 from core.files import disk_guard
 from core.jsonl import read_rows
+from core.platform.deprecation import Renamed, renamed_names
 from core.platform.hookspecs import API_VERSION, PROJECT, hookimpl
 from core.platform.specs import (
+    CommandSpec,
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
+    MetricSpec,
+    OptimizerSpec,
+    PeftMethodSpec,
     ReaderSpec,
     RewardSpec,
     StageSpec,
@@ -31,12 +45,17 @@ from core.tokens.supervision import TooLong, TrainOn
 from core.types import Batch, LossOutput, Rollout, RolloutEngine, Sampling, Score, Scorer, ScoreRequest, Section
 
 __all__ = [
-    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ConfigError", "DataError", "DataSourceSpec", "DialectSpec",
-    "EngineSpec", "GuardedScorer", "LossOutput", "Message", "ModelError", "PluginError", "PreftuneError",
-    "ReaderSpec", "Record", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Row",
-    "RowError", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext", "Section", "Span",
-    "StageConfig", "StageSpec", "Step", "TextPart", "TextSetSpec", "TooLong", "TrackerConfig", "TrackerSpec",
-    "TrainOn", "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "check_regex",
-    "disk_guard", "find_files", "heatmap", "hookimpl", "read_rows", "require", "summarise", "text_of", "texts_of",
-    "to_messages", "to_text", "words_of",
+    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "CommandSpec", "ConfigError", "DataError", "DataSourceSpec",
+    "DialectSpec", "EngineSpec", "GuardedScorer", "LossOutput", "Message", "MetricConfig", "MetricSpec",
+    "ModelError", "OptimizerConfig", "OptimizerSpec", "PeftConfig", "PeftMethodSpec", "PluginError",
+    "PreftuneError", "ReaderSpec", "Record", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig",
+    "RolloutEngine", "Row", "RowError", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext",
+    "Section", "Span", "StageConfig", "StageSpec", "Step", "TextPart", "TextSetSpec", "TooLong", "TrackerConfig",
+    "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext", "TransformSpec",
+    "Transformed", "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl", "read_rows", "require",
+    "summarise", "text_of", "texts_of", "to_messages", "to_text", "words_of",
 ]  # fmt: skip
+
+RENAMED: dict[str, Renamed] = {}
+"""Old name to what replaced it."""
+__getattr__ = renamed_names(__name__, RENAMED)

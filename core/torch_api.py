@@ -9,6 +9,7 @@ from core.models.loading import load_module, models_for_roles, trainable_scorer
 from core.models.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
 from core.models.packed import Packed, PromptGroup, pack, pack_texts
 from core.models.roles import Models, ScoreModel, TokenModel
+from core.platform.deprecation import Renamed, renamed_names
 from core.tokens.codec import load_codec
 from core.tokens.examples import (
     Demonstration,
@@ -37,3 +38,7 @@ __all__ = [
     "score_heldout", "split_by_tokens", "step_items", "sum_by_completion", "trainable_scorer", "weighted_nll",
     "weighted_rows", "write_text",
 ]  # fmt: skip
+
+RENAMED: dict[str, Renamed] = {}
+"""Old name to what replaced it."""
+__getattr__ = renamed_names(__name__, RENAMED)

@@ -114,7 +114,7 @@ Made by preftune {metadata.version("preftune")} from `{run.cfg.model.source}`.
 - key: `{plan.key}`
 - method: {plan.spec.summary} {f"({plan.spec.paper})" if plan.spec.paper else ""}
 - records: {plan.dataset.info.get("train", {}).get("records", 0)}, fingerprint `{plan.dataset.info["fingerprint"][:16]}`
-- adapter: {run.cfg.peft.method}; base weights: {run.cfg.quant.value}
+- adapter: {run.cfg.peft.title}; base weights: {run.cfg.quant.value}
 - computed in {str(run.dtype).removeprefix("torch.")}
 
 Parents:{parents}
@@ -186,7 +186,7 @@ def seal(run: StageRun) -> dict[str, Any]:
         "trained": {
             "trainable": trainable,
             "total": total,
-            "peft": run.cfg.peft.method,
+            "peft": run.cfg.peft.title,
             "quant": run.cfg.quant.value,
             "dtype": str(run.dtype).removeprefix("torch."),
         },

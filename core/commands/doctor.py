@@ -103,8 +103,9 @@ def _needs(registry: Registry) -> list[tuple[str, tuple[str, ...], str]]:
         for (name, algorithm), entry in registry.stages.items()
     ]
     tables: list[tuple[str, dict[str, Any]]] = [
-        ("reward", registry.reward_models), ("rollout", registry.engines), ("tracker", registry.trackers),
-        ("transform", registry.transforms),
+        ("reward", registry.reward_models), ("rollout", registry.engines),
+        ("optimizer", registry.optimizers), ("tracker", registry.trackers),
+        ("peft", registry.peft_methods), ("metric", registry.metrics), ("transform", registry.transforms),
     ]  # fmt: skip
     found += [(f"{group}={name}", entry) for group, table in tables for name, entry in table.items()]
     return [(label, entry.spec.requires, entry.owner.distribution) for label, entry in found if entry.spec.requires]

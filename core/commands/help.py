@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 
 import core
@@ -11,6 +12,7 @@ from core.config.overrides import close, words
 from core.config.schema import RunConfig
 from core.errors import ConfigError
 from core.platform.registry import Registry
+from core.platform.switches import is_switch
 
 WIDTH = 110
 
@@ -61,10 +63,23 @@ def _examples(registry: Registry) -> list[tuple[str, str]]:
     return rows
 
 
-def overview(registry: Registry, commands: dict[str, str]) -> str:
+def command(arguments: list[str]) -> int:
+    """The command `help`, and `--help`: the overview, or every setting of the stage that is named."""
+    arguments = [argument for argument in arguments if not is_switch(argument)]
+    registry = Registry.load(strict=False)
+    for line in registry.warnings:
+        sys.stderr.write(f"warning: {line}\n")
+    named = [argument for argument in arguments if argument.startswith(("stage=", "algorithm="))]
+    sys.stdout.write(stage_help(named, registry) if named else overview(registry))
+    return 0
+
+
+def overview(registry: Registry) -> str:
     """The text of --help."""
     groups = presets.options(registry)
     group_rows = [(f"{name}=", ", ".join(names)) for name, names in groups.items() if names and name != "algorithm"]
+    listed = {"data.transforms=[…]": registry.transforms, "eval.metrics=[…]": registry.metrics}
+    group_rows += [(key, ", ".join(sorted(table))) for key, table in listed.items() if table]
     defaults = {"dry_run", "reuse", "runs_dir", "group", "quant"}
     settings = [(f"{doc.name}={doc.default}", doc.doc) for doc in field_docs(RunConfig) if doc.name in defaults]
     flags = [
@@ -82,7 +97,7 @@ def overview(registry: Registry, commands: dict[str, str]) -> str:
         _block("stages", _stage_rows(registry) or [("(none)", "no stage is installed")]),
         _block("groups", group_rows),
         _block("settings (any key of the configuration can be set)", settings),
-        _block("commands", list(commands.items())),
+        _block("commands", [(name, entry.spec.summary) for name, entry in registry.commands.items()]),
         _block("flags", flags),
         "examples\n" + "\n".join(f"  {command:<66}  {text}" for command, text in _examples(registry)),
     ]
@@ -123,23 +138,3 @@ def stage_help(overrides: list[str], registry: Registry) -> str:
         rows = [(f"stage.{doc.name}={doc.default}", f"[{doc.type}] {doc.doc}") for doc in docs if doc.owner == owner]
         blocks.append(_block(f"settings of {owner}", rows, least=34))
     return "\n\n".join(blocks) + "\n"
-
-
-def plugin_table(registry: Registry) -> str:
-    """The text of `plugins`."""
-    lines = []
-    for record in registry.plugins:
-        origin = f"{record.owner.distribution} {record.owner.version}".strip() or "a module on sys.path"
-        api = f"API {record.api}" if record.api is not None else "API not stated"
-        lines.append(f"{record.owner.plugin}  ({origin}, {record.module})  {record.state}, {api}")
-        if record.reason:
-            lines.append(f"    why:   {record.reason}")
-        if record.adds:
-            lines.append("\n".join(textwrap.wrap("adds:  " + ", ".join(record.adds), WIDTH, initial_indent="    ",
-                                                 subsequent_indent="           ")))  # fmt: skip
-        if record.hooks:
-            lines.append(f"    hooks: {', '.join(record.hooks)}")
-        if record.imports_torch:
-            lines.append("    note:  its entry module imports torch, which slows every start down")
-    lines += [f"clash: {error.what}\n    mend:  {error.mend}" for error in registry.clashes]
-    return "\n".join(lines or ["no plugin was found"]) + "\n"

@@ -98,7 +98,7 @@ def _run_alone(overrides: list[str]) -> bool:
     return True
 
 
-def launch(arguments: list[str], commands: tuple[str, ...] = ()) -> int:
+def launch(arguments: list[str]) -> int:
     """Run what the command line says; the exit code of the worst job.
 
     Raises PreftuneError for what is found before a job starts.
@@ -109,7 +109,7 @@ def launch(arguments: list[str], commands: tuple[str, ...] = ()) -> int:
         raise ConfigError("no stage is installed", mend="reinstall preftune; 'plugins' tells what was found")
     flags, overrides = split(arguments)
     folders = user_folders(flags)
-    rewritten = rewrite(overrides, registry, commands)
+    rewritten = rewrite(overrides, registry)
     compose.install(registry, folders)
     _exit_codes.clear()
     _launching.add(os.getpid())

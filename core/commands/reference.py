@@ -9,7 +9,15 @@ from typing import Any
 from core.config import combinations
 from core.config.data_schema import TransformConfig
 from core.config.fields import FieldDoc, field_docs
-from core.config.schema import RewardConfig, RolloutConfig, RunConfig, StageConfig, TrackerConfig
+from core.config.schema import (
+    MetricConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    StageConfig,
+    TrackerConfig,
+)
 from core.errors import ConfigError
 from core.platform.registry import Registry
 from core.platform.switches import is_switch
@@ -32,7 +40,7 @@ def command(arguments: list[str]) -> int:
 
 def page(registry: Registry, own: bool = False) -> str:
     """The Markdown text. own: only what preftune's own distribution brings."""
-    groups = {"stage", "upstream", "reward", "rollout", "tracker"}
+    groups = {"stage", "upstream", "reward", "rollout", "optimizer", "tracker"}
     blocks = [HEAD, "## The whole run\n", _table("", RunConfig, skip=groups | set(_parts()))]
     for name, config in _parts().items():
         blocks += [f"## {name}\n", _doc(config), _table(f"{name}.", config)]
@@ -44,7 +52,8 @@ def page(registry: Registry, own: bool = False) -> str:
         blocks += [f"## {title}\n", f"{text}.\n", _table("stage.", entry.spec.config, base=StageConfig)]
     tables: list[tuple[str, type, dict[str, Any]]] = [
         ("reward", RewardConfig, registry.reward_models), ("rollout", RolloutConfig, registry.engines),
-        ("tracker", TrackerConfig, registry.trackers),
+        ("optimizer", OptimizerConfig, registry.optimizers), ("tracker", TrackerConfig, registry.trackers),
+        ("an item of eval.metrics, name", MetricConfig, registry.metrics),
         ("a step of data.transforms, name", TransformConfig, registry.transforms),
     ]  # fmt: skip
     for group, base, table in tables:

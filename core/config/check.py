@@ -6,6 +6,7 @@ What cannot be accepted becomes a ConfigError that says what, where and how to m
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -14,16 +15,19 @@ from omegaconf.errors import OmegaConfBaseException
 from core.config import peft_methods
 from core.config.data_schema import DataConfig
 from core.config.fields import FieldDoc, field_docs, field_names
+from core.config.named_parts import named_configs
 from core.config.overrides import close
 from core.config.schema import (
     EvalConfig,
     ModelConfig,
+    OptimizerConfig,
     PeftConfig,
     RetentionConfig,
     RewardConfig,
     RolloutConfig,
     RunConfig,
     RuntimeConfig,
+    ShapedPeftConfig,
     StageConfig,
     TrackerConfig,
 )
@@ -39,6 +43,7 @@ PARTS: dict[str, type] = {
     "reward": RewardConfig,
     "judge": RewardConfig,
     "rollout": RolloutConfig,
+    "optimizer": OptimizerConfig,
     "tracker": TrackerConfig,
     "runtime": RuntimeConfig,
     "eval": EvalConfig,
@@ -144,12 +149,23 @@ def check_missing(cfg: DictConfig) -> None:
     raise ConfigError(f"{listed} must be given", where="; ".join(lines), mend=" ".join(f"{name}=…" for name in names))
 
 
-def check_peft(config: PeftConfig) -> None:
+def shaped_peft(config: PeftConfig, registry: Registry) -> PeftConfig:
+    """A plugin's method as the method of peft that it stands on, its options under those of the user."""
+    entry = registry.peft_methods.get(config.method)
+    if entry is None:
+        return config
+    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(PeftConfig)}
+    values |= {"method": entry.spec.base, "options": {**entry.spec.options, **config.options}}
+    return ShapedPeftConfig(**values, shaped_by=entry.spec.name, owner=str(entry.owner))
+
+
+def check_peft(config: PeftConfig, plugin_methods: Iterable[str] = ()) -> None:
     """Raise ConfigError for a method or an option that the installed peft library does not have."""
     known = peft_methods.methods()
     if config.method == "none" or not known:
         return
     if config.method not in known:
+        known = (*known, *plugin_methods)
         near = close(config.method, known)
         hint = f". Did you mean '{near}'?" if near else ""
         raise ConfigError(
@@ -261,6 +277,8 @@ def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
         typed = to_typed(cfg)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise ConfigError(f"'{error.full_key}' cannot be read: {str(error).splitlines()[0]}") from error
-    check_peft(typed.peft)
+    typed.peft = shaped_peft(typed.peft, registry)
+    check_peft(typed.peft, registry.peft_methods)
+    typed.eval.metrics = named_configs(typed.eval.metrics, registry.metrics, "eval.metrics", "metric")
     typed.data.transforms = transform_configs(typed.data.transforms, registry)
     return typed

@@ -22,7 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_write
 
 from core.config import peft_methods, presets
-from core.config.schema import RewardConfig, RolloutConfig, RunConfig, TrackerConfig
+from core.config.schema import OptimizerConfig, RewardConfig, RolloutConfig, RunConfig, TrackerConfig
 from core.errors import ConfigError, PluginError
 from core.platform.registry import Owner, Registry, structured
 
@@ -108,6 +108,7 @@ def _typed_options(registry: Registry) -> list[LazyNode]:
         ("reward", registry.reward_models),
         ("judge", registry.reward_models),
         ("rollout", registry.engines),
+        ("optimizer", registry.optimizers),
         ("tracker", registry.trackers),
     ]
     for group, table in parts:
@@ -155,6 +156,7 @@ def _root(registry: Registry, defaults: list[Any]) -> Any:
     node.reward = structured(RewardConfig)
     node.judge = structured(RewardConfig)
     node.rollout = structured(RolloutConfig)
+    node.optimizer = structured(OptimizerConfig)
     node.tracker = structured(TrackerConfig)
     return node
 
@@ -183,7 +185,7 @@ def install(registry: Registry, user_folders: tuple[str, ...] = ()) -> None:
     for node in _typed_options(registry):
         store.repo.setdefault(str(node.group), {})[node.name] = node
     written = {file.name for file in files if file.group == "peft"}
-    for method in peft_methods.methods():
+    for method in (*peft_methods.methods(), *registry.peft_methods):
         if method not in written:
             make = partial(OmegaConf.create, {"method": method})
             node = LazyNode("peft", method, presets.OWN, make)

@@ -105,6 +105,7 @@ def _is_free(path: str, registry: Registry) -> bool:
         "reward": list(registry.reward_models.values()),
         "judge": list(registry.reward_models.values()),
         "rollout": list(registry.engines.values()),
+        "optimizer": list(registry.optimizers.values()),
         "tracker": list(registry.trackers.values()),
     }
     if part == "upstream":
@@ -148,7 +149,7 @@ def _with_algorithms(registry: Registry) -> str:
     return ", ".join(names) or "(none is installed)"
 
 
-def rewrite(overrides: list[str], registry: Registry, commands: Iterable[str] = ()) -> list[str]:
+def rewrite(overrides: list[str], registry: Registry) -> list[str]:
     """Overrides as Hydra reads them.
 
     `algorithm=x` becomes `algorithm@stage=x`; `peft.options.key=v`, and every other key in a free dictionary, becomes
@@ -161,7 +162,7 @@ def rewrite(overrides: list[str], registry: Registry, commands: Iterable[str] = 
         key, mark, value = override.partition("=")
         if not mark:
             if not override.startswith("~"):
-                raise _bare_word(override, registry, commands)
+                raise bare_word(override, registry)
             rewritten.append(override)
         elif key == "algorithm":
             rewritten.append(f"{ALGORITHM_KEY}={_algorithm(value, stages, overrides, registry)}")
@@ -172,13 +173,14 @@ def rewrite(overrides: list[str], registry: Registry, commands: Iterable[str] = 
     return rewritten
 
 
-def _bare_word(word: str, registry: Registry, commands: Iterable[str]) -> ConfigError:
+def bare_word(word: str, registry: Registry) -> ConfigError:
+    """The error for a word that is no command and has no `=`."""
     if word in registry.stage_names():
         mend = f"write stage={word}"
     elif owners := sorted({stage for stage, name in registry.stages if name == word}):
         mend = f"write stage={owners[0]} algorithm={word}"
-    elif near := close(word, [*commands, *registry.stage_names()]):
-        mend = f"did you mean {near if near in commands else f'stage={near}'}?"
+    elif near := close(word, [*registry.commands, *registry.stage_names()]):
+        mend = f"did you mean {near if near in registry.commands else f'stage={near}'}?"
     else:
         mend = "write key=value; --help lists the groups and commands"
     return ConfigError(f"'{word}' is neither a command nor key=value", mend=mend)

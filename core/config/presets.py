@@ -75,6 +75,8 @@ def registered(registry: Registry) -> dict[str, dict[str, Owner]]:
     found["reward"] = {name: entry.owner for name, entry in registry.reward_models.items()}
     found["judge"] = {"auto": OWN} | found["reward"]
     found["rollout"] = {"auto": OWN} | {name: entry.owner for name, entry in registry.engines.items()}
+    found["optimizer"] = {name: entry.owner for name, entry in registry.optimizers.items()}
+    found["peft"] = {name: entry.owner for name, entry in registry.peft_methods.items()}
     found["tracker"] = {"none": OWN} | {name: entry.owner for name, entry in registry.trackers.items()}
     return found
 

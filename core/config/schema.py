@@ -86,12 +86,6 @@ class StageConfig:
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: float = 0.0
     """Decoupled weight decay on matrices."""
-    adam_beta1: float = 0.9
-    """First moment decay."""
-    adam_beta2: float = 0.95
-    """Second moment decay."""
-    adam_eps: float = 1e-8
-    """Added to the root of the second moment."""
     max_grad_norm: float = 1.0
     """Global gradient norm is clipped to this; 0 switches clipping off."""
     eval_every_steps: int = 0
@@ -109,9 +103,6 @@ class StageConfig:
         require(self.lr > 0, "stage.lr", "> 0", self.lr)
         require(0 <= self.warmup_frac <= 1, "stage.warmup_frac", "between 0 and 1", self.warmup_frac)
         require(self.weight_decay >= 0, "stage.weight_decay", ">= 0", self.weight_decay)
-        require(0 <= self.adam_beta1 < 1, "stage.adam_beta1", "in [0, 1)", self.adam_beta1)
-        require(0 <= self.adam_beta2 < 1, "stage.adam_beta2", "in [0, 1)", self.adam_beta2)
-        require(self.adam_eps > 0, "stage.adam_eps", "> 0", self.adam_eps)
         require(self.max_grad_norm >= 0, "stage.max_grad_norm", ">= 0", self.max_grad_norm)
         require(self.eval_every_steps >= 0, "stage.eval_every_steps", ">= 0", self.eval_every_steps)
         require(self.save_every_steps >= 0, "stage.save_every_steps", ">= 0", self.save_every_steps)
@@ -150,7 +141,7 @@ class PeftConfig:
     """Which parameters train: all of them (`none`) or an adapter of the peft library."""
 
     method: str = "none"
-    """`none` or a PEFT method by its peft name (`lora`, `ia3`, `vera` …)."""
+    """`none`, a PEFT method by its peft name (`lora`, `ia3`, `vera` …), or a method of a plugin."""
     r: int | None = None
     """Rank, where the method has one; the method's own default when unset."""
     alpha: float | None = None
@@ -167,6 +158,26 @@ class PeftConfig:
     def __post_init__(self) -> None:
         require(self.r is None or self.r > 0, "peft.r", "> 0", self.r)
         require(self.dropout is None or 0 <= self.dropout < 1, "peft.dropout", "in [0, 1)", self.dropout)
+
+    @property
+    def title(self) -> str:
+        """The method as people call it."""
+        return self.method
+
+
+@dataclass
+class ShapedPeftConfig(PeftConfig):
+    """Settings of a plugin's method. `method` is the method of peft that it stands on, whose rules and files it has."""
+
+    shaped_by: str = ""
+    """Name of the plugin's method."""
+    owner: str = ""
+    """The plugin and its version, so that the artifact's key knows them."""
+
+    @property
+    def title(self) -> str:
+        """The method as people call it."""
+        return f"{self.shaped_by} ({self.method})"
 
 
 @dataclass
@@ -207,6 +218,15 @@ class RolloutConfig:
 
 
 @dataclass
+class OptimizerConfig:
+    """What every optimizer needs; an optimizer's own dataclass extends it. Learning rate, schedule, weight decay and
+    clipping are settings of the stage."""
+
+    name: str = ""
+    """Optimizer name; set by the registry."""
+
+
+@dataclass
 class TrackerConfig:
     """What every tracker needs; a tracker's own dataclass extends it."""
 
@@ -240,10 +260,20 @@ class EvalConfig:
     """Longest completion in tokens."""
     samples: int = 8
     """Completions kept in samples.jsonl, before and after."""
+    metrics: list[Any] = field(default_factory=list)
+    """Further measures at each evaluation, e.g. `[distinct, {name: scored, scorer: numeric}]`."""
 
     def __post_init__(self) -> None:
         require(self.max_items >= 0, "eval.max_items", ">= 0", self.max_items)
         require(self.max_new_tokens > 0, "eval.max_new_tokens", "> 0", self.max_new_tokens)
+
+
+@dataclass
+class MetricConfig:
+    """What every metric needs; a metric's own dataclass extends it."""
+
+    name: str = ""
+    """Metric name, as in `eval.metrics=[{name: …}]`."""
 
 
 @dataclass
@@ -286,8 +316,8 @@ class PluginsConfig:
 
 @dataclass
 class RunConfig:
-    """A whole run. `stage`, `reward`, `judge`, `rollout`, `tracker` hold the chosen ones' settings, `upstream` those of
-    stages before."""
+    """A whole run. `stage`, `reward`, `judge`, `rollout`, `optimizer`, `tracker` hold the chosen ones' settings,
+    `upstream` those of stages before."""
 
     stage: Any = MISSING
     upstream: Any = None
@@ -300,6 +330,7 @@ class RunConfig:
     reward: Any = MISSING
     judge: Any = MISSING
     rollout: Any = MISSING
+    optimizer: Any = MISSING
     tracker: Any = MISSING
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -6,11 +6,10 @@ that were drawn from the same rows as the training records.
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -18,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from core.config.data_schema import TransformConfig
+from core.config.named_parts import named_configs
 from core.data.draws import seed_from
 from core.data.readers import BUILT_IN_READERS
 from core.data.readers.rows import Row
 from core.data.records import BadRow, Record, excerpt
 from core.errors import ConfigError, DataError, PluginError, PreftuneError
+from core.platform.providers import Providers
 from core.platform.registry import Owner, Registry
 from core.platform.specs import TransformSpec
-from core.scoring.guarded import typed_config
 
 EXAMPLES = 3
 """Records of each transform that the plan shows."""
@@ -117,22 +117,7 @@ Transform = Callable[[Sequence[Record], TransformContext], Transformed]
 
 def transform_configs(items: Sequence[Any], registry: Registry) -> list[TransformConfig]:
     """`data.transforms` as typed configs. Raises: ConfigError for a wrong name, field or value, naming its place."""
-    configs = []
-    for place, item in enumerate(items):
-        where = f"data.transforms[{place}]"
-        values = {"name": item} if isinstance(item, str) else item
-        name = values.get("name") if isinstance(values, Mapping) else None
-        if not isinstance(name, str):
-            mend = "write it as {name: NAME, field: value}"
-            raise ConfigError(f"'{where}' must be a transform with a name, got {item!r}", mend=mend)
-        if name not in registry.transforms:
-            known = sorted(registry.transforms)
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f". Did you mean '{near[0]}'?" if near else ""
-            mend = f"choose one of: {', '.join(known)}" if known else "no plugin brings a transform"
-            raise ConfigError(f"there is no transform '{name}'{hint}", where, mend)
-        configs.append(typed_config(registry.transforms[name].spec.config, values, f"{where} ({name})"))
-    return configs
+    return named_configs(items, registry.transforms, "data.transforms", "transform")
 
 
 @dataclass(frozen=True)
@@ -146,15 +131,20 @@ class BoundTransform:
     """A Filter or a Transform."""
 
 
-def bind_transforms(configs: Sequence[TransformConfig], registry: Registry) -> list[BoundTransform]:
-    """The configured transforms, imported and built. Raises: PluginError when one cannot be imported; ConfigError for
-    what it refuses."""
+def bind_transforms(
+    configs: Sequence[TransformConfig], registry: Registry, providers: Providers
+) -> list[BoundTransform]:
+    """The configured transforms, imported and built; `providers` counts what they take.
+
+    Raises: PluginError when one cannot be imported; ConfigError for what it refuses.
+    """
     bound = []
     for place, config in enumerate(configs):
         entry = registry.transforms[config.name]
         build = registry.resolve(entry.spec)
-        call = _guarded(partial(build, config), entry.spec, entry.owner, place)
-        bound.append(BoundTransform(entry.spec, entry.owner, config, call))
+        with providers.counted(entry.owner):
+            call = _guarded(partial(build, config), entry.spec, entry.owner, place)
+        bound.append(BoundTransform(entry.spec, entry.owner, config, partial(_counted, providers, entry.owner, call)))
     return bound
 
 
@@ -207,6 +197,11 @@ def apply_transforms(
         built.reports.append(report)
         built.warnings += [f"{bound.spec.name}: {text}" for text in outcome.warnings]
     return built
+
+
+def _counted(providers: Providers, owner: Owner, call: Callable[..., Any], *arguments: Any) -> Any:
+    with providers.counted(owner):
+        return call(*arguments)
 
 
 def _guarded(work: Callable[[], Any], spec: TransformSpec, owner: Owner, place: int) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from core.config.combinations import changes_base
-from core.config.schema import ModelConfig, Quant, RunConfig
+from core.config.schema import ModelConfig, Quant, RunConfig, ShapedPeftConfig
 from core.errors import ModelError
 from core.models.adapters import add_adapter, keep_differentiable, merged_weights, quantization_config
 from core.models.roles import Models, ScoreModel, TokenModel, check_packed
@@ -131,7 +131,13 @@ def _adapted(run: StageRun, module: nn.Module, task: str) -> nn.Module:
         module.requires_grad_(True)
         return module
     torch.manual_seed(cfg.runtime.seed)
-    return add_adapter(module, cfg.peft, task, run.total_steps or 1000)
+    adapted = add_adapter(module, cfg.peft, task, run.total_steps or 1000)
+    if isinstance(cfg.peft, ShapedPeftConfig):
+        entry = run.registry.peft_methods[cfg.peft.shaped_by]
+        shape = run.registry.resolve(entry.spec)
+        with run.providers.at(entry.owner, f"'{entry.spec.impl}'"):
+            shape(adapted, cfg.peft)
+    return adapted
 
 
 def _plain_start(run: StageRun) -> Path:

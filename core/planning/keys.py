@@ -74,6 +74,7 @@ def artifact_key(plan: StagePlan) -> str:
         "stage_files": {name: _file_hash(name) for name in cfg.stage.files()},
         **_start_parts(plan),
         "peft": plain(cfg.peft),
+        "optimizer": {**plain(cfg.optimizer), "owner": plain(plan.optimizer.owner)},
         "data": {**plain(cfg.data), "fingerprint": plan.dataset.info["fingerprint"], **_built_with(plan)},
         "eval": plain(cfg.eval),
         "retention": plain(cfg.retention),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config.combinations import changes_base, check_chain, check_combinations
-from core.config.schema import RewardConfig, RunConfig
+from core.config.schema import RewardConfig, RunConfig, ShapedPeftConfig
 from core.data.building import build_dataset
 from core.data.dataset import Dataset
 from core.data.transforms import bind_transforms
@@ -23,9 +23,10 @@ from core.planning.keys import artifact_key
 from core.planning.ledger import Found, Ledger
 from core.planning.sources import artifact_folder, cache_dir, source_fingerprint
 from core.platform.installing import importable
-from core.platform.providers import blamed
+from core.platform.owners import Registered
+from core.platform.providers import Providers, blamed
 from core.platform.registry import Registry
-from core.platform.specs import DataSourceSpec, EngineSpec, RewardSpec, StageSpec
+from core.platform.specs import DataSourceSpec, EngineSpec, OptimizerSpec, RewardSpec, StageSpec
 from core.scoring.guarded import find_spec, involved
 from core.tokens.heatmap import TokenRow
 from core.training.retention_sets import check_retention
@@ -45,6 +46,7 @@ class StagePlan:
     owner: dict[str, str]
     cfg: RunConfig
     dataset: Dataset
+    optimizer: Registered[OptimizerSpec]
     engine: EngineSpec | None
     reward: RewardSpec | None
     judge: RewardSpec | None = None
@@ -56,6 +58,8 @@ class StagePlan:
     run_dir: Path | None = None
     warnings: list[str] = field(default_factory=list)
     preview: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by plugin, of the data sources and transforms that made the records."""
     rows: list[TokenRow] = field(default_factory=list)
     """A few training rows as tokens, to be shown."""
 
@@ -142,6 +146,7 @@ class Plan:
             "model": {"source": stage.cfg.model.source},
             "roles": {role: {"from": source} for role, source in stage.roles().items()},
             "data": stage.dataset.info,
+            "optimizer": stage.optimizer.spec.name,
             "engine": stage.engine.name if stage.engine else None,
             "reward": stage.cfg.reward.name if stage.reward else None,
             "judge": stage.judge.name if stage.judge else None,
@@ -227,11 +232,23 @@ def _engine(cfg: RunConfig, stage: StageSpec, registry: Registry) -> EngineSpec:
     raise PluginError("no rollout engine can be imported", "rollout", "pip install 'preftune[cpu]' or 'preftune[gpu]'")
 
 
+def _optimizer(cfg: RunConfig, registry: Registry) -> Registered[OptimizerSpec]:
+    """The optimizer that was named. Raises ConfigError where no plugin brings it, PluginError for what it lacks."""
+    entry = registry.optimizers.get(cfg.optimizer.name)
+    if entry is None:
+        known = ", ".join(sorted(registry.optimizers))
+        mend = f"optimizer=NAME with one of: {known}" if known else "allow a plugin that brings one, e.g. optimizers"
+        raise ConfigError("no optimizer is chosen", "optimizer", mend)
+    registry.check_requires(entry.spec)
+    return entry
+
+
 def _plan_stage(
     cfg: RunConfig, spec: StageSpec, registry: Registry, before: list[StagePlan], fingerprint: str
 ) -> StagePlan:
     registry.check_requires(spec)
-    dataset = dataset_for(cfg, spec.data, registry)
+    providers = Providers()
+    dataset = dataset_for(cfg, spec.data, registry, providers)
     engine = _engine(cfg, spec, registry) if spec.samples else None
     reward = registry.reward_models[cfg.reward.name].spec if spec.rollouts else None
     if spec.builds:
@@ -255,11 +272,15 @@ def _plan_stage(
         )
     _check_scorers(cfg, spec, parents, registry)
     check_retention(cfg.retention)
+    if isinstance(cfg.peft, ShapedPeftConfig):
+        registry.check_requires(registry.peft_methods[cfg.peft.shaped_by].spec)
+    for metric in cfg.eval.metrics:
+        registry.check_requires(registry.metrics[metric.name].spec)
     owner = registry.owner_of(spec)
     plan = StagePlan(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
-        engine, reward, registry.reward_models[cfg.judge.name].spec if spec.builds else None,
-        fingerprint=fingerprint, parents=parents, warnings=list(dataset.warnings),
+        _optimizer(cfg, registry), engine, reward, registry.reward_models[cfg.judge.name].spec if spec.builds else None,
+        fingerprint=fingerprint, parents=parents, warnings=list(dataset.warnings), seconds=dict(providers.seconds),
     )  # fmt: skip
     findings = check_combinations(cfg, spec)
     if "policy" in parents and (broken := check_chain(cfg, parents["policy"].stage)) is not None:
@@ -350,23 +371,30 @@ def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan
         ) from error  # fmt: skip
 
 
-def dataset_for(cfg: RunConfig, schema: str, registry: Registry) -> Dataset:
-    """The records that a config names, as `schema`, filtered, augmented and mixed as it says."""
-    transforms = bind_transforms(cfg.data.transforms, registry)
-    return build_dataset(cfg.data, _places(cfg, registry), schema, cfg.runtime.seed, transforms, registry.formats())
+def dataset_for(cfg: RunConfig, schema: str, registry: Registry, providers: Providers | None = None) -> Dataset:
+    """The records that a config names, as `schema`, filtered, augmented and mixed as it says.
+
+    providers: counts what data sources and transforms take.
+    """
+    providers = providers or Providers()
+    transforms = bind_transforms(cfg.data.transforms, registry, providers)
+    places = _places(cfg, registry, providers)
+    return build_dataset(cfg.data, places, schema, cfg.runtime.seed, transforms, registry.formats())
 
 
-def _places(cfg: RunConfig, registry: Registry) -> Path | dict[str, Path]:
+def _places(cfg: RunConfig, registry: Registry, providers: Providers) -> Path | dict[str, Path]:
     """The file or folder that the data config names; for a mixture that of each source."""
     if cfg.data.mixture:
         return {
-            name: _place(source.path, source.source, f"data.mixture.{name}", cfg, registry)
+            name: _place(source.path, source.source, f"data.mixture.{name}", cfg, registry, providers)
             for name, source in cfg.data.mixture.items()
         }
-    return _place(cfg.data.path, cfg.data.source, "data", cfg, registry)
+    return _place(cfg.data.path, cfg.data.source, "data", cfg, registry, providers)
 
 
-def _place(path: str | None, source: str | None, key: str, cfg: RunConfig, registry: Registry) -> Path:
+def _place(
+    path: str | None, source: str | None, key: str, cfg: RunConfig, registry: Registry, providers: Providers
+) -> Path:
     """A file or folder; a generator's rows are written once into the cache."""
     if path:
         return Path(path).expanduser()
@@ -375,16 +403,16 @@ def _place(path: str | None, source: str | None, key: str, cfg: RunConfig, regis
     if source not in registry.data_sources:
         known = ", ".join(sorted(registry.data_sources))
         raise ConfigError(f"there is no data source '{source}'", f"{key}.source", f"one of: {known}")
-    return _generated(registry.data_sources[source].spec, cfg.runtime.seed, registry)
+    return _generated(registry.data_sources[source].spec, cfg.runtime.seed, registry, providers)
 
 
-def _generated(source: DataSourceSpec, seed: int, registry: Registry) -> Path:
+def _generated(source: DataSourceSpec, seed: int, registry: Registry, providers: Providers) -> Path:
     from core.files import atomic_folder
 
     folder = cache_dir() / "data" / f"{source.name}-{source.version}-{seed}"
     if not folder.is_dir():
         write = registry.resolve(source)
-        with atomic_folder(folder) as part, blamed(registry.owner_of(source), f"'{source.impl}'"):
+        with atomic_folder(folder) as part, providers.at(registry.owner_of(source), f"'{source.impl}'"):
             write(part, seed)
         if not any(folder.iterdir()):
             raise PluginError(f"the data source '{source.name}' wrote no file", source.impl)

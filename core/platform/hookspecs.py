@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from core.models.roles import Models
     from core.planning.plan import Plan
     from core.platform.specs import (
+        CommandSpec,
         DataSourceSpec,
         DialectSpec,
         EngineSpec,
+        MetricSpec,
+        OptimizerSpec,
+        PeftMethodSpec,
         ReaderSpec,
         RewardSpec,
         StageSpec,
@@ -62,6 +66,18 @@ class RegistrationHooks:
         """Rollout engines that the plugin brings."""
 
     @hookspec
+    def register_optimizers(self) -> list[OptimizerSpec]:
+        """Optimizers that the plugin brings."""
+
+    @hookspec
+    def register_peft_methods(self) -> list[PeftMethodSpec]:
+        """Methods of parameter-efficient tuning that the plugin brings, each on top of one of peft's own."""
+
+    @hookspec
+    def register_metrics(self) -> list[MetricSpec]:
+        """Measures of held-out completions, or of the models, that the plugin brings."""
+
+    @hookspec
     def register_data_sources(self) -> list[DataSourceSpec]:
         """Named data sources (generators) that the plugin brings."""
 
@@ -84,6 +100,10 @@ class RegistrationHooks:
     @hookspec
     def register_text_sets(self) -> list[TextSetSpec]:
         """Named sets of short texts that the plugin brings."""
+
+    @hookspec
+    def register_commands(self) -> list[CommandSpec]:
+        """Commands, `python -m core NAME …`, that the plugin brings."""
 
     @hookspec
     def register_config_dirs(self) -> list[str]:

@@ -30,7 +30,7 @@ def open_stage(
 
     # A fresh manager for each stage: what one stage registered cannot answer for the next.
     registry = Registry.load()
-    providers = Providers()
+    providers = Providers(stage.seconds)
     _register(registry, stage, cfg, providers)
     return StageRun(stage, plan, registry, console, group, config_json, ledger, providers)
 

@@ -1,7 +1,7 @@
 """Watches what plugins provide: the one that fails is named in the first line, and each one's seconds are counted.
 
-A provider (stage, engine, reward model, data source, plan edit, tracker's constructor) that raises ends the run.
-Errors that preftune's own classes describe pass unchanged. Torch-free.
+A provider (stage, engine, optimizer, metric, reward model, data source, transform, command, plan edit, tracker's
+constructor) that raises ends the run. Errors that preftune's own classes describe pass unchanged. Torch-free.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,18 +62,24 @@ def tell(error: PreftuneError) -> None:
 class Providers:
     """Seconds by plugin, in its own calls: what another plugin takes inside a call is counted for that one."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
+        """before: seconds that were counted elsewhere, e.g. while the plan was made."""
+        self.seconds: dict[str, float] = defaultdict(float, before or {})
         self._inner: list[float] = []
 
     @contextmanager
     def at(self, owner: Owner, doing: str) -> Iterator[None]:
         """Count the block's wall-clock seconds for `owner`, and blame it for what goes wrong."""
+        with self.counted(owner), blamed(owner, doing):
+            yield
+
+    @contextmanager
+    def counted(self, owner: Owner) -> Iterator[None]:
+        """Count the block's wall-clock seconds for `owner`."""
         began = time.perf_counter()
         self._inner.append(0.0)
         try:
-            with blamed(owner, doing):
-                yield
+            yield
         finally:
             whole = time.perf_counter() - began
             self.seconds[owner.plugin] += whole - self._inner.pop()

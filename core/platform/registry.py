@@ -17,6 +17,8 @@ from typing import Any
 import pluggy
 
 from core import __version__
+from core.commands import built_in
+from core.config import peft_methods
 from core.data import dialects, readers
 from core.data.formats import Formats
 from core.errors import PluginError
@@ -31,13 +33,18 @@ from core.platform.hookspecs import (
     StageHooks,
 )
 from core.platform.installing import importable, install_hint
+from core.platform.kinds import KINDS
 from core.platform.owners import Owner, PluginRecord, Registered
 from core.platform.providers import blamed
 from core.platform.spec_checks import LoadedSpec, Spec, check_spec, specs_of, structured
 from core.platform.specs import (
+    CommandSpec,
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
+    MetricSpec,
+    OptimizerSpec,
+    PeftMethodSpec,
     ReaderSpec,
     RewardSpec,
     StageSpec,
@@ -62,6 +69,9 @@ class Registry:
     """By (stage, algorithm); the algorithm is empty for a stage without variants."""
     reward_models: dict[str, Registered[RewardSpec]] = field(default_factory=dict)
     engines: dict[str, Registered[EngineSpec]] = field(default_factory=dict)
+    optimizers: dict[str, Registered[OptimizerSpec]] = field(default_factory=dict)
+    peft_methods: dict[str, Registered[PeftMethodSpec]] = field(default_factory=dict)
+    metrics: dict[str, Registered[MetricSpec]] = field(default_factory=dict)
     trackers: dict[str, Registered[TrackerSpec]] = field(default_factory=dict)
     data_sources: dict[str, Registered[DataSourceSpec]] = field(default_factory=dict)
     transforms: dict[str, Registered[TransformSpec]] = field(default_factory=dict)
@@ -69,6 +79,7 @@ class Registry:
     """By suffix."""
     text_sets: dict[str, Registered[TextSetSpec]] = field(default_factory=dict)
     dialects: dict[str, Registered[DialectSpec]] = field(default_factory=dict)
+    commands: dict[str, Registered[CommandSpec]] = field(default_factory=dict)
     config_dirs: list[tuple[str, Owner]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     """One line for each broken plugin, to be shown to the user."""
@@ -85,7 +96,7 @@ class Registry:
         for specs in (RegistrationHooks, StageHooks, ObserverHooks):
             manager.add_hookspecs(specs)
         registry = cls(manager)
-        registry._take_formats()
+        registry._take_own()
         switches = Switches.read()
         found = sorted(metadata.entry_points(group=PROJECT), key=lambda point: (point.name, point.value))
         for point in found:
@@ -153,11 +164,12 @@ class Registry:
         self._refuse_stage_hooks(plugin)
         return self._collect(plugin, record.hooks)
 
-    def _take_formats(self) -> None:
-        """The built-in readers and dialects, so that no plugin takes their names."""
+    def _take_own(self) -> None:
+        """Core's own readers, dialects and commands, so that no plugin takes their names."""
         core = Owner("core", PROJECT, __version__)
         self.readers = {suffix: Registered(spec, core) for spec in readers.BUILT_IN for suffix in spec.suffixes}
         self.dialects = {spec.name: Registered(spec, core) for spec in dialects.BUILT_IN}
+        self.commands = {spec.name: Registered(spec, core) for spec in built_in.BUILT_IN}
 
     def _refuse_stage_hooks(self, plugin: object) -> None:
         """Stage hooks belong to the chosen stage's own class; an entry module may only wrap them."""
@@ -171,23 +183,9 @@ class Registry:
 
     def _collect(self, plugin: object, hooks: list[str]) -> dict[str, list[Any]]:
         """What the registration hooks of this one plugin return, checked."""
-        from core.config.data_schema import TransformConfig
-        from core.config.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
-
-        kinds: dict[str, tuple[type, type | None]] = {
-            "register_stages": (StageSpec, StageConfig),
-            "register_reward_models": (RewardSpec, RewardConfig),
-            "register_rollout_engines": (EngineSpec, RolloutConfig),
-            "register_trackers": (TrackerSpec, TrackerConfig),
-            "register_data_sources": (DataSourceSpec, None),
-            "register_record_transforms": (TransformSpec, TransformConfig),
-            "register_text_sets": (TextSetSpec, None),
-            "register_readers": (ReaderSpec, None),
-            "register_dialects": (DialectSpec, None),
-            "register_config_dirs": (str, None),
-        }
+        asked = [*((kind.hook, kind.spec, kind.base) for kind in KINDS), ("register_config_dirs", str, None)]
         collected: dict[str, list[Any]] = {}
-        for name, (kind, base) in kinds.items():
+        for name, kind, base in asked:
             collected[name] = []
             if name not in hooks:
                 continue
@@ -204,26 +202,15 @@ class Registry:
         return collected
 
     def _take(self, collected: dict[str, list[Any]], record: PluginRecord) -> None:
-        owner = record.owner
-        for spec in collected["register_stages"]:
-            label = f"{spec.name}/{spec.algorithm}" if spec.algorithm else spec.name
-            self._put(f"stage {label}", self.stages, (spec.name, spec.algorithm), spec, record)
-        tables: list[tuple[str, str, dict[str, Any]]] = [
-            ("register_reward_models", "reward", self.reward_models),
-            ("register_rollout_engines", "rollout", self.engines),
-            ("register_trackers", "tracker", self.trackers),
-            ("register_data_sources", "data source", self.data_sources),
-            ("register_record_transforms", "transform", self.transforms),
-            ("register_text_sets", "text set", self.text_sets),
-            ("register_dialects", "dialect", self.dialects),
-        ]
-        for hook, kind, table in tables:
-            for spec in collected[hook]:
-                self._put(f"{kind} {spec.name}", table, spec.name, spec, record)
-        for suffix, reader in [(suffix, spec) for spec in collected["register_readers"] for suffix in spec.suffixes]:
-            self._put(f"reader {suffix}", self.readers, suffix, reader, record)
+        for kind in KINDS:
+            for spec in collected[kind.hook]:
+                if kind.spec is PeftMethodSpec and spec.name in ("none", *peft_methods.methods()):
+                    self._clash(f"{kind.label} {spec.name}", Owner("peft", "peft", "itself"), record.owner)
+                    continue
+                for key, name in _keys(spec):
+                    self._put(f"{kind.label} {name}", getattr(self, kind.table), key, spec, record)
         for folder in collected["register_config_dirs"]:
-            self.config_dirs.append((folder, owner))
+            self.config_dirs.append((folder, record.owner))
             record.adds.append(f"config {folder}")
 
     def _put(self, label: str, table: dict[Any, Any], key: Any, spec: Spec, record: PluginRecord) -> None:
@@ -291,10 +278,7 @@ class Registry:
 
     def check_configs(self) -> None:
         """Mark as broken each plugin with a config dataclass that cannot be used; too slow for every start."""
-        tables: list[dict[Any, Any]] = [
-            self.stages, self.reward_models, self.engines, self.trackers, self.transforms,
-        ]  # fmt: skip
-        for entry in [entry for table in tables for entry in table.values()]:
+        for entry in [entry for kind in KINDS if kind.base for entry in getattr(self, kind.table).values()]:
             try:
                 structured(entry.spec.config)
             except PluginError as error:
@@ -311,14 +295,11 @@ class Registry:
 
     def owner_of(self, spec: Spec) -> Owner:
         """The plugin that registered `spec`."""
-        tables: list[dict[Any, Any]] = [
-            self.stages, self.reward_models, self.engines, self.trackers, self.data_sources, self.transforms,
-            self.readers, self.dialects,
-        ]  # fmt: skip
-        for table in tables:
-            for entry in table.values():
+        for kind in KINDS:
+            for entry in getattr(self, kind.table).values():
                 if entry.spec is spec:
-                    return entry.owner
+                    owner: Owner = entry.owner
+                    return owner
         return Owner(spec.name, "", "")
 
     def owner_named(self, plugin: str) -> Owner:
@@ -385,6 +366,16 @@ def check_api(version: object) -> None:
         raise PluginError(f"it was built for API {version}, and this preftune has API {API_VERSION}; update preftune")
     if version < OLDEST_API:
         raise PluginError(f"it was built for API {version}, and this preftune takes {OLDEST_API} or newer; update it")
+
+
+def _keys(spec: Any) -> list[tuple[Any, str]]:
+    """(key in its table, name for people) of each place that a spec takes."""
+    if isinstance(spec, StageSpec):
+        name = f"{spec.name}/{spec.algorithm}" if spec.algorithm else spec.name
+        return [((spec.name, spec.algorithm), name)]
+    if isinstance(spec, ReaderSpec):
+        return [(suffix, suffix) for suffix in spec.suffixes]
+    return [(spec.name, spec.name)]
 
 
 def _import(value: str) -> object:

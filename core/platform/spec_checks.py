@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from core.config.peft_methods import methods
 from core.errors import PluginError
 from core.platform.specs import (
+    METRIC_SUBJECTS,
     ROLES,
     SCHEMAS,
     TRANSFORM_KINDS,
+    CommandSpec,
     DataSourceSpec,
     DialectSpec,
     EngineSpec,
+    MetricSpec,
+    OptimizerSpec,
+    PeftMethodSpec,
     ReaderSpec,
     RewardSpec,
     StageSpec,
@@ -21,13 +27,27 @@ from core.platform.specs import (
     TransformSpec,
 )
 
-LoadedSpec = StageSpec | RewardSpec | EngineSpec | TrackerSpec | DataSourceSpec | TransformSpec | ReaderSpec
+LoadedSpec = (
+    StageSpec
+    | RewardSpec
+    | EngineSpec
+    | OptimizerSpec
+    | PeftMethodSpec
+    | MetricSpec
+    | TrackerSpec
+    | DataSourceSpec
+    | CommandSpec
+    | TransformSpec
+    | ReaderSpec
+)
 """What names its code by `impl`."""
 
 Spec = LoadedSpec | DialectSpec | TextSetSpec
 """Anything that a plugin registers."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_NAMES = (_NAME, "letters, digits and _")
+_COMMAND = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _SUFFIX = re.compile(r"\.[a-z0-9_]+")
 _IMPL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -41,8 +61,9 @@ def specs_of(value: Any, kind: type) -> list[Any]:
 
 def check_spec(spec: Any, base: type | None) -> None:
     """Raise PluginError unless a spec can be used as it stands."""
-    if not _NAME.fullmatch(spec.name):
-        raise PluginError(f"{type(spec).__name__} has the name {spec.name!r}; use letters, digits and _")
+    pattern, allowed = (_COMMAND, "small letters, digits and -") if isinstance(spec, CommandSpec) else _NAMES
+    if not pattern.fullmatch(spec.name):
+        raise PluginError(f"{type(spec).__name__} has the name {spec.name!r}; use {allowed}")
     if isinstance(spec, DialectSpec):
         _check_dialect(spec)
         return
@@ -57,8 +78,17 @@ def check_spec(spec: Any, base: type | None) -> None:
             raise PluginError(f"{spec.name}: config must be a dataclass that extends {base.__name__}")
         if "__dataclass_params__" not in vars(spec.config):
             raise PluginError(f"{spec.name}: {spec.config.__name__} lacks the @dataclass decorator")
+    _check_fields(spec)
+
+
+def _check_fields(spec: Any) -> None:
+    """What one kind alone has."""
     if isinstance(spec, TransformSpec) and spec.kind not in TRANSFORM_KINDS:
         raise PluginError(f"{spec.name}: kind is {spec.kind!r}; must be one of {', '.join(TRANSFORM_KINDS)}")
+    if isinstance(spec, MetricSpec) and spec.over not in METRIC_SUBJECTS:
+        raise PluginError(f"{spec.name}: over is {spec.over!r}; must be one of {', '.join(METRIC_SUBJECTS)}")
+    if isinstance(spec, PeftMethodSpec) and (known := methods()) and spec.base not in known:
+        raise PluginError(f"{spec.name}: base is {spec.base!r}; must be a method of peft: {', '.join(known)}")
     if isinstance(spec, StageSpec):
         _check_stage(spec)
     if isinstance(spec, ReaderSpec) and not (spec.suffixes and all(map(_SUFFIX.fullmatch, spec.suffixes))):

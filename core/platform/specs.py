@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.config.data_schema import TransformConfig
-from core.config.schema import RewardConfig, RolloutConfig, StageConfig, TrackerConfig
+from core.config.schema import MetricConfig, OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 
 ROLES = ("policy", "reference", "reward_model", "value_model", "teacher")
 SCHEMAS = ("sft", "preference", "prompts", "text", "corpus", "feedback")
@@ -95,6 +95,66 @@ class EngineSpec:
 
 
 @dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer. `impl` is "package.module:build"; build(config, groups) returns a torch.optim.Optimizer.
+
+    `groups` are torch's: dicts with `params` (fp32 parameters), `lr` (the peak) and `weight_decay`. The optimizer must
+    keep its state by parameter, as tensors and numbers; the learning rate, clipping and checkpoints are core's. One
+    training step may call `step()` several times, each time with gradients of other parameters.
+    """
+
+    name: str
+    config: type[OptimizerConfig]
+    impl: str
+    summary: str = ""
+    state_bytes: float = 8.0
+    """Bytes of state for each trained parameter, for the plan's estimate of memory."""
+    requires: tuple[str, ...] = ()
+
+
+METRIC_SUBJECTS = ("completions", "models")
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """A measure taken at each held-out evaluation. `impl` is "package.module:build"; build(config, run) returns a
+    function, called without gradients and by what it measures:
+
+    completions: function(requests), a core.api.ScoreRequest for each held-out prompt that was answered.
+    models: function(models, data), what the stage's own `evaluate` gets.
+
+    It returns a number, told as `eval/<name>`, or numbers by part, told as `eval/<name>/<part>`.
+    """
+
+    name: str
+    config: type[MetricConfig]
+    impl: str
+    over: str
+    """One of METRIC_SUBJECTS."""
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PeftMethodSpec:
+    """A method of parameter-efficient tuning that stands on one of peft's own.
+
+    `impl` is "package.module:shape"; shape(module, config) is called once on the model with its fresh adapter, and may
+    freeze parameters or set their starting values, so long as the model's output stays that of the start. The
+    artifact is an adapter of the method `base`, which peft loads without the plugin.
+    """
+
+    name: str
+    base: str
+    """Name of the method of peft, e.g. `lora`."""
+    impl: str
+    summary: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of that method's config; the user's `peft.options` go before them."""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TrackerSpec:
     """A tracker. `impl` is "package.module:Class"; Class(config) is registered for the observer hooks."""
 
@@ -174,6 +234,18 @@ class DialectSpec:
     """Fields that it takes along where a column of theirs passes the test."""
     named: bool = False
     """Known by the name of its prompt column alone; steps back when the user names another."""
+
+
+@dataclass(frozen=True)
+class CommandSpec:
+    """A command, `python -m core NAME …`. `impl` is "package.module:function"; function(arguments) gets the words after
+    the name and returns the exit code. Raise core.api.ConfigError for words that it cannot take."""
+
+    name: str
+    """Small letters, digits and `-`."""
+    impl: str
+    summary: str = ""
+    requires: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from core.report.format import (
     as_list,
     change_text,
     count,
+    decimal,
     first,
     flat,
     number,
@@ -206,6 +207,10 @@ def _tables(plan: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]
     plugins = as_dict(result.get("time_by_plugin")).items()
     if times := [(str(name), seconds(value)) for name, item in plugins if (value := number(item)) is not None]:
         tables.append({"title": "Time by plugin", "pairs": times})
+    measured = [(str(row.get("name")), f"{decimal(row.get('before'))} → {decimal(row.get('after'))}")
+                for row in as_list(result.get("metrics")) if isinstance(row, dict)]  # fmt: skip
+    if measured:
+        tables.append({"title": "Metrics", "pairs": measured})
     kept = [(str(row.get("name")).replace("_", " "), change_text(row)) for row in as_list(result.get("retention"))
             if isinstance(row, dict)]  # fmt: skip
     if kept:

@@ -64,6 +64,7 @@ def score_heldout(run: StageRun, models: Models) -> dict[str, float]:
         )
         for record, rollout in zip(records, rollouts, strict=True)
     ]
+    run.eval_requests = requests
     metrics = {
         "finished": sum(rollout.finished for rollout in rollouts) / len(rollouts),
         "completion_tokens": sum(len(rollout.completion_ids) for rollout in rollouts) / len(rollouts),
@@ -120,5 +121,6 @@ def headline(run: StageRun) -> dict[str, Any]:
         "reward_before": before.get("reward"),
         "reward_after": after.get("reward"),
         "kl_to_reference": after.get("kl_to_reference"),
+        "metrics": [{"name": name, "before": before.get(name), "after": after.get(name)} for name in run.metric_names],
         **({"heldout_loss_by_source": by_source} if by_source else {}),
     }

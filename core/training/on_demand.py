@@ -1,4 +1,7 @@
-"""The rollout engines and scorers of a stage run, built when they are first asked for. Torch-free until then."""
+"""The plugins' parts of a stage run, built when they are first asked for: rollout engines, scorers, the optimizer.
+
+Torch-free until then.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ ENGINE_METHODS = ("generate", "score", "sync", "close")
 """What is watched of an engine."""
 
 
-class EnginesAndScorers:
-    """The part of a StageRun that samples and scores."""
+class ChosenParts:
+    """The part of a StageRun that samples, scores and optimizes."""
 
     plan: StagePlan
     cfg: RunConfig
@@ -66,9 +69,9 @@ class EnginesAndScorers:
 
     def sharing_engine(self) -> str:
         """Name of the engine that samples from the trainer's own weights."""
-        for name, entry in self.registry.engines.items():
-            if entry.spec.shares_policy:
-                return name
+        sharing = [entry.spec for entry in self.registry.engines.values() if entry.spec.shares_policy]
+        if sharing:
+            return max(sharing, key=lambda spec: spec.priority).name
         raise PluginError("no rollout engine samples from the trainer's own weights", "", "enable rollout_transformers")
 
     def _ready(self, name: str) -> RolloutEngine:
@@ -114,6 +117,13 @@ class EnginesAndScorers:
         config = spec.config(name=name)
         config.check()
         return self._scorer(f"rule {name}", config)
+
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The run's optimizer over torch's groups of parameters. Its steps are watched like any provider's work."""
+        spec, owner = self.plan.optimizer.spec, self.plan.optimizer.owner
+        with self.providers.at(owner, f"'{spec.impl}'"):
+            built = self.registry.resolve(spec)(self.cfg.optimizer, groups)
+        return cast("torch.optim.Optimizer", Watched(built, self.providers, owner, ("step",)))
 
     def scorers(self) -> list[GuardedScorer]:
         """The scorers that were needed so far."""

@@ -1,4 +1,4 @@
-"""AdamW on fp32 master weights, whatever number format the model computes in.
+"""Any optimizer on fp32 master weights, whatever number format the model computes in.
 
 A bf16 weight near 0.05 cannot take a step smaller than about 0.0002: at fine-tuning learning rates most updates would
 be rounded away. So the optimizer keeps an fp32 copy, adds its steps there, and rounds the copy into the model.
@@ -7,29 +7,33 @@ be rounded away. So the optimizer keeps an fp32 copy, adds its steps there, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from core.config.schema import Schedule, StageConfig
+from core.config.schema import Schedule
+from core.errors import PluginError
 
 _PIECE = 1 << 24
 """Parameters whose fp32 gradients stand at once in a step."""
 
 
-class MasterAdamW:
-    """AdamW over groups of named parameters.
+class MasterOptimizer:
+    """An optimizer of torch's kind over groups of named parameters.
 
     groups: one dict a group with `params` (list of (name, parameter)), `lr` and `weight_decay`; names are unique over
         all groups. A step moves those parameters alone that got a gradient since the last one.
+    build: makes the optimizer out of torch's groups of fp32 masters, see core.api.OptimizerSpec.
 
     Gradients of one micro-batch stay in the parameters, in the model's number format, until the step turns them into
     fp32 piece by piece. Where several micro-batches add up (`accumulating`), each is added into fp32 as it comes.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], cfg: StageConfig) -> None:
+    def __init__(
+        self, groups: Sequence[dict[str, Any]], build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    ) -> None:
         self.names: list[str] = []
         self.params: list[nn.Parameter] = []
         self.masters: list[nn.Parameter] = []
@@ -37,7 +41,7 @@ class MasterAdamW:
         """Set before the first backward pass of an update that has several micro-batches."""
         self._scale = 1.0
         self._hooks: list[Any] = []
-        adam_groups = []
+        master_groups = []
         for group in groups:
             masters = []
             for name, parameter in group["params"]:
@@ -50,12 +54,9 @@ class MasterAdamW:
                 if not same:
                     # Freed one by one during backward: the model's own gradients never stand all at once.
                     self._hooks.append(parameter.register_post_accumulate_grad_hook(self._absorb_hook(master)))
-            adam_groups.append(
-                {"params": masters, "lr": group["lr"], "peak_lr": group["lr"], "weight_decay": group["weight_decay"]}
-            )
-        self.adam = torch.optim.AdamW(
-            adam_groups, betas=(cfg.adam_beta1, cfg.adam_beta2), eps=cfg.adam_eps, fused=True, lr=cfg.lr
-        )
+            master_groups.append({"params": masters, "lr": group["lr"], "weight_decay": group["weight_decay"]})
+        self.inner = build(master_groups)
+        self._peaks = [group["lr"] for group in self.inner.param_groups]
 
     def _absorb_hook(self, master: nn.Parameter) -> Any:
         def hook(parameter: nn.Parameter) -> None:
@@ -84,11 +85,11 @@ class MasterAdamW:
 
     def set_lr_factor(self, factor: float) -> None:
         """Learning rate of each group = its peak times `factor`."""
-        for group in self.adam.param_groups:
-            group["lr"] = group["peak_lr"] * factor
+        for group, peak in zip(self.inner.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
 
     def step(self) -> None:
-        """One AdamW step on the masters, rounded into the model, a piece of the parameters at a time."""
+        """One step on the masters, rounded into the model, a piece of the parameters at a time."""
         waiting: list[int] = []
         size = 0
         for index, (parameter, master) in enumerate(zip(self.params, self.masters, strict=True)):
@@ -121,7 +122,7 @@ class MasterAdamW:
                 _add_gradient(master, parameter)
             if self._scale != 1.0 and master.grad is not None:
                 master.grad.mul_(self._scale)
-        self.adam.step()
+        self.inner.step()
         with torch.no_grad():
             for i in indices:
                 self.masters[i].grad = None
@@ -151,7 +152,7 @@ class MasterAdamW:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self.adam.state.clear()
+        self.inner.state.clear()
 
     def drop_gradients(self) -> None:
         """Forget the gradients gathered so far."""
@@ -161,14 +162,24 @@ class MasterAdamW:
             parameter.grad = master.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Masters and moments by name, for a checkpoint."""
+        """Masters and the optimizer's state by name, for a checkpoint.
+
+        Raises PluginError where the optimizer keeps what a checkpoint cannot hold.
+        """
         tensors: dict[str, Tensor] = {}
         for name, master in zip(self.names, self.masters, strict=True):
             tensors[f"master/{name}"] = master.detach()
-            state = self.adam.state.get(master, {})
-            for key, value in state.items():
-                tensors[f"{key}/{name}"] = torch.as_tensor(value)
-        return tensors
+            for key, value in self.inner.state.get(master, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"state/{key}/{name}"] = value.detach()
+                elif isinstance(value, int | float):
+                    tensors[f"number/{key}/{name}"] = torch.tensor(value, dtype=_NUMBERS[type(value)])
+                elif value is not None:
+                    raise PluginError(
+                        f"the optimizer keeps '{key}' of a parameter as {type(value).__name__}",
+                        type(self.inner).__name__, "its state must be tensors and numbers by parameter",
+                    )  # fmt: skip
+        return _unshared(tensors)
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Counterpart of `state_tensors`. Raises KeyError when a parameter is missing."""
@@ -177,9 +188,33 @@ class MasterAdamW:
                 master.copy_(tensors[f"master/{name}"])
                 if parameter is not master:
                     parameter.copy_(master)
-                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors]
-                if keys:
-                    self.adam.state[master] = {key: tensors[f"{key}/{name}"].to(master.device).clone() for key in keys}
+            saved: dict[str, dict[str, Any]] = {}
+            for label, tensor in tensors.items():
+                kind, _, rest = label.partition("/")
+                key, _, name = rest.partition("/")
+                if kind == "number":
+                    saved.setdefault(name, {})[key] = tensor.item()
+                elif kind == "state":
+                    saved.setdefault(name, {})[key] = tensor.clone()
+            for name, master in zip(self.names, self.masters, strict=True):
+                if name in saved:
+                    self.inner.state[master] = {
+                        key: value.to(master.device) if isinstance(value, Tensor) else value
+                        for key, value in saved[name].items()
+                    }
+
+
+_NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, with a copy of each tensor whose memory another one has already: a checkpoint holds none twice."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return tensors
 
 
 def _add_gradient(master: nn.Parameter, parameter: nn.Parameter) -> None:

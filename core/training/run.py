@@ -27,7 +27,8 @@ from core.platform.providers import Providers
 from core.platform.registry import Registry
 from core.tokens.codec import ChatCodec, load_codec
 from core.tokens.examples import encoded_prompts
-from core.training.on_demand import EnginesAndScorers
+from core.training.on_demand import ChosenParts
+from core.types import ScoreRequest
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from core.models.roles import Models
 
 
-class StageRun(EnginesAndScorers):
+class StageRun(ChosenParts):
     """What the hooks of one stage work with.
 
     Config and plan, the run folder, device and number format, the tokenizer, models by role once they stand, rollout
@@ -83,6 +84,10 @@ class StageRun(EnginesAndScorers):
         self.last_eval: dict[str, Any] | None = None
         self.eval_items: list[float | None] = []
         """Score of each held-out item of the last evaluation."""
+        self.eval_requests: list[ScoreRequest] = []
+        """What the evaluation under way had scored; `eval.metrics` are taken of it."""
+        self.metric_names: list[str] = []
+        """Names that `eval.metrics` gave at the last evaluation."""
         self.eval_metric = ""
         """Name of the headline metric where the stage has its own."""
         self.retention: list[dict[str, Any]] = []
@@ -247,7 +252,7 @@ class StageRun(EnginesAndScorers):
 
         Raises DataError when the data does not serve that schema.
         """
-        return dataset_for(self.cfg, schema, self.registry).train
+        return dataset_for(self.cfg, schema, self.registry, self.providers).train
 
     def records_from(self, path: str, schema: str) -> list[Record]:
         """Records of a file, folder or hub dataset beside the run's own data; its bad rows go to quarantine.

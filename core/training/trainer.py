@@ -23,7 +23,8 @@ from core.models.adapters import (
 )
 from core.models.roles import Models
 from core.training.checkpoint import load_checkpoint, save_checkpoint
-from core.training.optim import MasterAdamW, decay_groups, lr_factor
+from core.training.metrics import HeldoutMetrics
+from core.training.optim import MasterOptimizer, decay_groups, lr_factor
 from core.training.retention import Retention
 from core.training.run import StageRun
 
@@ -53,8 +54,9 @@ class StepLoop:
             named = [(f"{role}/{name}", parameter) for name, parameter in model.trainable()]
             groups += decay_groups(named, lr, self.cfg.weight_decay)
             models.wrapped[role] = run.accelerator.prepare_model(model)
-        self.optimizer = MasterAdamW(groups, self.cfg)
+        self.optimizer = MasterOptimizer(groups, run.build_optimizer)
         self.scheduled = [model.module for model in trained.values() if is_rank_scheduled(model.module)]
+        self.metrics = HeldoutMetrics(run)
         self.retention: Retention | None = None
         self.step = 0
         self.tokens = 0
@@ -197,6 +199,7 @@ class StepLoop:
         with run.timed("evaluate"), torch.no_grad():
             state = torch.get_rng_state()
             metrics = run.hook.evaluate(run=run, models=self.models, data=self.data, step=self.step)
+            metrics |= self.metrics.measure(self.models, self.data)
             torch.set_rng_state(state)
         if self.retention is not None and self.step == 0:
             metrics |= self.retention.metrics()

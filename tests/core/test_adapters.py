@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,18 @@ from core.config.combinations import (
     check_combinations,
 )
 from core.config.peft_methods import methods
-from core.config.schema import PeftConfig, Quant, RunConfig, StageConfig
+from core.config.schema import PeftConfig, Quant, RunConfig
 from core.errors import ConfigError, ModelError
 from core.models import adapters
 from core.models.adapters import add_adapter, is_quantized, keep_differentiable, merged_weights, quantization_config
 from core.models.packed import PromptGroup, pack
 from core.models.roles import Models, ScoreModel, TokenModel, check_packed
 from core.testing import tiny_model, tiny_pairs
-from core.training.optim import MasterAdamW, decay_groups
+from core.training.optim import MasterOptimizer, decay_groups
+from plugins.optimizers import AdamWConfig
+from plugins.optimizers.built import adamw
+
+ADAMW = partial(adamw, AdamWConfig())
 
 IDS = torch.tensor([[5, 9, 33, 71, 100, 8, 61, 300, 12, 4]])
 ROW = pack(
@@ -161,7 +166,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
 
 def train(model: TokenModel, steps: int = 2, lr: float = 0.02) -> list[float]:
     """AdamW of the step loop on packed rows; loss before each step."""
-    optimizer = MasterAdamW(decay_groups(model.trainable(), lr, 0.0), StageConfig(lr=lr))
+    optimizer = MasterOptimizer(decay_groups(model.trainable(), lr, 0.0), ADAMW)
     losses = []
     for _ in range(steps):
         loss = -model(ROW)[0].mean()
@@ -428,7 +433,7 @@ def test_small_updates_survive_in_bf16(configure, folder: Path):
         with torch.no_grad():
             for _, parameter in model.trainable():
                 parameter.fill_(0.1)
-        optimizer = MasterAdamW(decay_groups(model.trainable(), 1e-5, 0.0), StageConfig(lr=1e-5))
+        optimizer = MasterOptimizer(decay_groups(model.trainable(), 1e-5, 0.0), ADAMW)
         for _ in range(5):
             for _, parameter in model.trainable():
                 parameter.grad = torch.ones_like(parameter)
@@ -444,7 +449,7 @@ def test_small_updates_survive_in_bf16(configure, folder: Path):
 # -- AdaLoRA -----------------------------------------------------------------------------------------------------------
 
 
-def adalora_run(model: TokenModel, steps: range, optimizer: MasterAdamW) -> None:
+def adalora_run(model: TokenModel, steps: range, optimizer: MasterOptimizer) -> None:
     """What the step loop does for an adapter with a rank schedule."""
     for step in steps:
         optimizer.accumulating = True
@@ -467,7 +472,7 @@ def test_adalora_ends_with_its_budget(dtype: torch.dtype, configure, folder: Pat
 
     model = adapted(configure("peft=adalora", "peft.r=6"), folder, dtype)
     layers = [part for part in model.module.modules() if hasattr(part, "lora_E")]
-    optimizer = MasterAdamW(decay_groups(model.trainable(), 0.02, 0.0), StageConfig(lr=0.02))
+    optimizer = MasterOptimizer(decay_groups(model.trainable(), 0.02, 0.0), ADAMW)
     adalora_run(model, range(1, 21), optimizer)
     kept = sum(int((layer.lora_E["default"] != 0).sum()) for layer in layers)
     assert kept == 4 * len(layers)
@@ -487,9 +492,9 @@ def test_adalora_ends_with_its_budget(dtype: torch.dtype, configure, folder: Pat
 def test_adalora_state_makes_a_resumed_run_the_same(configure, folder: Path):
     cfg = configure("peft=adalora", "peft.r=6")
 
-    def fresh() -> tuple[TokenModel, MasterAdamW]:
+    def fresh() -> tuple[TokenModel, MasterOptimizer]:
         model = adapted(cfg, folder)
-        return model, MasterAdamW(decay_groups(model.trainable(), 0.02, 0.0), StageConfig(lr=0.02))
+        return model, MasterOptimizer(decay_groups(model.trainable(), 0.02, 0.0), ADAMW)
 
     whole, optimizer = fresh()
     adalora_run(whole, range(1, 13), optimizer)

@@ -428,7 +428,9 @@ def test_a_run_tells_what_its_set_was_made_of(tmp_path, lab, tiny_cli, make_dist
     for text in ("few: 2 drawn of 2", "length: ", "theirs: ", "seen 1"):
         assert text in outcome.out
     [folder] = [path.parent for path in (tmp_path / "runs").rglob("result.json")]
-    data = json.loads((folder / "result.json").read_text())["data"]
+    result = json.loads((folder / "result.json").read_text())
+    assert {"filters", "stranger"} <= result["time_by_plugin"].keys()
+    data = result["data"]
     assert data["sources"]["few"] == 2 and data["records"] == sum(data["sources"].values())
     assert [step["name"] for step in data["transforms"]] == ["length", "theirs"]
     [row] = map(json.loads, (folder / "quarantine.jsonl").read_text().splitlines())

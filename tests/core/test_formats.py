@@ -117,3 +117,11 @@ def test_a_reader_that_is_not_there_is_named(plugin, tmp_path: Path) -> None:
     registry = plugin(source(more=', requires=("not_a_package",)'))
     with pytest.raises(PluginError, match="needs the package 'not_a_package'"):
         load_dataset(DataConfig(), path, "sft", 0, registry.formats())
+
+
+def test_a_dialect_that_fails_on_a_value_is_named(plugin, tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    registry = plugin(source(test="str.strip"))
+    with pytest.raises(PluginError, match="the dialect 'ask_say' fails where it tests 'ask': TypeError"):
+        load_dataset(DataConfig(), path, "sft", 0, registry.formats())

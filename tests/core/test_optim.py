@@ -1,16 +1,27 @@
-"""AdamW on fp32 masters: small steps on bf16 weights, accumulation, state, clipping, schedules."""
+"""Optimizers on fp32 masters: small steps on bf16 weights, accumulation, state, clipping, schedules."""
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import core.training.optim
-from core.config.schema import Schedule, StageConfig
-from core.training.optim import MasterAdamW, decay_groups, lr_factor
+from core.config.schema import Schedule
+from core.errors import PluginError
+from core.training.optim import MasterOptimizer, decay_groups, lr_factor
+from plugins.optimizers import AdafactorConfig, AdamW8bitConfig, AdamWConfig, built
+
+ADAMW = partial(built.adamw, AdamWConfig())
+BUILT_IN = {
+    "adamw": ADAMW,
+    "adamw8bit": partial(built.adamw8bit, AdamW8bitConfig(min_values=0)),
+    "adafactor": partial(built.adafactor, AdafactorConfig()),
+}
 
 
 def made(dtype: torch.dtype, seed: int = 0) -> nn.Module:
@@ -18,8 +29,8 @@ def made(dtype: torch.dtype, seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
 
 
-def optimizer(module: nn.Module, lr: float = 1e-3, decay: float = 0.0) -> MasterAdamW:
-    return MasterAdamW(decay_groups(list(module.named_parameters()), lr, decay), StageConfig(lr=lr))
+def optimizer(module: nn.Module, lr: float = 1e-3, decay: float = 0.0, build=ADAMW) -> MasterOptimizer:
+    return MasterOptimizer(decay_groups(list(module.named_parameters()), lr, decay), build)
 
 
 def inputs(seed: int, count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,7 +48,7 @@ def flat(module: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().float().flatten() for p in module.parameters()])
 
 
-def flat_masters(optim: MasterAdamW) -> torch.Tensor:
+def flat_masters(optim: MasterOptimizer) -> torch.Tensor:
     return torch.cat([master.detach().flatten() for master in optim.masters])
 
 
@@ -64,7 +75,7 @@ def test_plain_bf16_adamw_loses_small_steps_and_masters_keep_them():
     push(exact, adam.step)
 
     held = nn.Parameter(start.to(torch.bfloat16))
-    masters = MasterAdamW(decay_groups([("w", held)], lr, 0.0), StageConfig(lr=lr))
+    masters = MasterOptimizer(decay_groups([("w", held)], lr, 0.0), ADAMW)
     push(held, masters.step)
     assert torch.allclose(masters.masters[0].detach(), exact.detach(), atol=1e-9)
     assert torch.allclose(exact.detach(), start.to(torch.bfloat16).float() - 200 * lr, atol=1e-6)
@@ -121,7 +132,7 @@ def test_fp32_weights_have_no_second_copy():
 
 def test_gradients_of_several_micro_batches_add_up_in_fp32():
     weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.bfloat16))
-    ours = MasterAdamW(decay_groups([("w", weight)], 1e-3, 0.0), StageConfig())
+    ours = MasterOptimizer(decay_groups([("w", weight)], 1e-3, 0.0), ADAMW)
     ours.accumulating = True
     for _ in range(1000):
         weight.sum().backward()
@@ -134,7 +145,7 @@ def test_gradients_of_several_micro_batches_add_up_in_fp32():
 
 def test_the_gradient_of_one_micro_batch_waits_in_the_parameter():
     weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.bfloat16))
-    ours = MasterAdamW(decay_groups([("w", weight)], 1e-3, 0.0), StageConfig())
+    ours = MasterOptimizer(decay_groups([("w", weight)], 1e-3, 0.0), ADAMW)
     weight.sum().backward()
     assert ours.masters[0].grad is None
     assert ours.clip(0.0).item() == 4.0
@@ -190,7 +201,7 @@ def test_clip_scales_all_gradients_of_the_next_step_by_one_number(dtype):
             norm = ours.clip(max_norm if number == 0 else 0.0).item()
             ours.step()
         state = ours.state_tensors()
-        return norm, torch.cat([state[f"exp_avg/{name}"].flatten() for name in ours.names])
+        return norm, torch.cat([state[f"state/exp_avg/{name}"].flatten() for name in ours.names])
 
     norm, plain = moments(0.0)
     # The first moment after one step is 0.1 of the gradient.
@@ -231,7 +242,7 @@ def test_dropped_gradients_leave_no_trace():
 
 def test_what_got_no_gradient_does_not_move():
     one, two = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
-    ours = MasterAdamW(decay_groups([("one", one), ("two", two)], 1e-2, 0.5), StageConfig())
+    ours = MasterOptimizer(decay_groups([("one", one), ("two", two)], 1e-2, 0.5), ADAMW)
     (one.sum() + two.float().sum()).backward()
     ours.step()
     middle = two.detach().clone()
@@ -245,9 +256,10 @@ def test_what_got_no_gradient_does_not_move():
 # ---- state -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_reloaded_optimizer_goes_on_bit_by_bit(dtype):
-    def train(module: nn.Module, ours: MasterAdamW, steps: range) -> None:
+def test_a_reloaded_optimizer_goes_on_bit_by_bit(dtype, name, tmp_path):
+    def train(module: nn.Module, ours: MasterOptimizer, steps: range) -> None:
         for step in steps:
             loss_of(module, step).backward()
             ours.clip(1.0)
@@ -255,18 +267,26 @@ def test_a_reloaded_optimizer_goes_on_bit_by_bit(dtype):
             ours.step()
 
     straight = made(dtype)
-    optim = optimizer(straight, lr=1e-2, decay=0.1)
+    optim = optimizer(straight, lr=1e-2, decay=0.1, build=BUILT_IN[name])
     train(straight, optim, range(4))
-    saved = {name: value.clone() for name, value in optim.state_tensors().items()}
+    save_file(optim.state_tensors(), tmp_path / "state.safetensors")
+    saved = load_file(tmp_path / "state.safetensors")
     train(straight, optim, range(4, 10))
 
     resumed = made(dtype, seed=5)
-    again = optimizer(resumed, lr=1e-2, decay=0.1)
+    again = optimizer(resumed, lr=1e-2, decay=0.1, build=BUILT_IN[name])
     again.load_state_tensors(saved)
     train(resumed, again, range(4, 10))
     assert torch.equal(flat(straight), flat(resumed))
-    for name, value in optim.state_tensors().items():
-        assert torch.equal(value, again.state_tensors()[name]), name
+    for key, value in optim.state_tensors().items():
+        assert torch.equal(value, again.state_tensors()[key]), key
+
+
+def test_state_that_no_checkpoint_can_hold_is_told():
+    ours = optimizer(made(torch.float32))
+    ours.inner.state[ours.masters[0]]["history"] = [1, 2]
+    with pytest.raises(PluginError, match="keeps 'history' of a parameter as list"):
+        ours.state_tensors()
 
 
 def test_loaded_state_is_a_copy():
@@ -322,7 +342,7 @@ def test_decay_alone_shrinks_matrices_by_lr_times_decay():
 def test_each_group_has_its_own_peak():
     one, two = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2, 2))
     groups = decay_groups([("one", one)], 1e-2, 0.0) + decay_groups([("two", two)], 1e-3, 0.0)
-    ours = MasterAdamW(groups, StageConfig())
+    ours = MasterOptimizer(groups, ADAMW)
     ours.set_lr_factor(0.5)
     one.grad, two.grad = torch.ones(2, 2), torch.ones(2, 2)
     ours.step()
@@ -330,7 +350,7 @@ def test_each_group_has_its_own_peak():
     assert torch.allclose(one.detach(), torch.full((2, 2), -5e-3), atol=1e-6)
     assert torch.allclose(two.detach(), torch.full((2, 2), -5e-4), atol=1e-7)
     ours.set_lr_factor(1.0)
-    assert [group["lr"] for group in ours.adam.param_groups] == [1e-2, 1e-3]
+    assert [group["lr"] for group in ours.inner.param_groups] == [1e-2, 1e-3]
 
 
 @pytest.mark.parametrize(

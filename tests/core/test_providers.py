@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+import core.api
 from core.errors import DataError
+from core.platform.deprecation import Renamed
 from core.platform.hookspecs import API_ATTRIBUTE, API_VERSION, Deprecated, hookspec
 from core.platform.owners import Owner
 from core.platform.providers import ProviderError, Providers, Watched, blamed
@@ -85,7 +87,8 @@ STAGE = """
 """
 
 
-def test_plan_edits_and_constructors_are_blamed(acme, make_distribution, make_module, tmp_path):
+def test_plan_edits_and_constructors_are_blamed(acme, make_distribution, make_module, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_stages,plugins.optimizers")
     impl = make_module("class Stage:\n    def __init__(self): raise ValueError('made wrong')")
     make_distribution("mine", STAGE.format(module=impl), distribution="mine-dist", version="3")
     registry = Registry.load()
@@ -151,6 +154,20 @@ def test_a_hook_that_goes_names_its_replacement(acme, make_distribution, monkeyp
     (warning,) = registry.warnings
     assert warning == "plugin 'late' of acme 1.2: 'register_old' goes with API 2; write 'register_stages' instead"
     assert next(item for item in registry.plugins if item.owner.plugin == "late").state == "loaded"
+
+
+@pytest.mark.parametrize(("until", "state"), [(API_VERSION + 1, "loaded"), (API_VERSION, "broken")])
+def test_a_name_that_was_changed_works_until_its_api_version(acme, make_distribution, monkeypatch, until, state):
+    monkeypatch.setitem(core.api.RENAMED, "TaskSpec", Renamed("StageSpec", until))
+    make_distribution("late", "from core.api import TaskSpec, StageSpec\nassert TaskSpec is StageSpec")
+    registry = Registry.load()
+    (warning,) = registry.warnings
+    assert next(item for item in registry.plugins if item.owner.plugin == "late").state == state
+    assert warning.startswith("plugin 'late' of acme 1.2") and "StageSpec" in warning
+    if state == "loaded":
+        assert warning.endswith(f"goes with API {until}; write StageSpec instead")
+    with pytest.raises(AttributeError, match="has no attribute 'TaskSpecs'"):
+        core.api.TaskSpecs  # noqa: B018
 
 
 def test_one_module_under_two_names_is_overridden(acme, make_distribution, make_module, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from core.commands.launch import typed_config
 from core.errors import PluginError
 from core.platform.installing import install_hint
+from core.platform.kinds import KINDS
 from core.platform.registry import Registry
 from core.platform.switches import DISABLE_VARIABLE, MODULES_VARIABLE
 
@@ -199,3 +200,54 @@ def test_install_hint_names_the_extra_that_brings_a_package(make_distribution):
     make_distribution("acme", one_stage(), extra=extra)
     assert install_hint("vllm", "acme") == "pip install 'acme[fast]'"
     assert install_hint("other_thing.sub", "acme") == "pip install other-thing"
+
+
+TWINS = {
+    "stage": "StageSpec('twin', StageConfig, 'a:B', 'sft')",
+    "reward": "RewardSpec('twin', RewardConfig, 'a:b')",
+    "rollout": "EngineSpec('twin', RolloutConfig, 'a:b')",
+    "optimizer": "OptimizerSpec('twin', OptimizerConfig, 'a:b')",
+    "peft method": "PeftMethodSpec('twin', 'lora', 'a:b')",
+    "metric": "MetricSpec('twin', MetricConfig, 'a:b', 'models')",
+    "tracker": "TrackerSpec('twin', TrackerConfig, 'a:B')",
+    "data source": "DataSourceSpec('twin', 'a:b', '1')",
+    "transform": "TransformSpec('twin', TransformConfig, 'a:b', 'filter', '1')",
+    "text set": "TextSetSpec('twin', 'some', {'all': ['a text']})",
+    "reader": "ReaderSpec('twin', ('.twin',), 'a:b')",
+    "dialect": "DialectSpec('twin', {'prompt': bool}, dict)",
+    "command": "CommandSpec('twin', 'a:b')",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.label)
+def test_two_owners_of_one_name_are_both_named(no_builtins, make_distribution, kind):
+    source = f"from core.api import *\n@hookimpl\ndef {kind.hook}(): return [{TWINS[kind.label]}]"
+    for number in (1, 2):
+        make_distribution(f"twin{number}", source, distribution=f"dist{number}")
+    (clash,) = Registry.load(strict=False).clashes
+    name = ".twin" if kind.label == "reader" else "twin"
+    owners = "plugin 'twin1' of dist1 1.2 and plugin 'twin2' of dist2 1.2"
+    assert clash.what == f"two plugins bring {kind.label} {name}: {owners}"
+    assert "PREFTUNE_DISABLE_PLUGINS=twin2" in clash.mend
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("MetricSpec('m', MetricConfig, 'a:b', 'tokens')", "over is 'tokens'; must be one of completions, models"),
+        ("PeftMethodSpec('m', 'loar', 'a:b')", "base is 'loar'; must be a method of peft"),
+        ("OptimizerSpec('m', StageConfig, 'a:b')", "config must be a dataclass that extends OptimizerConfig"),
+    ],
+)
+def test_a_spec_that_cannot_be_used_is_told(no_builtins, make_distribution, spec, reason):
+    hook = {type_.__name__: kind.hook for kind in KINDS for type_ in [kind.spec]}[spec.partition("(")[0]]
+    make_distribution("wrong", f"from core.api import *\n@hookimpl\ndef {hook}(): return [{spec}]")
+    (warning,) = Registry.load().warnings
+    assert reason in warning
+
+
+def test_a_method_of_peft_cannot_be_taken(no_builtins, make_distribution):
+    spec = "PeftMethodSpec('lora', 'lora', 'a:b')"
+    make_distribution("taker", f"from core.api import *\n@hookimpl\ndef register_peft_methods(): return [{spec}]")
+    (clash,) = Registry.load(strict=False).clashes
+    assert "peft method lora" in clash.what and "plugin 'taker'" in clash.what and "of peft itself" in clash.what

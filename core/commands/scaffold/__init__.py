@@ -32,9 +32,19 @@ class Kind:
 KINDS = {
     "stage": Kind("stage", ("stage.py",), "stage/${package}_strict", "preftune help stage=$package"),
     "reward": Kind("reward model", ("reward.py",), "reward/${package}_double"),
+    "judge": Kind("judge", ("judge.py",), try_it="preftune stage=s3ft judge=$package data.path=FILE dry_run=true"),
     "engine": Kind("rollout engine", ("engine.py",)),
-    "observer": Kind("observer", ()),
+    "optimizer": Kind("optimizer", ("optimizer.py",), try_it="preftune stage=sft optimizer=$package dry_run=true"),
+    "peft": Kind("peft method", ("shape.py",), try_it="preftune stage=sft peft=$package dry_run=true"),
     "data": Kind("data source", ("rows.py",), "data/$package", "preftune stage=sft data=$package dry_run=true"),
+    "reader": Kind("reader", (), try_it="preftune stage=sft data.path=FILE.$suffix dry_run=true"),
+    "dialect": Kind("dialect", (), try_it="preftune stage=sft data.path=FILE.jsonl dry_run=true"),
+    "transform": Kind("transform", (), try_it="preftune stage=sft 'data.transforms=[$package]' dry_run=true"),
+    "texts": Kind("text set", (), try_it="preftune stage=cft stage.directives=$package data.path=FILE dry_run=true"),
+    "metric": Kind("metric", (), try_it="preftune stage=sft 'eval.metrics=[$package]' dry_run=true"),
+    "tracker": Kind("tracker", ("tracker.py",), try_it="preftune stage=sft tracker=$package dry_run=true"),
+    "observer": Kind("observer", ()),
+    "command": Kind("command", (), try_it="preftune $name"),
 }
 
 USAGE = f"new-plugin NAME --kind {'|'.join(KINDS)} [--into FOLDER]"
@@ -82,15 +92,15 @@ def write_package(name: str, kind: str, into: Path) -> Path:
     if folder.exists():
         raise ConfigError(f"'{folder}' exists already", mend="take another name, or remove it")
     package = name.replace("-", "_")
+    names = {"name": name.replace("_", "-"), "package": package, "suffix": package.replace("_", "")}
     values = {
-        "name": name.replace("_", "-"),
-        "package": package,
+        **names,
         "Class": "".join(part.capitalize() for part in package.split("_")),
         "kind": chosen.title,
         "article": "An" if chosen.title[0] in "aeiou" else "A",
         "version": core.__version__,
         "api": str(API_VERSION),
-        "try_it": string.Template(chosen.try_it).substitute(package=package),
+        "try_it": string.Template(chosen.try_it).substitute(names),
     }
     files = {
         "pyproject.toml": "common/pyproject.toml",

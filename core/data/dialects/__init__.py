@@ -16,7 +16,7 @@ from core.data.dialects import chat, feedback, plain, preference, supervised
 from core.data.dialects.fields import ALIASES, JOINED, OPTIONAL, normal
 from core.data.records import Record
 from core.data.turns import RowError, kind_of
-from core.errors import ConfigError
+from core.errors import ConfigError, PluginError
 from core.platform.specs import DialectSpec
 
 BUILT_IN: tuple[DialectSpec, ...] = (
@@ -121,7 +121,7 @@ def detect(
     best: tuple[int, DialectSpec, dict[str, str]] | None = None
     for spec in specs:
         mapping = {name: table.required(spec, name) for name in spec.required}
-        fits = sum(all(test(row.get(mapping[name])) for name, test in spec.required.items()) for row in rows)
+        fits = sum(all(_fits(spec, name, row.get(mapping[name])) for name in spec.required) for row in rows)
         if fits and (best is None or fits > best[0]):
             best = (fits, spec, mapping)
         if fits and 2 * fits >= len(rows):
@@ -181,8 +181,8 @@ class _Columns:
         """The alias of a required field that most rows fit, the better name first."""
         if name in self.given:
             return self.given[name]
-        aliases, test = self._aliases(spec, name), spec.required[name]
-        counts = [sum(test(row.get(alias)) for row in self.rows) for alias in aliases]
+        aliases = self._aliases(spec, name)
+        counts = [sum(_fits(spec, name, row.get(alias)) for row in self.rows) for alias in aliases]
         full = [count for count in counts if 2 * count >= len(self.rows)]
         return aliases[counts.index(full[0] if full else max(counts))]
 
@@ -197,6 +197,18 @@ class _Columns:
             if good and 2 * good >= len(values):
                 return {name: alias}
         return {}
+
+
+def _fits(spec: DialectSpec, name: str, value: object) -> bool:
+    """Whether a value passes the test of a required field. Raises PluginError where the test fails: every run asks
+    every dialect, so a plugin's must be named."""
+    try:
+        return bool(spec.required[name](value))
+    except Exception as error:
+        raise PluginError(
+            f"the dialect '{spec.name}' fails where it tests '{name}': {type(error).__name__}: {error}",
+            mend="repair the plugin that brings it, or leave it out; a test must take any value, None too",
+        ) from error
 
 
 def _takes(spec: DialectSpec, name: str, value: object) -> bool:

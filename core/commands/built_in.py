@@ -1,0 +1,27 @@
+"""The commands around a run that come with core; plugins add others with `register_commands`. Torch-free."""
+
+from __future__ import annotations
+
+from core.platform.specs import CommandSpec
+
+BUILT_IN = (
+    CommandSpec(
+        "plugins", "core.commands.plugin_list:command",
+        "list plugins, where they come from and what they add; --json for machines",
+    ),
+    CommandSpec(
+        "preview", "core.commands.preview.command:command",
+        "show what a stage would train on, token by token: `preview stage=NAME data.path=FILE [--html FILE]`",
+    ),
+    CommandSpec(
+        "doctor", "core.commands.doctor:command",
+        "what is installed, what is missing and how to mend it, what may combine",
+    ),
+    CommandSpec(
+        "new-plugin", "core.commands.scaffold:command", "write a package for a plugin: new-plugin NAME --kind KIND"
+    ),
+    CommandSpec(
+        "reference", "core.commands.reference:command", "every setting of every stage, part and plugin, as Markdown"
+    ),
+    CommandSpec("help", "core.commands.help:command", "this text; `help stage=NAME` prints every setting of a stage"),
+)  # fmt: skip

@@ -1,0 +1,34 @@
+"""Lists of parts by name, `data.transforms` and `eval.metrics`, as typed configs. Torch-free."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.errors import ConfigError
+from core.platform.owners import Registered
+from core.scoring.guarded import typed_config
+
+
+def named_configs(items: Sequence[Any], table: Mapping[str, Registered[Any]], key: str, what: str) -> list[Any]:
+    """Each item of the list at `key`, a name or `{name: NAME, field: value}`, as the config of the part of that name.
+
+    Raises ConfigError for a wrong name, field or value, naming its place.
+    """
+    configs = []
+    for place, item in enumerate(items):
+        where = f"{key}[{place}]"
+        values = {"name": item} if isinstance(item, str) else item
+        name = values.get("name") if isinstance(values, Mapping) else None
+        if not isinstance(name, str):
+            mend = "write it as {name: NAME, field: value}"
+            raise ConfigError(f"'{where}' must be a {what} with a name, got {item!r}", mend=mend)
+        if name not in table:
+            known = sorted(table)
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f". Did you mean '{near[0]}'?" if near else ""
+            mend = f"choose one of: {', '.join(known)}" if known else f"no plugin brings a {what}"
+            raise ConfigError(f"there is no {what} '{name}'{hint}", where, mend)
+        configs.append(typed_config(table[name].spec.config, values, f"{where} ({name})"))
+    return configs
