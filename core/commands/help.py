@@ -78,8 +78,8 @@ def overview(registry: Registry) -> str:
     """The text of --help."""
     groups = presets.options(registry)
     group_rows = [(f"{name}=", ", ".join(names)) for name, names in groups.items() if names and name != "algorithm"]
-    listed = {"data.transforms=[…]": registry.transforms, "eval.metrics=[…]": registry.metrics}
-    group_rows += [(key, ", ".join(sorted(table))) for key, table in listed.items() if table]
+    listed = {"data.transforms=[…]": sorted(registry.transforms), "eval.metrics=[…]": sorted(registry.metrics)}
+    group_rows += [(key, ", ".join(names)) for key, names in listed.items() if names]
     defaults = {"dry_run", "reuse", "runs_dir", "group", "quant"}
     settings = [(f"{doc.name}={doc.default}", doc.doc) for doc in field_docs(RunConfig) if doc.name in defaults]
     flags = [
