@@ -51,7 +51,7 @@ KINDS = (
     Kind("register_data_sources", DataSourceSpec, "data source", "data_sources"),
     Kind("register_record_transforms", TransformSpec, "transform", "transforms", TransformConfig),
     Kind("register_text_sets", TextSetSpec, "text set", "text_sets"),
-    Kind("register_readers", ReaderSpec, "reader", "readers"),
     Kind("register_commands", CommandSpec, "command", "commands"),
     Kind("register_dialects", DialectSpec, "dialect", "dialects"),
+    Kind("register_readers", ReaderSpec, "reader", "readers"),
 )
