@@ -26,13 +26,13 @@ RESULT_VERSION = 1
 
 
 def carry_out(run: StageRun) -> dict[str, Any]:
-    """Build, train, export, verify, report. Returns result.json."""
+    """Build, train, export, verify, report. Returns result.json; nothing in a process that is not the first."""
     began = time.perf_counter()
     reset_peak()
     phase = "build"
     try:
         _open_folder(run)
-        with run.timed("load"):
+        with run.timed("load"), run.peers.first_alone():
             data = run.hook.build_data(run=run)
             _check_train(run, data.train)
             run.total_steps = run.hook.total_steps(run=run, data=data)
@@ -42,12 +42,15 @@ def carry_out(run: StageRun) -> dict[str, Any]:
             data = run.hook.make_data(run=run, models=run.models, data=data)
             _check_train(run, data.train)
             run.total_steps = run.hook.total_steps(run=run, data=data)
-        run.ledger.enter(run.key, run.dir)
+        if run.peers.first:
+            run.ledger.enter(run.key, run.dir)
         run.console.begin(run.plan.title, run.total_steps)
         phase = "fit"
         counts = run.hook.fit(run=run, models=run.models, data=data)
         if counts["steps"] < 1:
             raise TrainingError("the run made no step", run.stage_name, "give more records or steps")
+        if not run.peers.first:
+            return {}
         phase = "export"
         run.close_engines()
         with run.timed("export and verify"):
