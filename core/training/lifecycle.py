@@ -12,7 +12,7 @@ from typing import Any
 
 from core.artifacts.artifact import seal
 from core.data.records import write_quarantine
-from core.errors import ArtifactError, DataError, TrainingError
+from core.errors import ArtifactError, ConfigError, DataError, TrainingError
 from core.files import disk_guard, write_json, write_text
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
 from core.planning.plan import StagePlan
@@ -31,6 +31,7 @@ def carry_out(run: StageRun) -> dict[str, Any]:
     reset_peak()
     phase = "build"
     try:
+        _check_loop(run)
         _open_folder(run)
         with run.timed("load"), run.peers.first_alone():
             data = run.hook.build_data(run=run)
@@ -100,6 +101,21 @@ def carry_out(run: StageRun) -> dict[str, Any]:
             "the next stage will not read it; see the details in artifact.json",
         )
     return result
+
+
+def _check_loop(run: StageRun) -> None:
+    """Raise ConfigError where several processes would each run a loop of the stage's own, unaware of the others."""
+    own = [
+        impl.plugin_name
+        for impl in run.hook.fit.get_hookimpls()
+        if not impl.wrapper and impl.plugin_name != "core.training.defaults"
+    ]
+    if run.peers.count > 1 and own:
+        raise ConfigError(
+            f"{run.plan.title} brings a training loop of its own, which {run.peers.count} processes cannot share",
+            run.stage_name,
+            "start one process",
+        )
 
 
 def _open_folder(run: StageRun) -> None:

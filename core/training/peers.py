@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from core.errors import ConfigError
+from core.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,15 @@ _PATIENCE = timedelta(days=1)
 """The others wait as long as this while the first one evaluates or exports."""
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """Variables that would make processes started by this one wait for peers of their own."""
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Raise TrainingError where another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TrainingError("another process of this run has ended", mend="its own message tells why") from error
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ class Peers:
         import torch.distributed as dist
 
         box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _others():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def add(self, tensor: Tensor) -> None:
@@ -60,7 +70,8 @@ class Peers:
         if self.count > 1:
             import torch.distributed as dist
 
-            dist.all_reduce(tensor)
+            with _others():
+                dist.all_reduce(tensor)
 
     def sums(self, values: Mapping[str, float]) -> dict[str, float]:
         """The sums over the processes, by name; a process need not have every name."""
@@ -77,7 +88,8 @@ class Peers:
         import torch.distributed as dist
 
         boxes: list[Any] = [None] * self.count
-        dist.all_gather_object(boxes, value)
+        with _others():
+            dist.all_gather_object(boxes, value)
         return boxes
 
     @contextmanager

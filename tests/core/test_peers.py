@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from core.commands.execute import _check_machine
 from core.config.schema import RunConfig
 from core.errors import ConfigError, TrainingError
 from core.testing.run import Lab, make_lab, read_json, read_rows
+from core.training.lifecycle import _check_loop
 from core.training.peers import ALONE, Peers, join
 from core.training.trainer import StepLoop
 
@@ -101,6 +103,20 @@ def test_micro_batches_are_shared_whole():
     items = list(range(5))
     assert sorted([*Peers(0, 2).share(items), *Peers(1, 2).share(items)]) == items
     assert list(Peers(2, 3).share([1])) == [] and list(ALONE.share(items)) == items
+
+
+def test_a_loop_of_the_stages_own_is_refused():
+    def run(count: int, plugin: str, wrapper: bool = False) -> Any:
+        hook = SimpleNamespace(fit=SimpleNamespace(get_hookimpls=lambda: [
+            SimpleNamespace(plugin_name="core.training.defaults", wrapper=False),
+            SimpleNamespace(plugin_name=plugin, wrapper=wrapper),
+        ]))  # fmt: skip
+        return SimpleNamespace(hook=hook, peers=Peers(0, count), plan=SimpleNamespace(title="own"), stage_name="own")
+
+    _check_loop(run(1, "acme"))
+    _check_loop(run(2, "plugins.reward.stage", wrapper=True))
+    with pytest.raises(ConfigError, match="own brings a training loop of its own, which 2 processes"):
+        _check_loop(run(2, "acme"))
 
 
 def test_different_weights_end_the_run():
