@@ -112,7 +112,7 @@ class PieceTokenizer:
             self._forget()
             self._apart = backend is not None and cuts_at_spaces(backend)
         # The tokenizer's last call may have left it cutting or filling.
-        return self._apart and backend.truncation is None and backend.padding is None
+        return self._apart and backend is not None and backend.truncation is None and backend.padding is None
 
     def _forget(self) -> None:
         self._ids.clear()
