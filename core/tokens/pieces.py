@@ -14,6 +14,8 @@ from typing import Any
 
 FEWEST = 256
 """Fewer texts than this are tokenised whole: there is little to share."""
+_PIECE_COST = 40
+"""A new piece takes about as long as so many characters of whole texts: with too many of them texts are not cut."""
 CHECKED_EVERY = 100
 """One text of so many is also tokenised whole, and must have the same ids."""
 _CHARACTERS = 1 << 24
@@ -89,6 +91,8 @@ class PieceTokenizer:
             return self._whole(texts)
         cut = [pieces(text) for text in texts]
         new = list({piece for piece in chain.from_iterable(cut) if piece not in self._ids})
+        if len(new) * _PIECE_COST > sum(map(len, texts)):
+            return self._whole(texts)
         if new:
             encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(new, add_special_tokens=False)
             self._ids.update(zip(new, [one.ids for one in encoded], strict=True))
