@@ -14,7 +14,7 @@ from typing import Any
 
 FEWEST = 256
 """Fewer texts than this are tokenised whole: there is little to share."""
-_PIECE_COST = 80
+_PIECE_COST = 50
 """A new piece takes about as long as so many characters of whole texts: with too many of them texts are not cut."""
 CHECKED_EVERY = 100
 """One text of so many is also tokenised whole, and must have the same ids."""
