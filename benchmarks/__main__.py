@@ -15,7 +15,7 @@ from benchmarks.prepare import run_prepare
 from benchmarks.prepare import table as prepare_table
 from benchmarks.race import run_task
 from benchmarks.report import environment, environment_line, summarise, table
-from benchmarks.rows import generate
+from benchmarks.rows import instructions
 from benchmarks.tasks import TASKS
 
 
@@ -54,9 +54,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             continue
         if name == "prepare":
             source = model if model else _embedded()
-            entries = run_prepare(generate("sft", asked.count), source, asked.rounds, folder / name, asked.llamafactory)
+            rows, about = instructions(asked.data, asked.count)
+            entries = run_prepare(rows, source, asked.rounds, folder / name, asked.llamafactory)
             measured["benchmarks"][name] = {"contenders": entries}
-            print(f"\n## prepare\n\n{asked.count} generated rows\n\n{prepare_table(entries)}", flush=True)
+            print(f"\n## prepare\n\n{about}\n\n{prepare_table(entries)}", flush=True)
             _write(asked.json, measured)
             continue
         if name == "build":

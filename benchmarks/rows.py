@@ -43,6 +43,23 @@ def rows_file(task: str, asked: str | None, folder: Path) -> tuple[Path, str]:
     return path, f"{COUNT} generated rows"
 
 
+def instructions(asked: str | None, count: int) -> tuple[list[dict[str, str]], str]:
+    """(rows of an instruction and its output, a word on where they come from): at most `count` of a JSON file in the
+    Alpaca form, the input joined to its instruction; without one as many generated rows."""
+    if not asked:
+        return generate("sft", count), f"{count} generated rows"
+    found = json.loads(Path(asked).expanduser().read_text(encoding="utf-8"))[:count]
+    rows = [
+        {
+            "instruction": "\n".join(filter(None, (row["instruction"], row.get("input")))),
+            "input": "",
+            "output": row["output"],
+        }
+        for row in found
+    ]
+    return rows, f"{len(rows)} rows of {Path(asked).name}"
+
+
 def generate(task: str, count: int = COUNT, seed: int = 0) -> list[dict[str, str]]:
     """Rows in the Alpaca form, or preference rows for dpo; the same for the same arguments."""
     rng = random.Random(f"{task}:{seed}")

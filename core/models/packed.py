@@ -8,10 +8,12 @@ padded batch.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,14 +119,11 @@ def pack(sequences: Sequence[PromptGroup]) -> Packed:
     Every prompt must have at least one token, so that the first completion token has a predecessor; completions may
     not be empty. A plain text without prompt is a prompt of its first token and one completion of the rest.
     """
-    ids: list[int] = []
-    positions: list[int] = []
+    ids = array("q")
     roots: list[tuple[int, int]] = []
     children: list[tuple[int, int, int, int]] = []
-    predict: list[int] = []
-    taken: list[int] = []
-    completion_of: list[int] = []
-    last: list[int] = []
+    segments: list[tuple[int, int]] = []
+    """Tokens of each segment, and what its places in the row are ahead of its positions."""
     leaves: list[tuple[tuple[int, int], tuple[int, int]]] = []
     for sequence in sequences:
         if not sequence.prompt or not all(len(completion) for completion in sequence.completions):
@@ -133,33 +132,35 @@ def pack(sequences: Sequence[PromptGroup]) -> Packed:
         single = len(sequence.completions) == 1
         ids.extend(sequence.prompt)
         root_end = len(ids)
-        positions.extend(range(root_end - root_start))
+        segments.append((root_end - root_start, root_start))
         for completion in sequence.completions:
             start = len(ids)
             ids.extend(completion)
             end = len(ids)
-            depth = root_end - root_start
-            positions.extend(range(depth, depth + end - start))
-            predict.extend([root_end - 1, *range(start, end - 1)])
-            taken.extend(range(start, end))
-            completion_of.extend([len(leaves)] * (end - start))
-            last.append(end - 1)
+            segments.append((end - start, start - (root_end - root_start)))
             leaves.append(((root_start, root_end), (start, end)))
             if not single:
                 children.append((root_start, root_end, start, end))
         # A single completion is one causal run with its prompt: the cheapest call there is.
         roots.append((root_start, len(ids) if single else root_end))
-    ids_T = torch.tensor(ids, dtype=torch.long)
-    taken_M = torch.tensor(taken, dtype=torch.long)
+    ids_T = torch.from_numpy(np.array(ids))
+    tokens, ahead = np.array(segments, dtype=np.int64).reshape(-1, 2).T
+    (_, root_ends), (starts, ends) = np.array(leaves, dtype=np.int64).reshape(-1, 2, 2).transpose(1, 2, 0)
+    counts = ends - starts
+    firsts = np.cumsum(counts) - counts
+    taken = np.arange(counts.sum()) + np.repeat(starts - firsts, counts)
+    predict = taken - 1
+    predict[firsts] = root_ends - 1
+    taken_M = torch.from_numpy(taken)
     return Packed(
         input_ids_T=ids_T,
-        position_ids_T=torch.tensor(positions, dtype=torch.long),
+        position_ids_T=torch.from_numpy(np.arange(len(ids)) - np.repeat(ahead, tokens)),
         calls=[*_root_calls(roots), *_child_calls(children)],
-        predict_M=torch.tensor(predict, dtype=torch.long),
+        predict_M=torch.from_numpy(predict),
         taken_M=taken_M,
         targets_M=ids_T[taken_M],
-        completion_M=torch.tensor(completion_of, dtype=torch.long),
-        last_C=torch.tensor(last, dtype=torch.long),
+        completion_M=torch.from_numpy(np.repeat(np.arange(len(leaves)), counts)),
+        last_C=torch.from_numpy(ends - 1),
         leaves=leaves,
     )
 

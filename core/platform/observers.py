@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Observers:
-    """The observer hooks of every plugin of a manager.
+    """The observer hooks of every plugin of a manager; of none where there is no manager.
 
     An exception is told once for each plugin and hook through `warn`, with the plugin's name, and survived; the
     plugin is called again the next time. KeyboardInterrupt and SystemExit pass. Dictionaries and lists are handed
@@ -27,7 +27,7 @@ class Observers:
     failures: number of exceptions, by (plugin name, hook name).
     """
 
-    def __init__(self, manager: pluggy.PluginManager, warn: Callable[[str], None]) -> None:
+    def __init__(self, manager: pluggy.PluginManager | None, warn: Callable[[str], None]) -> None:
         self.manager = manager
         self.warn = warn
         self.seconds_by_plugin: dict[str, float] = defaultdict(float)
@@ -72,7 +72,9 @@ class Observers:
         return sorted(sections, key=lambda section: section.order)
 
     def _call(self, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
-        answers = []
+        answers: list[tuple[str, Any]] = []
+        if self.manager is None:
+            return answers
         for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
             if impl.wrapper or impl.hookwrapper:
                 self._failed(impl.plugin_name, hook, "is a wrapper; observers are called apart and cannot be wrapped")

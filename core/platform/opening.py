@@ -11,6 +11,7 @@ from core.planning.ledger import Ledger
 from core.planning.plan import Plan, StagePlan
 from core.platform.providers import Providers
 from core.platform.registry import STAGE_HOOKS, Registry
+from core.training.peers import ALONE, Peers
 
 if TYPE_CHECKING:
     from core.training.run import StageRun
@@ -24,6 +25,7 @@ def open_stage(
     config_json: dict[str, Any],
     group: str,
     ledger: Ledger,
+    peers: Peers = ALONE,
 ) -> StageRun:
     """A stage of the plan, ready to run in `stage.run_dir`."""
     from core.training.run import StageRun
@@ -32,7 +34,7 @@ def open_stage(
     registry = Registry.load()
     providers = Providers(stage.seconds)
     _register(registry, stage, cfg, providers)
-    return StageRun(stage, plan, registry, console, group, config_json, ledger, providers)
+    return StageRun(stage, plan, registry, console, group, config_json, ledger, providers, peers)
 
 
 def _register(registry: Registry, stage: StagePlan, cfg: RunConfig, providers: Providers) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from core.config.schema import ModelConfig
 from core.data.records import Message
 from core.errors import DataError, ModelError
+from core.tokens.pieces import PieceTokenizer
 from core.tokens.templates import PRESETS, ChatLayout, Layout, NotPrefix, preset
 
 _PROBE = (Message("user", "Probe."), Message("assistant", "Fine"))
@@ -45,6 +46,7 @@ class ChatCodec:
         self.rows = rows
         self.eos: int = tokenizer.eos_token_id
         self.layout = ChatLayout(tokenizer)
+        self._pieces = PieceTokenizer(tokenizer)
         self.pad: int = self._padding()
         tokenizer.pad_token_id = self.pad  # saved with the artifact
         self.notes: list[str] = []
@@ -138,9 +140,7 @@ class ChatCodec:
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts as they stand: the tokenizer adds nothing."""
-        if not texts:
-            return []
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return self._pieces(texts) if texts else []
 
     def _padding(self) -> int:
         """The padding token, or another special token that the template does not use where that is the end-of-turn

@@ -45,7 +45,7 @@ class Demonstration:
     @property
     def trained(self) -> int:
         """Tokens with a weight."""
-        return sum(weight != 0 for weight in self.weights)
+        return len(self.weights) - self.weights.count(0)
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,10 @@ def fault(example: Demonstration, codec: ChatCodec) -> str:
         return "no token has a weight (cut off, or all weights are 0)"
     if doubled_bos(codec, example.ids):
         return "begins with two BOS tokens"
-    filling = codec.pad != codec.eos and any(
-        token == codec.pad and weight for token, weight in zip(example.ids, example.weights, strict=True)
+    filling = (
+        codec.pad != codec.eos
+        and codec.pad in example.ids
+        and any(token == codec.pad and weight for token, weight in zip(example.ids, example.weights, strict=True))
     )
     return (
         f"a trained token is the padding token '{codec.tokenizer.convert_ids_to_tokens(codec.pad)}'" if filling else ""
@@ -185,7 +187,8 @@ def _dialogue(record: Record) -> tuple[Message, ...]:
 
 
 def _weighed(record: Record, dialogue: Dialogue, weights: Sequence[float], rest: float) -> Demonstration:
-    of = [rest if owner == TEMPLATE_TEXT else weights[owner] for owner in dialogue.owners]
+    by_owner = {TEMPLATE_TEXT: rest, **dict(enumerate(weights))}
+    of = list(map(by_owner.__getitem__, dialogue.owners))
     of[0] = 0.0
     return Demonstration(dialogue.ids, of, source_of(record))
 

@@ -190,10 +190,11 @@ class ChatLayout:
             end = closed.find(self.eos, len(opened))
             if not closed.startswith(opened) or end < 0 or not whole.startswith(closed[: end + len(self.eos)]):
                 raise NotPrefix
-            if _squeeze(messages[position]["content"]) not in _squeeze(closed[len(opened) : end]):
+            content, segment = messages[position]["content"], closed[len(opened) : end]
+            if content.strip() not in segment and _squeeze(content) not in _squeeze(segment):
                 raise DataError(
                     f"the chat template rewrites the text of turn {turn + 1}",
-                    f"the text begins {messages[position]['content'][:60]!r}",
+                    f"the text begins {content[:60]!r}",
                     "correct the row, or set model.chat_template=FILE",
                 )
             spans.append((len(opened), end, turn))

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.artifacts.artifact import seal
 from core.data.records import write_quarantine
-from core.errors import ArtifactError, DataError, TrainingError
+from core.errors import ArtifactError, ConfigError, DataError, TrainingError
 from core.files import disk_guard, write_json, write_text
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
 from core.planning.plan import StagePlan
@@ -26,13 +26,14 @@ RESULT_VERSION = 1
 
 
 def carry_out(run: StageRun) -> dict[str, Any]:
-    """Build, train, export, verify, report. Returns result.json."""
+    """Build, train, export, verify, report. Returns result.json; nothing in a process that is not the first."""
     began = time.perf_counter()
     reset_peak()
     phase = "build"
     try:
+        _check_loop(run)
         _open_folder(run)
-        with run.timed("load"):
+        with run.timed("load"), run.peers.first_alone():
             data = run.hook.build_data(run=run)
             _check_train(run, data.train)
             run.total_steps = run.hook.total_steps(run=run, data=data)
@@ -42,12 +43,15 @@ def carry_out(run: StageRun) -> dict[str, Any]:
             data = run.hook.make_data(run=run, models=run.models, data=data)
             _check_train(run, data.train)
             run.total_steps = run.hook.total_steps(run=run, data=data)
-        run.ledger.enter(run.key, run.dir)
+        if run.peers.first:
+            run.ledger.enter(run.key, run.dir)
         run.console.begin(run.plan.title, run.total_steps)
         phase = "fit"
         counts = run.hook.fit(run=run, models=run.models, data=data)
         if counts["steps"] < 1:
             raise TrainingError("the run made no step", run.stage_name, "give more records or steps")
+        if not run.peers.first:
+            return {}
         phase = "export"
         run.close_engines()
         with run.timed("export and verify"):
@@ -97,6 +101,21 @@ def carry_out(run: StageRun) -> dict[str, Any]:
             "the next stage will not read it; see the details in artifact.json",
         )
     return result
+
+
+def _check_loop(run: StageRun) -> None:
+    """Raise ConfigError where several processes would each run a loop of the stage's own, unaware of the others."""
+    own = [
+        impl.plugin_name
+        for impl in run.hook.fit.get_hookimpls()
+        if not impl.wrapper and impl.plugin_name != "core.training.defaults"
+    ]
+    if run.peers.count > 1 and own:
+        raise ConfigError(
+            f"{run.plan.title} brings a training loop of its own, which {run.peers.count} processes cannot share",
+            run.stage_name,
+            "start one process",
+        )
 
 
 def _open_folder(run: StageRun) -> None:

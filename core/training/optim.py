@@ -72,6 +72,24 @@ class MasterOptimizer:
             if grad is not None
         ]  # fmt: skip
 
+    def add_gradients(self, add: Callable[[Tensor], None]) -> None:
+        """Make each fp32 gradient the sum over several processes. To be called after `accumulating` backward passes.
+
+        add: makes a tensor the sum of every process's, in place.
+        A parameter that has a gradient in one of the processes gets one in all.
+        """
+        has = torch.tensor([float(master.grad is not None) for master in self.masters], device=self.masters[0].device)
+        add(has)
+        for master, known in zip(self.masters, has.tolist(), strict=True):
+            if known:
+                if master.grad is None:
+                    master.grad = torch.zeros_like(master)
+                add(master.grad)
+
+    def sums(self) -> list[float]:
+        """The sum of each master in float64: equal where the weights are."""
+        return [master.detach().double().sum().item() for master in self.masters]
+
     def clip(self, max_norm: float) -> Tensor:
         """Global gradient norm before clipping, []; the step will clip to `max_norm` unless that is 0."""
         gradients = self._gradients()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,6 +30,7 @@ from core.platform.registry import Registry
 from core.tokens.codec import ChatCodec, load_codec
 from core.tokens.examples import encoded_prompts
 from core.training.on_demand import ChosenParts
+from core.training.peers import ALONE, Peers
 from core.types import ScoreRequest
 
 if TYPE_CHECKING:
@@ -54,16 +57,24 @@ class StageRun(ChosenParts):
         config_json: dict[str, Any],
         ledger: Ledger,
         providers: Providers,
+        peers: Peers = ALONE,
     ) -> None:
         assert plan.run_dir is not None
         super().__init__()
+        self.peers: Peers = peers
+        """The processes that train together; one alone where no launcher started more."""
         self.plan, self.whole, self.registry, self.console, self.group = plan, whole, registry, console, group
         self.ledger, self.providers = ledger, providers
         self.cfg: RunConfig = plan.cfg
-        self.dir: Path = plan.run_dir
+        self.shared_dir: Path = plan.run_dir
+        """The run folder."""
+        self.dir: Path = (
+            plan.run_dir if peers.first else Path(tempfile.mkdtemp(prefix=f"preftune-process{peers.rank}-"))
+        )
+        """Where this process writes: the run folder; a folder that goes away, of a process that is not the first."""
         self.stage_name = plan.stage
         self.hook = registry.manager.hook
-        self.observers = Observers(registry.manager, self.warn)
+        self.observers = Observers(registry.manager if peers.first else None, self.warn)
         self.records = MetricsWriter(self.dir)
         self.models: Models | None = None
         self.total_steps = 0
@@ -129,7 +140,11 @@ class StageRun(ChosenParts):
     @cached_property
     def device(self) -> torch.device:
         """Where the models live."""
-        return self.accelerator.device
+        import torch
+
+        device = self.accelerator.device
+        # Under a launcher accelerate says cpu:0, which safetensors does not know.
+        return torch.device("cpu") if device.type == "cpu" else device
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -320,6 +335,8 @@ class StageRun(ChosenParts):
         self.records.close()
         self.console.end()
         self.models = None
+        if not self.peers.first:
+            shutil.rmtree(self.dir, ignore_errors=True)
         if "accelerator" in vars(self):
             self.accelerator.free_memory()
 

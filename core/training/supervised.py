@@ -7,10 +7,13 @@ only where a weight is not zero, and in chunks.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress, count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +35,7 @@ def weighted_rows(examples: Sequence[Demonstration], limit: int) -> list[Weighte
 
     Raises ValueError when no token has a weight.
     """
-    total = sum(abs(weight) for example in examples for weight in example.weights)
+    total = sum(sum(map(abs, example.weights)) for example in examples)
     if total == 0:
         raise ValueError("no token of the step has a weight")
     return [_row(part, total) for part in split_by_tokens(examples, lambda example: example.tokens, limit)]
@@ -40,12 +43,12 @@ def weighted_rows(examples: Sequence[Demonstration], limit: int) -> list[Weighte
 
 def _row(examples: Sequence[Demonstration], total: float) -> WeightedRow:
     groups: list[PromptGroup] = []
-    weights: list[float] = []
+    weights = array("f")
     for example in examples:
-        first = next((index for index, weight in enumerate(example.weights) if weight), 1)
+        first = next(compress(count(), example.weights), 1)
         groups.append(PromptGroup(example.ids[:first], [example.ids[first:]]))
         weights.extend(example.weights[first:])
-    weight_M = torch.tensor(weights, dtype=torch.float32)
+    weight_M = torch.from_numpy(np.array(weights))
     kept = weight_M != 0
     return WeightedRow(pack(groups).keep(kept), weight_M[kept] / total)
 

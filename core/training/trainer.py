@@ -53,7 +53,8 @@ class StepLoop:
             lr = models.lr_by_role.get(role, self.cfg.lr)
             named = [(f"{role}/{name}", parameter) for name, parameter in model.trainable()]
             groups += decay_groups(named, lr, self.cfg.weight_decay)
-            models.wrapped[role] = run.accelerator.prepare_model(model)
+            # With several processes too the bare model: their gradients are added in fp32, once an update.
+            models.wrapped[role] = run.accelerator.prepare_model(model, evaluation_mode=run.peers.count > 1)
         self.optimizer = MasterOptimizer(groups, run.build_optimizer)
         self.scheduled = [model.module for model in trained.values() if is_rank_scheduled(model.module)]
         self.metrics = HeldoutMetrics(run)
@@ -73,8 +74,10 @@ class StepLoop:
     def _fit(self) -> dict[str, float]:
         run = self.run
         with run.timed("retention"):
-            self.retention = Retention.of(run, self.models)  # of the start model, whatever was done since
+            if run.peers.first:
+                self.retention = Retention.of(run, self.models)  # of the start model, whatever was done since
         self._resume()
+        self._agree()
         self.began = time.perf_counter()
         if self.step == 0:
             self._evaluate()
@@ -86,12 +89,32 @@ class StepLoop:
             every = self.cfg.save_every_steps
             if every and self.step % every == 0:
                 self._save()
+            run.stop_reason = run.peers.told(run.stop_reason)
         if run.stop_reason:
             run.warn(f"stopped at step {self.step} of {self.total}: {run.stop_reason}")
             run.total_steps = self.step  # the evaluation that follows is the one after training
         run.step = self.step
+        self._agree()
         self._evaluate(last=True)
         return {"steps": self.step, "tokens": self.tokens, "seconds": self.elapsed()}
+
+    def _agree(self) -> None:
+        """Raise TrainingError where several processes do not hold the same weights."""
+        run = self.run
+        if run.peers.count > 1 and len({tuple(sums) for sums in run.peers.all(self.optimizer.sums())}) > 1:
+            raise TrainingError(
+                f"the {run.peers.count} processes hold different weights",
+                f"{run.stage_name}, step {self.step}",
+                "start one process; and report the stage: it does not do the same in each of them",
+            )
+
+    def _warn_of_idle(self, micro_batches: int) -> None:
+        count = self.run.peers.count
+        if self.step == 0 and micro_batches < count:
+            self.run.warn(
+                f"a step has {micro_batches} micro-batches for {count} processes, so some are idle: lower "
+                "stage.micro_batch_tokens"
+            )
 
     def elapsed(self) -> float:
         """Seconds spent in the loop so far, those before a resume included."""
@@ -123,10 +146,15 @@ class StepLoop:
         factor = lr_factor(self.cfg.schedule, self.step, self.total, self.cfg.warmup_frac)
         self.optimizer.set_lr_factor(factor)
         done = 0
+        peers = self.run.peers
         for number, micro_batches in enumerate(updates, 1):
-            self.optimizer.accumulating = len(micro_batches) > 1 or bool(self.scheduled)
+            self.optimizer.accumulating = len(micro_batches) > 1 or bool(self.scheduled) or peers.count > 1
             sums: dict[str, float] = defaultdict(float)
-            for micro_batch in micro_batches:
+            if peers.count > 1:
+                self._warn_of_idle(len(micro_batches))
+                # Noise differs between the processes, and does not depend on what they did before.
+                torch.manual_seed(self.run.seed_for("noise", self.step, number, peers.rank))
+            for micro_batch in peers.share(micro_batches):
                 with self._dropout():
                     output = self.run.hook.compute_loss(run=self.run, models=self.models, micro_batch=micro_batch)
                 if not torch.isfinite(output.loss):
@@ -136,7 +164,11 @@ class StepLoop:
                 sums["loss"] += output.loss.item()
                 for name, value in output.metrics.items():
                     sums[name] += value
-            self._penalize(sums)
+            if peers.first:
+                self._penalize(sums)
+            if peers.count > 1:
+                self.optimizer.add_gradients(peers.add)
+                sums = defaultdict(float, peers.sums(sums))
             norm = self.optimizer.clip(self.cfg.max_grad_norm).item()
             if not math.isfinite(norm):
                 self._not_finite("gradient norm", norm, sums)
@@ -196,6 +228,8 @@ class StepLoop:
 
     def _evaluate(self, last: bool = False) -> None:
         run, seconds = self.run, self.elapsed()
+        if not run.peers.first:
+            return
         with run.timed("evaluate"), torch.no_grad():
             state = torch.get_rng_state()
             metrics = run.hook.evaluate(run=run, models=self.models, data=self.data, step=self.step)
@@ -211,7 +245,7 @@ class StepLoop:
 
     def _save(self) -> None:
         run = self.run
-        if not run.accelerator.is_main_process:
+        if not run.peers.first:
             return
         with run.timed("checkpoint"):
             tensors = self.optimizer.state_tensors()
@@ -236,7 +270,7 @@ class StepLoop:
         run = self.run
         if run.plan.state != "resume":
             return
-        found, notes = load_checkpoint(run.dir / "checkpoints")
+        found, notes = load_checkpoint(run.shared_dir / "checkpoints")
         for note in notes:
             run.warn(note)
         if found is None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from core.config.data_schema import DataConfig
 from core.data.records import Message, Record
 from core.errors import DataError, ModelError
 from core.testing.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from core.tokens import pieces
 from core.tokens.codec import TEMPLATE_TEXT, ChatCodec, Dialogue, check_embedding
 from core.tokens.examples import Demonstration, check_trained, demonstrations, fault, pairs
 from core.tokens.supervision import Supervision, TooLong, TrainOn
@@ -189,6 +191,63 @@ def test_any_weights_reach_their_tokens_and_no_others(rounds, data):
                  for i, turn in enumerate(turns[: last + 1]) if weights[i] == weight]  # fmt: skip
         decoded = TINY.tokenizer.backend_tokenizer.decoder.decode([said.get(weight, "")]) if said.get(weight) else ""
         assert decoded == "".join(texts)
+
+
+# ---- pieces ------------------------------------------------------------------------------------------------------
+
+WORDS = st.lists(st.sampled_from([*"aZ9.'-(\u0301é日\n\t ", " ", " ", "'s", "<|im_end|>", "the"]), max_size=12).map(
+    "".join
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(WORDS, min_size=1, max_size=4), st.sampled_from(["gpt2", *pieces.RULES, "nfc"]))
+def test_the_ids_of_a_text_are_those_of_its_pieces(texts, rule):
+    tokenizer = RULED[rule]
+    made = pieces.PieceTokenizer(tokenizer)
+    whole = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    many = texts * pieces.FEWEST
+    assert (
+        made(many) == whole * pieces.FEWEST and made(many[: pieces.FEWEST]) == (whole * pieces.FEWEST)[: pieces.FEWEST]
+    )
+    assert made._apart and all("".join(pieces.pieces(text)) == text for text in texts)
+
+
+def ruled(rule: str) -> Any:
+    tokenizer = tiny_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    if rule == "nfc":
+        backend.normalizer = normalizers.NFC()
+    elif rule != "gpt2":
+        backend.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(rule), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)
+        ])  # fmt: skip
+    return tokenizer
+
+
+RULED = {rule: ruled(rule) for rule in ("gpt2", *pieces.RULES, "nfc")}
+
+
+def test_tokenizers_that_join_words_are_not_cut():
+    def changed(**parts: Any) -> bool:
+        tokenizer = tiny_tokenizer()
+        for name, part in parts.items():
+            setattr(tokenizer.backend_tokenizer, name, part)
+        return pieces.cuts_at_spaces(tokenizer.backend_tokenizer)
+
+    assert changed()
+    assert not changed(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True))
+    assert not changed(pre_tokenizer=pre_tokenizers.ByteLevel(False, use_regex=False))
+    assert not changed(pre_tokenizer=pre_tokenizers.Split(Regex(r".+"), "isolated"))
+    assert not changed(normalizer=normalizers.Replace(" ", "_"))
+    spaced = tiny_tokenizer()
+    spaced.add_tokens(["of the"])
+    assert not pieces.cuts_at_spaces(spaced.backend_tokenizer)
+    # What the rules do not tell is found by the texts that are tokenised both ways.
+    wrong = pieces.PieceTokenizer(spaced)
+    wrong._may_cut = lambda: True
+    texts = ["one of the two"] * pieces.FEWEST
+    assert wrong(texts) == spaced(texts, add_special_tokens=False)["input_ids"]
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------

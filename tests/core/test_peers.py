@@ -1,0 +1,127 @@
+"""One process or several: one trajectory of loss and gradient, one run folder."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.commands.execute import _check_machine
+from core.config.schema import RunConfig
+from core.errors import ConfigError, TrainingError
+from core.testing.run import Lab, make_lab, read_json, read_rows
+from core.training.lifecycle import _check_loop
+from core.training.peers import ALONE, Peers, join
+from core.training.trainer import StepLoop
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAIN = [
+    "stage=rlhf", "algorithm=dpo", "pipeline.stages=[sft,rlhf]", "retention.general=false", "reuse=false",
+    *(f"{stage}.{setting}" for stage in ("stage", "upstream.sft")
+      for setting in ("max_steps=3", "batch_size=4", "micro_batch_tokens=64", "save_every_steps=2")),
+]  # fmt: skip
+
+
+def launched(count: int, lab: Lab, runs: Path, *words: str) -> list[tuple[int, str]]:
+    """Exit code and output of each of `count` processes that run one command, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(count):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                       **({name: str(value) for name, value in own.items()} if count > 1 else {})}  # fmt: skip
+        command = [sys.executable, "-P", "-m", "core", *words, *lab.words(runs)]
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        text=True))  # fmt: skip
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_trajectory_of_one(tmp_path):
+    lab = make_lab(tmp_path)
+    for name, count in (("one", 1), ("two", 2)):
+        for code, output in launched(count, lab, tmp_path / name, *CHAIN):
+            assert code == 0, output
+            last = output
+    assert not last.strip(), "a process that is not the first has something to say"
+    for stage in ("sft", "rlhf"):
+        (one,), (two,) = (sorted((tmp_path / name).glob(f"2*/*-{stage}")) for name in ("one", "two"))
+        assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+        rows = [read_rows(folder / "metrics.jsonl") for folder in (one, two)]
+        assert len(rows[0]) == len(rows[1]) >= 5
+        for mine, other in zip(*rows, strict=True):
+            assert mine.keys() == other.keys()
+            for metric in mine:
+                if metric.split("/")[-1] in (
+                    "loss",
+                    "grad_norm",
+                    "heldout_loss",
+                    "target_tokens",
+                    "margin",
+                    "accuracy",
+                ):
+                    assert other[metric] == pytest.approx(mine[metric], abs=1e-5), (stage, metric)
+        left, right = (load_file(folder / "artifact" / "model.safetensors") for folder in (one, two))
+        assert all(torch.allclose(left[name], right[name], atol=1e-5) for name in left)
+        assert read_json(two / "result.json")["verified"]
+
+
+def test_several_processes_are_refused_where_they_cannot_share():
+    cfg = RunConfig()
+    plan = SimpleNamespace(stages=[SimpleNamespace(title="rlhf/ppo", spec=SimpleNamespace(samples=True))])
+    _check_machine(cfg, plan, ALONE)
+    with pytest.raises(ConfigError, match="rlhf/ppo samples completions, which 2 processes cannot share yet"):
+        _check_machine(cfg, plan, Peers(1, 2))
+
+
+def test_a_launcher_that_names_no_place_to_meet_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="RANK, MASTER_ADDR, MASTER_PORT is not set"):
+        join(True)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert join(True) is ALONE
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    with pytest.raises(ConfigError, match="on CPU it starts one alone"):
+        join(True)
+
+
+def test_micro_batches_are_shared_whole():
+    items = list(range(5))
+    assert sorted([*Peers(0, 2).share(items), *Peers(1, 2).share(items)]) == items
+    assert list(Peers(2, 3).share([1])) == [] and list(ALONE.share(items)) == items
+
+
+def test_a_loop_of_the_stages_own_is_refused():
+    def run(count: int, plugin: str, wrapper: bool = False) -> Any:
+        hook = SimpleNamespace(fit=SimpleNamespace(get_hookimpls=lambda: [
+            SimpleNamespace(plugin_name="core.training.defaults", wrapper=False),
+            SimpleNamespace(plugin_name=plugin, wrapper=wrapper),
+        ]))  # fmt: skip
+        return SimpleNamespace(hook=hook, peers=Peers(0, count), plan=SimpleNamespace(title="own"), stage_name="own")
+
+    _check_loop(run(1, "acme"))
+    _check_loop(run(2, "plugins.reward.stage", wrapper=True))
+    with pytest.raises(ConfigError, match="own brings a training loop of its own, which 2 processes"):
+        _check_loop(run(2, "acme"))
+
+
+def test_different_weights_end_the_run():
+    peers = SimpleNamespace(count=2, all=lambda value: [value, [1.0]])
+    loop = SimpleNamespace(run=SimpleNamespace(peers=peers, stage_name="sft"), step=0,
+                           optimizer=SimpleNamespace(sums=lambda: [2.0]))  # fmt: skip
+    with pytest.raises(TrainingError, match="2 processes hold different weights"):
+        StepLoop._agree(loop)
