@@ -15,6 +15,7 @@ from omegaconf import MISSING
 
 from core.config.data_schema import DataConfig
 from core.config.rules import require
+from core.config.study_schema import StudyConfig
 
 
 class Dtype(str, Enum):
@@ -340,6 +341,10 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    """Arms that the command `study` compares; a run of its own does not read it."""
+    data_dir: str = "data"
+    """Folder with the public files that experiments name."""
     runs_dir: str = "runs"
     """Folder under which every run gets its own."""
     group: str | None = None
