@@ -21,7 +21,7 @@ from core.config.overrides import words
 from core.config.presets import all_presets
 from core.config.schema import RunConfig
 from core.console import Console
-from core.errors import ConfigError, DataError, PreftuneError, Reported
+from core.errors import ConfigError, PreftuneError, Reported
 from core.files import write_json
 from core.planning.ledger import Ledger
 from core.planning.plan import make_plan
@@ -75,12 +75,12 @@ def _listing() -> str:
 
 
 def _check_files(cfg: RunConfig) -> None:
-    """Raise DataError for files that the study needs and the user has not."""
+    """Raise ConfigError for files that the study needs and the user has not."""
     missing = {name: where for name, where in cfg.study.files.items() if not (Path(cfg.data_dir) / name).exists()}
     if missing:
         listed = "; ".join(f"{name} from {where}" for name, where in missing.items())
-        raise DataError(
-            f"the study needs files that are not in data_dir={cfg.data_dir}: {', '.join(missing)}", cfg.data_dir,
+        raise ConfigError(
+            f"the study needs files that are not in data_dir={cfg.data_dir}: {', '.join(missing)}", "data_dir",
             f"set data_dir=FOLDER to where they are, or fetch {listed}",
         )  # fmt: skip
 
@@ -92,6 +92,8 @@ class _Study:
         self.name, self.cfg, self.study = name, cfg, cfg.study
         self.console = Console()
         self.ledger = Ledger(Path(cfg.runs_dir))
+        self.written: dict[str, Any] = {}
+        """study.json as it was written last."""
         self.given = [word for word in arguments if not word.startswith(("experiment=", "study.", "++study."))]
         # Seed by seed, so that a study which was cut short has whole comparisons.
         self.runs = [ArmRun(arm, seed) for seed in self.study.seeds for arm in self.study.arms]
@@ -186,7 +188,7 @@ class _Study:
             **compare(self.study, self.runs),
             "runs": [vars(run) for run in self.runs],
         }
-        self.written: dict[str, Any] = study
+        self.written = study
         write_json(self.folder / "study.json", study)
         write_pages(self.folder, study)
 
