@@ -135,7 +135,7 @@ def test_a_failing_arm_is_told_and_the_rest_goes_on(studies, tmp_path):
         (("experiment=quick",), "names no arms"),
         (("study.files={a.json: 'https://example.org/a'}",), "fetch a.json from https://example.org/a"),
         (("study.claims=[{arm: x, metric: eval/heldout_loss}]",), "study.claims[0].arm"),
-        (("study.arms={odd: [stage.lrr=1]}",), "arm odd, seed 1"),
+        (("study.arms={odd: ['stage.lrr=1']}",), "arm odd, seed 1"),
         (("--multirun",), "does not take '--multirun'"),
     ],
 )
