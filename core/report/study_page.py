@@ -29,12 +29,12 @@ def write_pages(folder: Path, study: dict[str, Any]) -> None:
 
 
 def result_rows(study: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table: a row for each metric and arm."""
+    """Head and rows of the table: a row for each metric and arm that has it."""
     head = ["metric", "arm", "seeds", "start", "mean", "95 % interval", f"difference to {study['baseline']}",
             "95 % interval of it"]  # fmt: skip
     rows = []
     for metric in study["metrics"]:
-        for row in metric["arms"]:
+        for row in (row for row in metric["arms"] if row["n"]):
             versus = row["difference"] or {}
             rows.append([
                 metric["label"], row["arm"], str(row["n"]), decimal(metric["start"]), decimal(row["mean"]),
@@ -89,19 +89,20 @@ def html(study: dict[str, Any], folder: Path) -> str:
     runs = [(row, _link(row[-1], folder)) for row in run_rows(study)]
     return _template().render(
         study=study, about=about(study), note=NOTE, results=result_rows(study), claims=claim_rows(study), runs=runs,
-        panels=[(metric["label"], Markup(panel(metric))) for metric in study["metrics"]],
+        panels=[(metric["label"], Markup(svg)) for metric in study["metrics"] if (svg := panel(metric))],
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
     )  # fmt: skip
 
 
 def panel(metric: dict[str, Any]) -> str:
-    """One metric as SVG: a line for each arm, a dot for each seed, the mean with its interval; the start dashed."""
-    rows: Sequence[dict[str, Any]] = metric["arms"]
+    """One metric as SVG: a line for each arm that has it, a dot for each seed, the mean with its interval; the start
+    dashed. Empty where no run has it."""
+    rows: Sequence[dict[str, Any]] = [row for row in metric["arms"] if row["n"]]
+    if not rows:
+        return ""
     known = [x for row in rows for x in (*row["values"].values(), row["low"], row["high"]) if x is not None]
     if metric["start"] is not None:
         known.append(metric["start"])
-    if not known:
-        return ""
     x0, x1 = y_range(known)
     height = TOP + ROW * len(rows) + BOTTOM
 
