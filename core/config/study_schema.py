@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum
 
 from core.config.rules import require
 
 
-class Relation(StrEnum):
+class Relation(Enum):
     """What a claim says of two numbers."""
 
     higher = "higher"

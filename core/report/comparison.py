@@ -62,7 +62,10 @@ def quantile(degrees: int) -> float:
     if degrees <= len(_T):
         return _T[degrees - 1]
     z = _Z
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    terms = (
+        (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )  # fmt: skip
+    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
 def mean_of(values: Sequence[float]) -> Mean:
