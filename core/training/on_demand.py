@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from core.config.schema import RunConfig
-from core.errors import PluginError
+from core.errors import ConfigError, PluginError
 from core.planning.plan import StagePlan, answer_kind
 from core.platform.providers import Providers, Watched
 from core.platform.registry import Registry
-from core.scoring.guarded import GuardedScorer, ScorerContext
+from core.scoring.guarded import GuardedScorer, ScorerContext, find_spec
 from core.types import RolloutEngine
 
 if TYPE_CHECKING:
@@ -106,6 +106,17 @@ class ChosenParts:
                 scorer = GuardedScorer(specs[config.name], config, context)
             self._scorers[name] = cast(GuardedScorer, Watched(scorer, self.providers, owner, ("score",)))
         return self._scorers[name]
+
+    def rule_scorer(self, name: str) -> GuardedScorer:
+        """The reward model `name` with its default settings, for a stage that checks answers while it builds data.
+        Raises ConfigError for a name that is not registered, or one that needs settings or a model."""
+        specs = {key: entry.spec for key, entry in self.registry.reward_models.items()}
+        spec = find_spec(name, specs)
+        if spec.needs_model:
+            raise ConfigError(f"'{name}' needs a reward model, which this stage has not", mend="choose a rule")
+        config = spec.config(name=name)
+        config.check()
+        return self._scorer(f"rule {name}", config)
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The run's optimizer over torch's groups of parameters. Its steps are watched like any provider's work."""
