@@ -84,6 +84,8 @@ class Score:
     error: str | None = None
     parts: dict[str, float] = field(default_factory=dict)
     """Named components, e.g. the members of an ensemble and their `spread`."""
+    text: str = ""
+    """Why, in words, of a scorer that says so."""
 
 
 class Scorer(Protocol):

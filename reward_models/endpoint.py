@@ -10,7 +10,7 @@ from typing import Any
 
 from core.api import ConfigError, Score, ScorerContext, ScoreRequest
 from reward_models import EndpointConfig
-from reward_models.verdict import question_of, read_verdict
+from reward_models.verdict import question_of, verdict_score
 
 MAX_REPLY_BYTES = 1 << 20
 
@@ -83,8 +83,7 @@ def _score(data: bytes) -> Score:
         text = json.loads(data)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return Score(None, error="the reply is not that of an OpenAI-compatible endpoint")
-    value = read_verdict(text) if isinstance(text, str) else None
-    return Score(None, error=f"no verdict in the reply {str(text)[:60]!r}") if value is None else Score(value)
+    return verdict_score(text if isinstance(text, str) else str(text))
 
 
 def build(config: EndpointConfig, context: ScorerContext) -> EndpointJudge:  # noqa: ARG001 - signature of every build

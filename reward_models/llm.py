@@ -8,7 +8,7 @@ from typing import Any
 
 from core.api import Message, RolloutEngine, Sampling, Score, ScorerContext, ScoreRequest
 from reward_models import LlmConfig
-from reward_models.verdict import question_of, read_verdict
+from reward_models.verdict import question_of, verdict_score
 
 VERDICTS = ("Verdict: yes", "Verdict: no")
 
@@ -40,11 +40,7 @@ class LlmJudge:
     def _written(self, engine: RolloutEngine, codec: Any, prompts: Sequence[Sequence[int]]) -> list[Score]:
         sampling = Sampling(self.config.max_new_tokens, temperature=0.0, stop_token_ids=(codec.eos,))
         replies = [codec.text(rollout.completion_ids) for rollout in engine.generate(prompts, sampling)]
-        verdicts = [(read_verdict(reply), reply) for reply in replies]
-        return [
-            Score(None, error=f"no verdict in the reply {reply[:60]!r}") if value is None else Score(value)
-            for value, reply in verdicts
-        ]
+        return [verdict_score(reply) for reply in replies]
 
     def _engine(self) -> tuple[RolloutEngine, Any, int]:
         """Engine, codec, and the longest sequence in tokens."""

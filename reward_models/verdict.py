@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from core.api import ScoreRequest
+from core.api import Score, ScoreRequest
 
 QUESTION = """\
 Decide whether an answer says the same as a reference answer to the same question. Wording and length do not matter;
@@ -19,7 +19,8 @@ Reference answer:
 Answer to judge:
 {answer}
 
-Does the answer agree with the reference answer? End with "Verdict: yes" or "Verdict: no"."""
+Does the answer agree with the reference answer? Say in a sentence what is wrong with it where it does not, and end with
+"Verdict: yes" or "Verdict: no"."""
 
 FIELDS = ("{question}", "{reference}", "{answer}")
 _VERDICT = re.compile(r"verdict\W{0,4}(yes|no)\b", re.IGNORECASE)
@@ -52,3 +53,12 @@ def read_verdict(text: str) -> float | None:
         return float(found[-1].lower() == "yes")
     alone = _ALONE.match(text)
     return float(alone[1].lower() == "yes") if alone else None
+
+
+def verdict_score(reply: str) -> Score:
+    """The verdict as a score, with what the reply says before it as its text; an error where there is no verdict."""
+    value = read_verdict(reply)
+    if value is None:
+        return Score(None, error=f"no verdict in the reply {reply[:60]!r}")
+    found = list(_VERDICT.finditer(reply))
+    return Score(value, text=reply[: found[-1].start()].strip() if found else "")

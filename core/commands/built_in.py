@@ -14,6 +14,10 @@ BUILT_IN = (
         "show what a stage would train on, token by token: `preview stage=NAME data.path=FILE [--html FILE]`",
     ),
     CommandSpec(
+        "study", "core.commands.study:command",
+        "compare the arms of an experiment over seeds: `study experiment=NAME`; without a name, list them",
+    ),
+    CommandSpec(
         "doctor", "core.commands.doctor:command",
         "what is installed, what is missing and how to mend it, what may combine",
     ),

@@ -15,6 +15,7 @@ from omegaconf import MISSING
 
 from core.config.data_schema import DataConfig
 from core.config.rules import require
+from core.config.study_schema import StudyConfig
 
 
 class Dtype(str, Enum):
@@ -72,6 +73,9 @@ class StageConfig:
     """Passes over the training records; `max_steps` wins when set."""
     max_steps: int | None = None
     """Optimizer steps (rollout iterations for online stages)."""
+    target_tokens: int | None = None
+    """Train until so many target tokens were seen, whatever `epochs` says; `max_steps` wins. For comparing methods
+    whose targets differ in length."""
     batch_size: int = 16
     """Records (pairs, prompts) consumed by one step, over all processes."""
     order: Order = Order.shuffled
@@ -98,6 +102,7 @@ class StageConfig:
     def __post_init__(self) -> None:
         require(self.epochs > 0, "stage.epochs", "> 0", self.epochs)
         require(self.max_steps is None or self.max_steps > 0, "stage.max_steps", "> 0", self.max_steps)
+        require(self.target_tokens is None or self.target_tokens > 0, "stage.target_tokens", "> 0", self.target_tokens)
         require(self.batch_size > 0, "stage.batch_size", "> 0", self.batch_size)
         require(self.micro_batch_tokens > 0, "stage.micro_batch_tokens", "> 0", self.micro_batch_tokens)
         require(self.lr > 0, "stage.lr", "> 0", self.lr)
@@ -336,6 +341,10 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    """Arms that the command `study` compares; a run of its own does not read it."""
+    data_dir: str = "data"
+    """Folder with the public files that experiments name."""
     runs_dir: str = "runs"
     """Folder under which every run gets its own."""
     group: str | None = None

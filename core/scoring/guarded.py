@@ -174,7 +174,7 @@ def checked(score: Any) -> Score:  # noqa: PLR0911 - one return for each fault
     for name, part in parts.items():
         if not math.isfinite(part):
             return Score(None, error=f"part '{name}' is not finite: {part}")
-    return Score(value, parts=parts)
+    return Score(value, parts=parts, text=str(score.text))
 
 
 def guarded_call(scorer: Scorer, requests: Sequence[ScoreRequest]) -> list[Score]:

@@ -232,11 +232,11 @@ class WorkerPool:
                 worker.ready = True
                 worker.deadline = math.inf
                 continue
-            index, value, error, parts = reply
+            index, value, error, parts, text = reply
             expected = worker.sent.popleft()
             if index != expected:
                 raise PluginError(f"a scoring worker answered request {index} instead of {expected}")
-            scores[index] = Score(value, error=error, parts=parts)
+            scores[index] = Score(value, error=error, parts=parts, text=text)
             worker.deadline = time.monotonic() + self.timeout_s
 
     def _fail(

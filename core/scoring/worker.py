@@ -53,7 +53,7 @@ def serve() -> None:
             [score] = guarded_call(scorer, [request])
         except BaseException as error:
             score = Score(None, error=describe(error))
-        answer([index, score.value, score.error, score.parts])
+        answer([index, score.value, score.error, score.parts, score.text])
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 

@@ -33,6 +33,12 @@ class Bench:
         self.run.total_steps = self.hook.total_steps(run=self.run, data=self.data)
         self.models = self.run.models = self.hook.build_models(run=self.run)
 
+    def make_data(self) -> Any:
+        """Let the stage make its examples with the model, as a run does before its first step."""
+        self.data = self.hook.make_data(run=self.run, models=self.models, data=self.data)
+        self.run.total_steps = self.hook.total_steps(run=self.run, data=self.data)
+        return self.data
+
     def collect(self, step: int = 0) -> Any:
         """One iteration's batch."""
         return self.hook.collect_batch(run=self.run, models=self.models, data=self.data, step=step)

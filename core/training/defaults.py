@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pluggy
 
 from core.artifacts.artifact import export_models
+from core.errors import ConfigError
 from core.models.loading import models_for_roles
 from core.models.roles import Models
 from core.platform.hookspecs import PROJECT
 from core.training.evaluate import score_heldout
+from core.training.order import step_items
 from core.training.run import StageRun
 from core.training.trainer import StepLoop
 
@@ -33,11 +36,30 @@ def make_data(data: Any) -> Any:
 
 @_hookimpl(trylast=True)
 def total_steps(run: StageRun, data: Any) -> int:
-    """`max_steps`, or epochs over the training examples."""
+    """`max_steps`, else the steps that see `target_tokens`, else epochs over the training examples."""
     cfg = run.cfg.stage
     if cfg.max_steps is not None:
         return cfg.max_steps
+    if cfg.target_tokens is not None and data.train:
+        return steps_for(run, data.train, cfg.target_tokens)
     return max(1, math.ceil(len(data.train) * cfg.epochs / cfg.batch_size)) if data.train else 0
+
+
+def steps_for(run: StageRun, examples: Sequence[Any], wanted: int) -> int:
+    """The steps after which `wanted` target tokens were seen for the first time, in the order of training.
+
+    Raises ConfigError for examples that do not count theirs (`trained`).
+    """
+    cfg = run.cfg.stage
+    if not hasattr(examples[0], "trained"):
+        raise ConfigError(f"stage '{run.stage_name}' does not count target tokens", "stage.target_tokens",
+                          "set stage.max_steps or stage.epochs")  # fmt: skip
+    seen = steps = 0
+    while seen < wanted:
+        batch = step_items(examples, steps, cfg.batch_size, run.seed_for("order"), cfg.order)
+        seen += sum(example.trained for example in batch)
+        steps += 1
+    return steps
 
 
 @_hookimpl(trylast=True)

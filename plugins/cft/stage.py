@@ -69,6 +69,11 @@ class Passage:
         """Real tokens in a forward pass."""
         return self.first.tokens
 
+    @property
+    def trained(self) -> int:
+        """Target tokens, the same behind any directive."""
+        return self.first.trained
+
 
 @dataclass
 class CftData(StageData):

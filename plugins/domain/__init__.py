@@ -55,6 +55,7 @@ class DomainConfig(TextStageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.target_tokens is None, "stage.target_tokens", "unset: replay counts its own", self.target_tokens)
         require(self.new_tokens >= 0, "stage.new_tokens", ">= 0", self.new_tokens)
         require(self.new_rows_steps >= 0, "stage.new_rows_steps", ">= 0", self.new_rows_steps)
         if self.new_rows_steps:

@@ -17,15 +17,13 @@ class Completions(str, Enum):
     own = "own"
 
 
-class Judge(str, Enum):
-    """Who says in words why an answer is wrong."""
+class Arm(str, Enum):
+    """What the answers are trained with."""
 
-    rules = "rules"
-    """A sentence that names the right answer."""
-    self = "self"
-    """The model that is trained, as it starts."""
-    endpoint = "endpoint"
-    """An OpenAI-compatible chat endpoint."""
+    nlft = "nlft"
+    """Weights from the judgements."""
+    sft = "sft"
+    """The control on the same answers: plain likelihood of the right ones, the wrong ones left out."""
 
 
 class Annotator(str, Enum):
@@ -77,30 +75,20 @@ class NlftConfig(StageConfig):
     warmup_frac: float = 0.1
     """Share of the steps in which the learning rate rises from 0."""
 
+    arm: Arm = Arm.nlft
+    """The method, or its control."""
     completions: Completions = Completions.auto
     """Whether a record's completion is the gold answer or the model's own."""
     gold_column: str = "gold"
     """Column with the gold answer, where the completion is the model's own."""
     judgement_column: str = "judgement"
     """Column with the judgement; an empty one says that the answer is right."""
-    check: str = "auto"
-    """Rule that tells right from wrong answers: a reward model; auto takes numeric for numbers, else exact."""
-    judge: Judge = Judge.rules
-    """Who says why an answer is wrong, where the row does not."""
     max_new_tokens: int = 128
     """Longest answer that the stage makes, in tokens (512 in the released code)."""
     temperature: float = 0.3
     """Sampling temperature of the answers."""
-    judge_tokens: int = 96
-    """Longest judgement in tokens."""
-    endpoint_url: str = ""
-    """Address of an OpenAI-compatible service, up to and without /chat/completions."""
-    endpoint_model: str = ""
-    """Name of the model at the endpoint."""
-    endpoint_key_env: str = "OPENAI_API_KEY"
-    """Environment variable with the endpoint's key; the key itself is written nowhere."""
-    endpoint_timeout_s: float = 60.0
-    """Longest wait for one judgement, in seconds."""
+    build_batch: int = 64
+    """Answers that are made, judged and written to the disk together."""
 
     judge_system: str = JUDGE_SYSTEM
     """System message of the judge's row."""
@@ -151,25 +139,22 @@ class NlftConfig(StageConfig):
     """Answers whose token weights are shown in the terminal; the report shows four times as many."""
     probe_items: int = 64
     """Answers on which the probability of salient and negative tokens is followed in evaluations."""
+    heldout_answers: int = 0
+    """Held-out questions that the start model answers too, so that the same is followed on answers that are never
+    trained on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_new_tokens", "judge_tokens", "endpoint_timeout_s", "ratio", "scale"):
+        for name in ("max_new_tokens", "build_batch", "ratio", "scale"):
             require(getattr(self, name) > 0, f"stage.{name}", "> 0", getattr(self, name))
         for name in (
             "temperature", "salient_power", "clustered_power", "other_power", "nll_weight", "span_weight", "heat_maps",
-            "probe_items",
+            "probe_items", "heldout_answers",
         ):  # fmt: skip
             require(getattr(self, name) >= 0, f"stage.{name}", ">= 0", getattr(self, name))
         require(0 < self.tau < 1, "stage.tau", "between 0 and 1", self.tau)
         require(0 <= self.min_prob < 1, "stage.min_prob", "in [0, 1)", self.min_prob)
         require(0 <= self.max_negative_share <= 1, "stage.max_negative_share", "in [0, 1]", self.max_negative_share)
-        if self.judge is Judge.endpoint:
-            require(
-                self.endpoint_url.startswith(("http://", "https://")), "stage.endpoint_url", "an http(s) address",
-                self.endpoint_url,
-            )  # fmt: skip
-            require(bool(self.endpoint_model), "stage.endpoint_model", "the name of a model", self.endpoint_model)
         for name, words in (("judge_prompt", ("{prompt}", "{judgement}")), ("correct_prompt", ("{prompt}", "{gold}"))):
             text = getattr(self, name)
             require(all(word in text for word in words), f"stage.{name}", f"a text with {' and '.join(words)}", text)
@@ -186,5 +171,6 @@ def register_stages() -> list[StageSpec]:
             data="feedback",
             summary="natural-language fine-tuning: token weights from a judgement of the model's own answers",
             paper="Liu et al. 2024, arXiv:2412.20382; CUT: Xu et al. 2023, arXiv:2312.14591",
+            builds=True,
         )
     ]

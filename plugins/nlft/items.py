@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from core.api import Message, Record
 from plugins.nlft import Completions, NlftConfig
@@ -32,6 +32,8 @@ class Item:
     judgement: str | None = None
     tokens: int = 0
     """Tokens of prompt and answer, of one that is not made yet the most it may have."""
+    trained: int = 0
+    """Those of the answer."""
 
 
 def final_answer(gold: str) -> str:
@@ -96,10 +98,3 @@ def conditioned(prompt: Sequence[Message], system: str, template: str, **values:
     if before and before[0].role == "system":
         return [before[0]._replace(content=f"{before[0].content}\n{system}"), *before[1:], asked]
     return [Message("system", system), *before, asked]
-
-
-def judged(item: Item, judgement: str | None) -> Item:
-    """The item with what a judge said of its wrong answer; a judge may find that it is right after all."""
-    if judgement is not None and judgement.strip().rstrip(".!").lower() == "correct":
-        return replace(item, right=True, judgement="")
-    return replace(item, judgement=judgement)

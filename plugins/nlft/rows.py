@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from core.torch_api import Packed, PromptGroup, pack, split_by_tokens
-from plugins.nlft import Annotator, NegativeNll, NlftConfig
+from plugins.nlft import Annotator, Arm, NegativeNll, NlftConfig
 from plugins.nlft.saliency import Annotation, annotate_right, annotate_spans, annotate_wrong, unlikelihood
 
 SHIFTED = "shifted"
@@ -38,6 +38,11 @@ class Example:
     def tokens(self) -> int:
         """Real tokens of prompt and answer."""
         return self.tokens_under(["base"])
+
+    @property
+    def trained(self) -> int:
+        """Target tokens."""
+        return len(self.answer)
 
     def tokens_under(self, conditions: Sequence[str]) -> int:
         """Real tokens of the answer under `conditions` in a row."""
@@ -160,7 +165,7 @@ def token_weights(row: NlftRow, annotations: Sequence[Annotation], cfg: NlftConf
     mixed = cfg.mixed_rows_drop_positive and not all(example.right for example in row.examples)
     for example, places, annotation in zip(row.examples, row.layout.places, annotations, strict=True):
         share = cfg.scale / (len(example.answer) * row.total)
-        if not (mixed and example.right):
+        if cfg.arm is Arm.nlft and not (mixed and example.right):
             pull_M[places["base"]] += share * annotation.pull_T
             push_M[places["base"]] += share * annotation.push_T
         if example.right:

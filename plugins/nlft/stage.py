@@ -16,7 +16,7 @@ clusters join by similarity (`cluster_measure`), the plain likelihood of a wrong
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,14 +27,13 @@ from core.torch_api import (
     StageData,
     StageRun,
     demonstrations,
-    models_for_roles,
     score_heldout,
     split_by_tokens,
     step_items,
     weighted_nll,
     weighted_rows,
 )
-from plugins.nlft import Annotator, NegativeNll, NlftConfig
+from plugins.nlft import Annotator, Arm, NegativeNll, NlftConfig
 from plugins.nlft.build import build_items
 from plugins.nlft.items import Item, conditioned, item_of, marked, tokens_of_spans
 from plugins.nlft.rows import (
@@ -52,37 +51,39 @@ from plugins.nlft.saliency import Annotation
 from plugins.nlft.show import AnnotatedAnswer, annotation_section, print_heat_maps
 
 
+@dataclass
+class NlftData(StageData):
+    """`train` holds items until their answers are made, then examples. probes: held-out items, answered to be looked
+    at alone."""
+
+    probes: list[Item] = field(default_factory=list)
+
+
 class Nlft:
     """The stage."""
 
     def __init__(self) -> None:
-        self.data = StageData([])
         self.examples: list[Example] = []
         self.annotations: list[Annotation] = []
         """Of the start model, one for each example."""
+        self.probes: list[tuple[Example, Annotation]] = []
+        """The same of held-out answers."""
         self.shown: list[AnnotatedAnswer] = []
         self.counts: dict[str, int] = {}
 
     @hookimpl
-    def build_data(self, run: StageRun) -> StageData:
+    def build_data(self, run: StageRun) -> NlftData:
         """What the records bring; answers are made once the model stands. Held out: the gold answers."""
         cfg = run.cfg.stage
-        if cfg.check != "auto":
-            run.rule_scorer(cfg.check)
         items = [item_of(record, cfg) for record in run.plan.dataset.train]
-        gold = [
-            Record(item.record.prompt, item.gold, meta=item.record.meta)
-            for item in (item_of(record, cfg) for record in run.plan.dataset.heldout)
-            if item.gold
-        ]
-        self.data = StageData(_fitting(run, items), demonstrations(run, gold))
-        return self.data
+        held = [item_of(record, cfg) for record in run.plan.dataset.heldout]
+        gold = [Record(item.record.prompt, item.gold, meta=item.record.meta) for item in held if item.gold]
+        return NlftData(_fitting(run, items), demonstrations(run, gold), _fitting(run, held[: cfg.heldout_answers]))
 
     @hookimpl
-    def build_models(self, run: StageRun) -> Models:
-        """The policy; and with it, as it starts, the answers, judgements and token weights."""
+    def make_data(self, run: StageRun, models: Models, data: NlftData) -> NlftData:
+        """The answers, judgements and token weights of the model as it starts."""
         cfg = run.cfg.stage
-        run.models = models = models_for_roles(run)
         assert models.policy is not None
         if models.policy.padded and (cfg.cluster or cfg.negative_nll is NegativeNll.misaligned):
             raise ConfigError(
@@ -90,16 +91,19 @@ class Nlft:
                 f"peft={run.cfg.peft.method}",
                 "set stage.cluster=false and stage.negative_nll=judge, or take peft=lora",
             )  # fmt: skip
-        with run.timed("annotate"):
-            built = build_items(run, self.data.train)
-            self.examples, dropped = examples_of(run, built.items)
-            # The loop counts its steps by it: what failed takes none.
-            self.data.train = self.examples
-            self._tell(run, [reason for _, reason in built.failures] + dropped)
-            with torch.no_grad():
-                self.annotations = annotate(models, self.examples, cfg)
-            self._show(run)
-        return models
+        built = build_items(run, data.train)
+        probes = build_items(run, data.probes, "heldout_feedback").items
+        run.close_engines()
+        self.examples, dropped = examples_of(run, built.items)
+        self._tell(run, built.failures + dropped)
+        with run.timed("annotate"), torch.no_grad():
+            self.annotations = annotate(models, self.examples, cfg)
+            held = examples_of(run, probes)[0]
+            self.probes = list(zip(held, annotate(models, held, cfg), strict=True))
+        self._show(run)
+        # The loop counts its steps by it: what failed takes none.
+        data.train = [example for example in self.examples if example.right or cfg.arm is Arm.nlft]
+        return data
 
     def _tell(self, run: StageRun, failures: list[str]) -> None:
         wrong = sum(not example.right for example in self.examples)
@@ -128,10 +132,10 @@ class Nlft:
         print_heat_maps(run, self.shown[: cfg.heat_maps])
 
     @hookimpl
-    def collect_batch(self, run: StageRun, step: int) -> Batch:
+    def collect_batch(self, run: StageRun, data: NlftData, step: int) -> Batch:
         """The next `batch_size` answers."""
         cfg = run.cfg.stage
-        examples = step_items(self.examples, step, cfg.batch_size, run.seed_for("order"), cfg.order)
+        examples = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
         frozen = cfg.annotation is Annotator.frozen
         notes = [self.annotations[example.place] for example in examples] if frozen else None
         rows = training_rows(examples, notes, cfg)
@@ -166,22 +170,9 @@ class Nlft:
         if data.heldout:
             rows = weighted_rows(data.heldout, cfg.micro_batch_tokens)
             metrics["heldout_loss"] = sum(weighted_nll(models, row).item() for row in rows)
-        return metrics | self._followed(models, cfg)
-
-    def _followed(self, models: Models, cfg: NlftConfig) -> dict[str, float]:
-        """Mean p(base) of the seed tokens of right and of wrong answers."""
-        sums: dict[str, float] = defaultdict(float)
-        counts: Counter[str] = Counter()
-        probed = self.examples[: cfg.probe_items]
-        for part in split_by_tokens(probed, lambda one: one.tokens, cfg.micro_batch_tokens):
-            layout = lay_out(part, [["base"]] * len(part))
-            prob_M = models.call("policy", layout.packed)[0].exp().cpu()
-            for example, at in zip(part, layout.places, strict=True):
-                name = "salient_prob" if example.right else "negative_prob"
-                prob_T = prob_M[at["base"]][self.annotations[example.place].seed_T]
-                sums[name] += prob_T.sum().item()
-                counts[name] += len(prob_T)
-        return {name: sums[name] / count for name, count in counts.items() if count}
+        trained = list(zip(self.examples, self.annotations, strict=True))[: cfg.probe_items]
+        held = followed(models, self.probes, cfg)
+        return metrics | followed(models, trained, cfg) | {f"heldout_{name}": value for name, value in held.items()}
 
     @hookimpl
     def report_section(self) -> Section:
@@ -196,11 +187,12 @@ def _fitting(run: StageRun, items: list[Item]) -> list[Item]:
     answers = run.codec.completions([item.answer or "" for item in items])
     fitting = []
     for item, prompt, answer in zip(items, prompts, answers, strict=True):
-        tokens = len(prompt) + (cfg.max_new_tokens if item.answer is None else len(answer))
+        trained = cfg.max_new_tokens if item.answer is None else len(answer)
+        tokens = len(prompt) + trained
         if tokens > run.cfg.model.max_length:
             run.drop(item.record, f"{tokens} tokens, more than model.max_length={run.cfg.model.max_length}")
         else:
-            fitting.append(replace(item, tokens=tokens))
+            fitting.append(replace(item, tokens=tokens, trained=trained))
     return fitting
 
 
@@ -268,6 +260,21 @@ def _annotations(
         )
         for example, places in zip(examples, layout.places, strict=True)
     ]
+
+
+def followed(models: Models, probes: list[tuple[Example, Annotation]], cfg: NlftConfig) -> dict[str, float]:
+    """Mean p(base) of the seed tokens of right answers, `salient_prob`, and of wrong ones, `negative_prob`."""
+    sums: dict[str, float] = defaultdict(float)
+    counts: Counter[str] = Counter()
+    for part in split_by_tokens(probes, lambda probe: probe[0].tokens, cfg.micro_batch_tokens):
+        layout = lay_out([example for example, _ in part], [["base"]] * len(part))
+        prob_M = models.call("policy", layout.packed)[0].exp().cpu()
+        for (example, annotation), at in zip(part, layout.places, strict=True):
+            name = "salient_prob" if example.right else "negative_prob"
+            prob_T = prob_M[at["base"]][annotation.seed_T]
+            sums[name] += prob_T.sum().item()
+            counts[name] += len(prob_T)
+    return {name: sums[name] / count for name, count in counts.items() if count}
 
 
 def _counts(annotations: list[Annotation], examples: list[Example]) -> dict[str, float]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import math
-import threading
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.records import Message, Record, Span
-from core.errors import ConfigError, PreftuneError
+from core.errors import PreftuneError
 from core.testing.tiny import tiny_tokenizer
+from core.types import Score
 from plugins.nlft import ClusterMeasure, NegativeNll, NlftConfig
-from plugins.nlft.build import FILE, _Endpoint, build_items
-from plugins.nlft.items import conditioned, final_answer, item_of, judged, tokens_of_spans
+from plugins.nlft.build import RULE
+from plugins.nlft.items import conditioned, final_answer, item_of, tokens_of_spans
 from plugins.nlft.rows import Example, NlftRow, annotation_of, lay_out, signed_loss, token_weights, training_rows
 from plugins.nlft.saliency import (
     Annotation,
@@ -35,6 +33,18 @@ from plugins.nlft.saliency import (
 )
 
 CFG = NlftConfig(cluster=False)
+
+
+@pytest.fixture
+def make_stage(make_stage):
+    """The stage with its answers made and weighed."""
+
+    def make(*words: str) -> Any:
+        stage = make_stage(*words)
+        stage.make_data()
+        return stage
+
+    return make
 
 
 def probs(*values: float) -> torch.Tensor:
@@ -415,12 +425,6 @@ def test_prompts_are_filled_in_once():
     assert prompt[1].content == "Say {gold} and {prompt}."
 
 
-def test_a_judge_may_find_an_answer_right():
-    item = item_of(record(chosen="5", rejected="five"), CFG)
-    assert judged(item, "Correct.").right is True
-    assert judged(item, "It is not correct.").right is False
-
-
 # ---- spans -------------------------------------------------------------------------------------------------------
 
 
@@ -477,110 +481,80 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def test_answers_are_made_checked_judged_and_never_made_twice(make_stage, questions, monkeypatch):
-    stage = make_stage("stage=nlft", f"data.path={questions}", "stage.max_new_tokens=5", "stage.batch_size=2")
-    path = stage.run.dir / FILE
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+def built(stage: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (stage.run.dir / "built" / "feedback.jsonl").read_text().splitlines()]
+
+
+def test_answers_are_made_judged_and_never_made_twice(make_stage, questions, monkeypatch):
+    words = ("stage=nlft", f"data.path={questions}", "stage.max_new_tokens=5", "stage.batch_size=2",
+             "stage.heldout_answers=2", "stage.ratio=0.9", "stage.min_prob=0.0001")  # fmt: skip
+    stage = make_stage(*words)
+    rows = built(stage)
     assert len(rows) == len(stage.data.train) > 32
     assert {row["right"] for row in rows} == {False}
-    assert rows[0]["judgement"].startswith("The answer is wrong. The right answer is: ")
-    assert all(row["answer"] == stage.run.codec.text(row["ids"]) and 0 < len(row["ids"]) <= 5 for row in rows)
-    plugin = own(stage)
-    assert [example.answer for example in plugin.examples] == [row["ids"] for row in rows]
+    assert rows[0]["judgement"] == RULE.format(gold=rows[0]["answer"])
+    for row, example in zip(rows, own(stage).examples, strict=True):
+        assert row["messages"][-1]["content"] == stage.run.codec.text(row["completion_ids"])
+        assert example.answer == row["completion_ids"] and 0 < len(example.answer) <= 5
+    metrics = stage.hook.evaluate(run=stage.run, models=stage.models, data=stage.data)
+    assert 0 < metrics["heldout_negative_prob"] < 1
 
-    # A build that was cut off in the middle of a line makes the rest alone, and the same.
-    whole = path.read_text()
-    lines = whole.splitlines(keepends=True)
-    path.write_text("".join(lines[:5]) + lines[5][:20])
-    items = [item_of(one, stage.run.cfg.stage) for one in stage.run.plan.dataset.train]
-    again = build_items(stage.run, items)
-    assert [list(item.answer_ids) for item in again.items] == [row["ids"] for row in rows]
-    monkeypatch.setattr(stage.run, "evaluation_engine", lambda: pytest.fail("made again"))
-    assert [item.answer_ids for item in build_items(stage.run, items).items] == [
-        item.answer_ids for item in again.items
-    ]
+    # The control finds the same answers made, and trains on the right ones alone: here on none.
+    again = make_stage(*words, "stage.arm=sft")
+    assert built(again) == rows and again.data.train == []
 
-
-def test_the_model_as_its_own_judge(make_stage, questions):
-    stage = make_stage(
-        "stage=nlft", f"data.path={questions}", "stage.max_new_tokens=4", "stage.judge=self", "stage.judge_tokens=6",
-        "data.limit=4",
-    )  # fmt: skip
-    rows = [json.loads(line) for line in (stage.run.dir / FILE).read_text().splitlines()]
-    assert any(row["judgement"] and not row["judgement"].startswith("The answer is wrong") for row in rows)
+    # What was built loads by its path alone, with answers and judgements as they were.
+    monkeypatch.setattr("plugins.nlft.build.build_rows", lambda *_: pytest.fail("made again"))
+    loaded = make_stage("stage=nlft", f"data.path={stage.run.dir / 'built' / 'feedback.jsonl'}", "data.heldout_frac=0")
+    assert [example.right for example in own(loaded).examples] == [False] * len(rows)
+    first = Message("user", rows[0]["messages"][0]["content"])
+    judged = [one for one in loaded.run.plan.dataset.train if one.prompt == (first,)]
+    assert [item_of(one, CFG).judgement for one in judged] == [rows[0]["judgement"]]
 
 
-class _Service(http.server.BaseHTTPRequestHandler):
-    """Answers with a judgement, with nonsense, with an error, or not in time, as the question asks."""
+class Judge:
+    """Says a reason, nothing, yes, or fails, by the place of the answer."""
 
-    seen: ClassVar[list[dict[str, Any]]] = []
-    release = threading.Event()
+    def score(self, requests: Any) -> list[Score]:
+        said = [Score(0.0, text="Off by one."), Score(0.0), Score(1.0, text="Fine."), Score(None, error="down")]
+        return [said[place % 4] for place in range(len(requests))]
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        said = body["messages"][0]["content"]
-        self.seen.append({"path": self.path, "key": self.headers["Authorization"], **body})
-        if "hang" in said:
-            self.release.wait(5)
-        answer: Any = {"choices": [{"message": {"content": "Off by one."}}]} if "good" in said else {"nonsense": []}
-        self.send_response(500 if "fail" in said else 200)
-        self.end_headers()
-        try:
-            self.wfile.write(b"<html>" if "html" in said else json.dumps(answer).encode())
-        except BrokenPipeError:
-            return
-
-    def log_message(self, *_: Any) -> None:
-        return
+    def close(self) -> None: ...
 
 
-def test_an_endpoint_that_fails_costs_its_item(monkeypatch):
-    service = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Service)
-    threading.Thread(target=service.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{service.server_port}/v1/"
-    cfg = SimpleNamespace(
-        endpoint_url=url,
-        endpoint_model="some-judge",
-        endpoint_key_env="SOME_KEY",
-        endpoint_timeout_s=0.5,
-        judge_tokens=9,
-    )
-    with pytest.raises(ConfigError, match="SOME_KEY"):
-        _Endpoint(cfg)  # type: ignore[arg-type]
-    monkeypatch.setenv("SOME_KEY", "secret-of-mine")
-    try:
-        said = _Endpoint(cfg)(["good one", "nonsense", "fail", "html", "hang", "good two"])  # type: ignore[arg-type]
-    finally:
-        _Service.release.set()
-        service.shutdown()
-        service.server_close()
-    assert said == ["Off by one.", None, None, None, None, "Off by one."]
-    first = next(row for row in _Service.seen if row["messages"][0]["content"] == "good one")
-    assert (first["path"], first["key"], first["model"]) == (
-        "/v1/chat/completions",
-        "Bearer secret-of-mine",
-        "some-judge",
-    )
+def test_what_the_judge_says_and_what_it_fails_on(make_stage, questions, monkeypatch):
+    from core.training.run import StageRun
+
+    monkeypatch.setattr(StageRun, "judge", lambda _: Judge())
+    stage = make_stage("stage=nlft", f"data.path={questions}", "stage.max_new_tokens=4", "data.limit=9",
+                       "stage.batch_size=1", "data.heldout_frac=0")  # fmt: skip
+    rows = built(stage)
+    assert [(row["right"], row["judgement"]) for row in rows[:3]] == [
+        (False, "Off by one."), (False, RULE.format(gold=rows[1]["answer"])), (True, "")
+    ]  # fmt: skip
+    assert any("2 answers are left out: 2 × the judge failed: down" in line for line in stage.run.plan.warnings)
+    assert len(stage.data.train) == 7 == stage.run.total_steps / 3
+    control = make_stage("stage=nlft", f"data.path={questions}", "stage.max_new_tokens=4", "data.limit=9",
+                         "stage.batch_size=1", "data.heldout_frac=0", "stage.arm=sft")  # fmt: skip
+    (right,) = {tuple(example.answer) for example in control.data.train[:1]}
+    (row,) = training_rows(control.data.train[:1], own(control).annotations[2:3], control.run.cfg.stage)
+    pull_M, push_M = token_weights(row, own(control).annotations[2:3], control.run.cfg.stage)
+    assert pull_M.tolist() == pytest.approx([1 / len(right)] * len(right)) and not push_M.any()
 
 
-def test_items_without_a_judgement_are_left_out_and_told(make_stage, questions, monkeypatch):
-    import plugins.nlft.build as build
+def test_the_record_knows_better_than_the_judge():
+    from plugins.nlft.build import _judged
 
-    monkeypatch.setenv("OPENAI_API_KEY", "x")
-    monkeypatch.setattr(build._Endpoint, "__call__", lambda self, asked: [None, *["It is wrong."] * (len(asked) - 1)])
-    stage = make_stage(
-        "stage=nlft", f"data.path={questions}", "stage.max_new_tokens=4", "stage.judge=endpoint",
-        "stage.endpoint_url=http://127.0.0.1:9", "stage.endpoint_model=x", "data.limit=8", "stage.batch_size=1",
-    )  # fmt: skip
-    assert any("1 answers are left out: 1 × the judge gave no judgement" in line for line in stage.run.plan.warnings)
-    assert len(stage.data.train) == stage.hook.total_steps(run=stage.run, data=stage.data) / 3
+    wrong = item_of(record(chosen="5", rejected="five"), CFG)
+    assert _judged(wrong, Score(1.0, text="Fine."), 0.5)[0].judgement == RULE.format(gold="5")
+    assert _judged(wrong, Score(0.0, text="A word."), 0.5)[0].judgement == "A word."
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ("stage.tau=1",), ("stage.judge=endpoint",), ("stage.judge_prompt=x",), ("stage.min_prob=1",),
-        ("stage.check=nothing",), ("peft=prompt_tuning",),
+        ("stage.tau=1",), ("judge=endpoint",), ("stage.judge_prompt=x",), ("stage.min_prob=1",),
+        ("judge=nothing",), ("peft=prompt_tuning",),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused(make_stage, words):

@@ -241,10 +241,6 @@ def s3ft(make_stage, monkeypatch):
     return make
 
 
-def make_data(stage):
-    return stage.hook.make_data(run=stage.run, models=stage.models, data=stage.data)
-
-
 def gold_in(asked: str) -> str:
     """The reference in a request to rewrite; empty where there is none."""
     return asked.partition("Reference:\n")[2].partition("\n")[0]
@@ -252,7 +248,7 @@ def gold_in(asked: str) -> str:
 
 def test_targets_are_trained_as_they_were_drawn(s3ft):
     stage = s3ft(lambda asked: (f"it is {gold_in(asked)}", True) if gold_in(asked) else ("one", True), "judge=odd")
-    stage.data = make_data(stage)
+    stage.make_data()
     rows = [json.loads(line) for line in (stage.run.dir / "built" / "sft.jsonl").read_text().splitlines()]
     assert {row["branch"] for row in rows} == {PARAPHRASE}
     for item, row, example in zip(stage.data.items, rows, stage.data.train, strict=True):
@@ -271,7 +267,7 @@ def test_targets_are_trained_as_they_were_drawn(s3ft):
 
 def test_the_saved_targets_load_by_their_path_alone(s3ft):
     stage = s3ft(lambda asked: ("so it is two", True), "judge=odd")
-    make_data(stage)
+    stage.make_data()
     loaded = load_records([stage.run.dir / "built" / "sft.jsonl"])
     rows = [json.loads(line) for line in (stage.run.dir / "built" / "sft.jsonl").read_text().splitlines()]
     assert loaded.quarantined == []
@@ -283,7 +279,7 @@ def test_the_saved_targets_load_by_their_path_alone(s3ft):
 
 def test_start_log_probabilities_are_those_of_a_plain_forward_pass(s3ft):
     stage = s3ft(lambda asked: ("so it is two", True), "judge=odd")
-    make_data(stage)
+    stage.make_data()
     row = json.loads((stage.run.dir / "built" / "sft.jsonl").read_text().splitlines()[0])
     item = stage.data.items[0]
     plain = AutoModelForCausalLM.from_pretrained(stage.run.start_folder, dtype=torch.float32)
@@ -304,17 +300,17 @@ def test_a_build_that_was_interrupted_goes_on_and_repeats_nothing(s3ft):
     write.left = 20  # each batch of 4 asks 8 times: the third is cut in its midst
     stage = s3ft(write, "judge=odd")
     with pytest.raises(PluginError, match="killed"):
-        make_data(stage)
+        stage.make_data()
     [rows_file] = Path(stage.run.cfg.runs_dir).glob(".builds/*/rows.jsonl")
     assert len(rows_file.read_text().splitlines()) == 8
     with rows_file.open("a") as file:
         file.write('{"half a row')  # what a kill in the midst of writing leaves
     write.left = -1
     again = s3ft(write, "judge=odd")
-    again.data = make_data(again)
+    again.make_data()
     assert again.engine.prompts == 2 * (len(again.data.items) - 8)
     whole = s3ft(write, "judge=odd", "reuse=false")
-    make_data(whole)
+    whole.make_data()
     assert whole.engine.prompts == 2 * len(whole.data.items)
     texts = [(stage.run.dir / "built" / "sft.jsonl").read_text() for stage in (again, whole)]
     assert texts[0] == texts[1]
@@ -322,20 +318,20 @@ def test_a_build_that_was_interrupted_goes_on_and_repeats_nothing(s3ft):
 
 def test_a_finished_build_serves_runs_with_other_training_settings(s3ft):
     stage = s3ft(lambda asked: ("so it is two", True), "judge=odd")
-    make_data(stage)
+    stage.make_data()
     other = s3ft(lambda asked: ("never asked", True), "judge=odd", "stage.lr=1e-3", "stage.epochs=5")
-    make_data(other)
+    other.make_data()
     assert other.engine.prompts == 0
     for change in ("judge.threshold=0.7", "stage.max_new_tokens=12", "algorithm=ssr"):
         different = s3ft(lambda asked: ("so it is two", True), "judge=odd", change)
-        make_data(different)
+        different.make_data()
         assert different.engine.prompts > 0, change
 
 
 def test_bad_judges_cost_their_items_alone(s3ft):
     said = iter(["raise", "nonsense", "exit", "hang"])
     stage = s3ft(lambda asked: (next(said, "so it is two"), True), "algorithm=ssr", "judge=odd", "judge.timeout_s=1")
-    make_data(stage)
+    stage.make_data()
     rows = [json.loads(line) for line in (stage.run.dir / "built" / "sft.jsonl").read_text().splitlines()]
     assert [row["branch"] for row in rows[:4]] == [GOLD] * 4
     assert [len(row["judge_errors"]) for row in rows] == [1] * 4 + [0] * (len(rows) - 4)
@@ -351,7 +347,7 @@ def test_bad_judges_cost_their_items_alone(s3ft):
 
 def test_what_leaves_no_room_to_answer_gets_the_gold_answer(s3ft):
     stage = s3ft(lambda asked: ("so it is two", True), "judge=odd", "model.max_length=90", "stage.max_new_tokens=80")
-    make_data(stage)
+    stage.make_data()
     assert stage.engine.prompts == 0
     assert stage.run.facts["share_gold"] == 1.0
 
@@ -366,7 +362,7 @@ def test_the_tiny_model_answers_and_trains(make_stage, algorithm):
         "model.max_length=400", "stage.lr=1e-3", "stage.samples=2", "stage.temperature=1", "judge=length",
         "judge.target_chars=1000000", "judge.threshold=0",
     )  # fmt: skip
-    stage.data = make_data(stage)
+    stage.make_data()
     steps = stage.fit()
     assert len(steps) == 3 and all(math.isfinite(row["loss"]) for row in steps)
     assert stage.run.facts["items"] == len(stage.data.train)
@@ -388,7 +384,7 @@ def test_vllm_and_transformers_build_alike(make_stage, real_model):
             "stage=s3ft", f"model.source={real_model}", f"data.path={path}", f"rollout={engine}",
             "model.max_length=384", "stage.max_new_tokens=48", "judge=numeric", "data.heldout_frac=0",
         )  # fmt: skip
-        make_data(stage)
+        stage.make_data()
         facts = stage.run.facts
         shares[engine] = facts
         assert facts["share_self"] > 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.errors import TrainingError
+from core.errors import ConfigError, TrainingError
 from core.models.packed import PromptGroup, pack
 from plugins.rlhf.rollouts import collect_rollouts
 from plugins.shared.estimators import adaptive_coefficient
@@ -173,6 +173,18 @@ def reward_folder(make_stage, tmp_path) -> Path:
     folder.mkdir()
     stage.hook.export(run=stage.run, models=stage.models, folder=folder)
     return folder
+
+
+@pytest.mark.parametrize("wanted", [1, 70, 400])
+def test_target_tokens_end_the_training(make_stage, wanted):
+    stage = make_stage("stage=sft", "stage.batch_size=4", "stage.epochs=9", f"stage.target_tokens={wanted}")
+    seen = [row["target_tokens"] for row in stage.fit()]
+    assert sum(seen[:-1]) < wanted <= sum(seen)
+
+
+def test_target_tokens_are_refused_where_nothing_counts_them(make_stage):
+    with pytest.raises(ConfigError, match="does not count target tokens"):
+        make_stage("stage=reward", "stage.target_tokens=9")
 
 
 def test_reward_offset_makes_chosen_completions_average_zero(make_stage):

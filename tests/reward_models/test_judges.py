@@ -148,7 +148,7 @@ class Endpoint(BaseHTTPRequestHandler):
         self.seen.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
         if "hang" in text:
             time.sleep(30)
-        reply: Any = {"choices": [{"message": {"content": f"Verdict: {'yes' if 'two' in text else 'no'}"}}]}
+        reply: Any = {"choices": [{"message": {"content": f"So it is. Verdict: {'yes' if 'two' in text else 'no'}"}}]}
         if "prose" in text:
             reply = {"choices": [{"message": {"content": "Well."}}]}
         if "list" in text:
@@ -182,6 +182,7 @@ def test_an_endpoints_faults_cost_their_items(url, monkeypatch):
     scores = judge.score([ask(text, "gold", "q") for text in ("two", "three", *faults)])
     assert time.monotonic() - began < 25
     assert [score.value for score in scores] == [1.0, 0.0] + [None] * len(faults)
+    assert scores[1].text == "So it is."
     words = ("timed out", "no verdict", "not that of", "not that of", "status 302", "status 500")
     for word, score in zip(words, scores[2:], strict=True):
         assert word in score.error
