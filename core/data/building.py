@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from core.config.data_schema import Choice, DataConfig
-from core.data.dataset import Dataset, load_dataset, prompts_of, with_system
+from core.data.dataset import Dataset, load_dataset
 from core.data.formats import BUILT_IN, Formats
 from core.data.mixing import mixed
 from core.data.records import Record, fingerprint
 from core.data.transforms import BoundTransform, apply_transforms
+from core.data.views import prompts_of, with_system
 from core.errors import DataError
 
 

@@ -18,9 +18,11 @@ from typing import Any
 import core
 from core.config.data_schema import Choice, DataConfig
 from core.data.formats import Formats
+from core.data.loading import describe
 from core.data.readers import PACKED
 from core.data.record_store import RecordWriter, StoredRecords
 from core.data.records import BadRow, Record
+from core.data.views import none_serves, serving, with_system
 from core.files import atomic_folder, sha256_file, write_json
 from core.planning.sources import cache_dir
 
@@ -54,8 +56,8 @@ def stream_records(
 ) -> Streamed:
     """The records of the files that serve `schema`, from the cache or by one pass over the files.
 
-    load: core.data.dataset.load_records with everything but the files and `into`.
-    Raises what `core.data.dataset.load_records` and `as_schema` raise.
+    load: core.data.loading.load_records with everything but the files and `into`.
+    Raises what `core.data.loading.load_records` and `as_schema` raise.
     """
     folder = cache_dir() / "records" / _key(cfg, files, root, schema, load.keywords["formats"])
     if not (folder / "store.json").is_file():
@@ -66,8 +68,6 @@ def stream_records(
 
 
 def _write(folder: Path, files: Sequence[Path], schema: str, system: str | None, load: partial[Any]) -> None:
-    from core.data.dataset import describe, none_serves, serving, with_system
-
     def serve(record: Record) -> Record | None:
         return serving(record, schema)
 

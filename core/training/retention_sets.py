@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config.schema import RetentionConfig
-from core.data.dataset import load_records
+from core.data.loading import load_records
 from core.errors import ConfigError, DataError
 
 GENERAL: tuple[tuple[str, str], ...] = (

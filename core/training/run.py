@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from core.config.schema import Device, Dtype, RunConfig
 from core.console import Console
-from core.data.dataset import as_schema, load_records
 from core.data.draws import seed_from
 from core.data.files import find_files
+from core.data.loading import load_records
 from core.data.records import BadRow, Record
+from core.data.views import as_schema
 from core.files import disk_guard
 from core.jsonl import MetricsWriter
 from core.planning.keys import plain

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.config.data_schema import DataConfig
-from core.data.dataset import Loaded, load_dataset, load_records
+from core.data.dataset import load_dataset
 from core.data.dialects import BUILT_IN
 from core.data.dialects.fields import ALIASES
+from core.data.loading import Loaded, load_records
 from core.data.readers import BUILT_IN_READERS
 from core.data.records import Message
 from core.errors import ConfigError, DataError

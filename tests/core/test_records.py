@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from core.config.data_schema import DataConfig
-from core.data.dataset import as_schema, load_dataset, load_records
+from core.data.dataset import load_dataset
 from core.data.dialects import detect
+from core.data.loading import load_records
 from core.data.records import BadRow, Message, Record, Span, Step, write_quarantine
 from core.data.split import split
+from core.data.views import as_schema
 from core.errors import ConfigError, DataError
 
 USER, BOT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from core.api import ConfigError, Message, PluginError, Record, Rollout, Score
-from core.data.dataset import load_records
+from core.data.loading import load_records
 from core.platform.switches import MODULES_VARIABLE
 from plugins.s3ft import LEAKS, REMNANTS, RewriteConfig, SelfConfig
 from plugins.s3ft.composition import composition, section

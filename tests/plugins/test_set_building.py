@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.commands.launch import typed_config
-from core.data.dataset import load_records
+from core.data.loading import load_records
 from core.data.records import Message, Record
 from core.data.transforms import TransformContext, words_of
 from core.errors import ConfigError, DataError

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-from core.data.dataset import Loaded, load_records
+from core.data.loading import Loaded, load_records
 from core.platform.registry import Registry
 from core.testing.contracts.base import Contract
 

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
-from core.data.dataset import load_records
+from core.data.loading import load_records
 from core.data.records import Record
 from core.data.transforms import Built, apply_transforms, bind_transforms, transform_configs
 from core.platform.providers import Providers
