@@ -7,11 +7,16 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import core
 from core.commands.built_in import BUILT_IN
 from core.errors import ConfigError, PreftuneError
+from core.platform.specs import CommandSpec
 from core.platform.switches import is_switch, switched
+
+if TYPE_CHECKING:
+    from core.platform.registry import Registered, Registry
 
 
 def check_installation() -> None:
@@ -41,12 +46,11 @@ def dispatch(arguments: list[str]) -> int:
     if not arguments:
         run_command("help", [])
         return 2
-    if arguments[0] in {spec.name for spec in BUILT_IN}:
-        return run_command(arguments[0], arguments[1:])
-    if "--help" in arguments or "-h" in arguments:
-        return run_command("help", arguments)
+    asks = "--help" in arguments or "-h" in arguments
     if re.fullmatch(r"[\w-]+", arguments[0]) and not arguments[0].startswith("-"):
-        return run_command(arguments[0], arguments[1:])
+        return tell_usage(arguments[0]) if asks else run_command(arguments[0], arguments[1:])
+    if asks:
+        return run_command("help", arguments)
     from core.commands.launch import launch
 
     return launch(arguments)
@@ -54,22 +58,41 @@ def dispatch(arguments: list[str]) -> int:
 
 def run_command(name: str, arguments: list[str]) -> int:
     """Run a command of core or of a plugin; its exit code. Raises ConfigError where nobody brings it."""
-    if own := next((spec for spec in BUILT_IN if spec.name == name), None):
+    if own := built_in(name):
         module, _, function = own.impl.partition(":")
         return int(getattr(importlib.import_module(module), function)(arguments))
-    from core.config.overrides import bare_word
     from core.platform.providers import blamed
+
+    registry, entry = brought(name)
+    for line in registry.warnings:
+        sys.stderr.write(f"warning: {line}\n")
+    run = registry.resolve(entry.spec)
+    with blamed(entry.owner, f"the command '{name}'"):
+        return int(run([argument for argument in arguments if not is_switch(argument)]) or 0)
+
+
+def tell_usage(name: str) -> int:
+    """Print what a command does and takes. Raises ConfigError where nobody brings it."""
+    spec = built_in(name) or brought(name)[1].spec
+    sys.stdout.write(f"usage: python -m core {name} {spec.usage}".rstrip() + f"\n\n{spec.summary}\n")
+    return 0
+
+
+def built_in(name: str) -> CommandSpec | None:
+    """Core's own command of that name."""
+    return next((spec for spec in BUILT_IN if spec.name == name), None)
+
+
+def brought(name: str) -> tuple[Registry, Registered[CommandSpec]]:
+    """The plugins, and the command of that name that one of them brings. Raises ConfigError where none does."""
+    from core.config.overrides import bare_word
     from core.platform.registry import Registry
 
     registry = Registry.load()
     entry = registry.commands.get(name)
     if entry is None:
         raise bare_word(name, registry)
-    for line in registry.warnings:
-        sys.stderr.write(f"warning: {line}\n")
-    run = registry.resolve(entry.spec)
-    with blamed(entry.owner, f"the command '{name}'"):
-        return int(run([argument for argument in arguments if not is_switch(argument)]) or 0)
+    return registry, entry
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,24 +8,30 @@ BUILT_IN = (
     CommandSpec(
         "plugins", "core.commands.plugin_list:command",
         "list plugins, where they come from and what they add; --json for machines",
+        usage="[--json] [plugins.allow=[NAME,…]] [plugins.block=[NAME,…]]",
     ),
     CommandSpec(
         "preview", "core.commands.preview.command:command",
         "show what a stage would train on, token by token: `preview stage=NAME data.path=FILE [--html FILE]`",
+        usage="[key=value …] [--html FILE] [--rows N] [--sample N]",
     ),
     CommandSpec(
         "study", "core.commands.study:command",
         "compare the arms of an experiment over seeds: `study experiment=NAME`; without a name, list them",
+        usage="experiment=NAME [key=value …]",
     ),
     CommandSpec(
         "doctor", "core.commands.doctor:command",
-        "what is installed, what is missing and how to mend it, what may combine",
+        "what is installed, what is missing and how to mend it, what may combine", usage="[--json]",
     ),
     CommandSpec(
-        "new-plugin", "core.commands.scaffold:command", "write a package for a plugin: new-plugin NAME --kind KIND"
+        "new-plugin", "core.commands.scaffold:command", "write a package for a plugin: new-plugin NAME --kind KIND",
+        usage="NAME --kind KIND [--into FOLDER]",
     ),
     CommandSpec(
-        "reference", "core.commands.reference:command", "every setting of every stage, part and plugin, as Markdown"
+        "reference", "core.commands.reference:command", "every setting of every stage, part and plugin, as Markdown",
+        usage="[--own]",
     ),
-    CommandSpec("help", "core.commands.help:command", "this text; `help stage=NAME` prints every setting of a stage"),
+    CommandSpec("help", "core.commands.help:command", "this text; `help stage=NAME` prints every setting of a stage",
+                usage="[stage=NAME [algorithm=NAME]]"),
 )  # fmt: skip

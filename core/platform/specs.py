@@ -246,6 +246,8 @@ class CommandSpec:
     impl: str
     summary: str = ""
     requires: tuple[str, ...] = ()
+    usage: str = ""
+    """What may follow the name, as `NAME --help` prints it, e.g. "RUN RUN [--json]"."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ def register_commands() -> list[CommandSpec]:
     """The command."""
     return [
         CommandSpec(
-            "diff", "plugins.diff.runs:command", "compare settings and results of two runs: diff RUN RUN [--all]"
+            "diff",
+            "plugins.diff.runs:command",
+            "compare settings and results of two runs: diff RUN RUN [--all]",
+            usage="RUN RUN [--all]",
         )
     ]

@@ -11,6 +11,7 @@ import pytest
 from run_kit import FAKES, ROOT
 
 from core.__main__ import check_installation
+from core.commands.built_in import BUILT_IN
 from core.errors import ConfigError, TrainingError
 
 MISTAKES = [
@@ -131,6 +132,14 @@ def test_help_tells_what_exists(acme, cli):
             "learned, rules", "instructgpt", "plugins", "dry_run=false", "--multirun", "examples",
         ):  # fmt: skip
             assert text in outcome.out
+
+
+@pytest.mark.parametrize("spec", BUILT_IN, ids=lambda spec: spec.name)
+def test_a_command_tells_what_it_takes(cli, spec):
+    for flag in ("--help", "-h"):
+        outcome = cli(spec.name, flag)
+        assert outcome.code == 0 and outcome.out.startswith(f"usage: python -m core {spec.name} {spec.usage}\n")
+        assert spec.usage and spec.summary in outcome.out
 
 
 def test_no_arguments_print_help_and_fail(acme, cli):
