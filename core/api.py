@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from core.commands.parser import CommandParser
 from core.config.data_schema import TransformConfig
 from core.config.rules import check_regex, require
 from core.config.schema import (
@@ -45,15 +46,15 @@ from core.tokens.supervision import TooLong, TrainOn
 from core.types import Batch, LossOutput, Rollout, RolloutEngine, Sampling, Score, Scorer, ScoreRequest, Section
 
 __all__ = [
-    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "CommandSpec", "ConfigError", "DataError", "DataSourceSpec",
-    "DialectSpec", "EngineSpec", "GuardedScorer", "LossOutput", "Message", "MetricConfig", "MetricSpec",
-    "ModelError", "OptimizerConfig", "OptimizerSpec", "PeftConfig", "PeftMethodSpec", "PluginError",
+    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "CommandParser", "CommandSpec", "ConfigError", "DataError",
+    "DataSourceSpec", "DialectSpec", "EngineSpec", "GuardedScorer", "LossOutput", "Message", "MetricConfig",
+    "MetricSpec", "ModelError", "OptimizerConfig", "OptimizerSpec", "PeftConfig", "PeftMethodSpec", "PluginError",
     "PreftuneError", "ReaderSpec", "Record", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig",
     "RolloutEngine", "Row", "RowError", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext",
     "Section", "Span", "StageConfig", "StageSpec", "Step", "TextPart", "TextSetSpec", "TooLong", "TrackerConfig",
-    "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext", "TransformSpec",
-    "Transformed", "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl", "read_rows", "require",
-    "summarise", "text_of", "texts_of", "to_messages", "to_text", "words_of",
+    "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed",
+    "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl", "read_rows", "require", "summarise", "text_of",
+    "texts_of", "to_messages", "to_text", "words_of",
 ]  # fmt: skip
 
 RENAMED: dict[str, Renamed] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.artifacts.artifact import export_models
+from core.commands.sampling import sampling_run
 from core.files import atomic_folder, write_text
 from core.models.guests import Guest, plain_body
 from core.models.loading import load_module, models_for_roles, trainable_scorer
@@ -34,9 +35,9 @@ __all__ = [
     "Demonstration", "Guest", "Models", "Packed", "Pair", "Prompt", "PromptGroup", "ScoreModel", "StageData",
     "StageRun", "Supervision", "TokenModel", "WeightedRow", "atomic_folder", "build_rows", "check_trained",
     "demonstrations", "encoded_prompts", "export_models", "linear_logprobs", "load_codec", "load_module",
-    "logits_logprobs", "models_for_roles", "pack", "pack_texts", "pairs", "plain_body", "prompts", "save_rows",
-    "score_heldout", "split_by_tokens", "step_items", "sum_by_completion", "trainable_scorer", "weighted_nll",
-    "weighted_rows", "write_text",
+    "logits_logprobs", "models_for_roles", "pack", "pack_texts", "pairs", "plain_body", "prompts", "sampling_run",
+    "save_rows", "score_heldout", "split_by_tokens", "step_items", "sum_by_completion", "trainable_scorer",
+    "weighted_nll", "weighted_rows", "write_text",
 ]  # fmt: skip
 
 RENAMED: dict[str, Renamed] = {}

@@ -120,11 +120,7 @@ def run_stage(
 
 def _check_machine(cfg: RunConfig, plan: Plan, peers: Peers) -> None:
     """Raise ConfigError for a device that is not there, and for several processes where a stage samples."""
-    if cfg.runtime.device is Device.cuda:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ConfigError("runtime.device=cuda, but torch sees no GPU", "runtime.device", "set runtime.device=auto")
+    check_device(cfg)
     sampling = [stage.title for stage in plan.stages if stage.spec.samples]
     if peers.count > 1 and sampling:
         raise ConfigError(
@@ -132,3 +128,12 @@ def _check_machine(cfg: RunConfig, plan: Plan, peers: Peers) -> None:
             "WORLD_SIZE",
             "start one process; stages that train on records alone may have several",
         )
+
+
+def check_device(cfg: RunConfig) -> None:
+    """Raise ConfigError for a device that is not there."""
+    if cfg.runtime.device is Device.cuda:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("runtime.device=cuda, but torch sees no GPU", "runtime.device", "set runtime.device=auto")

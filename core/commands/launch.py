@@ -145,3 +145,16 @@ def typed_config(arguments: list[str]) -> tuple[RunConfig, Registry, dict[str, A
                 raise
             raise explained from error
         return accept(cfg, registry), registry, check.plain(cfg)
+
+
+def with_stage(settings: list[str], registry: Registry) -> list[str]:
+    """The words, led by the first stage that learns from demonstrations where they name none.
+
+    Raises ConfigError where no such stage is installed.
+    """
+    if any(word.startswith("stage=") for word in settings):
+        return settings
+    for (name, _), entry in sorted(registry.stages.items()):
+        if entry.spec.data == "sft":
+            return [f"stage={name}", *settings]
+    raise ConfigError("no stage was named", mend="add stage=NAME")

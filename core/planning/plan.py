@@ -218,7 +218,7 @@ def _uses(cfg: RunConfig, registry: Registry, need: str) -> bool:
     return any(getattr(spec, need) for spec in involved(specs[cfg.reward.name], cfg.reward, specs))
 
 
-def _engine(cfg: RunConfig, stage: StageSpec, registry: Registry) -> EngineSpec:
+def engine_for(cfg: RunConfig, stage: StageSpec, registry: Registry) -> EngineSpec:
     """The engine that was named; for `auto` the importable one of the highest priority that the combination allows."""
     if cfg.rollout.name in registry.engines:
         return registry.engines[cfg.rollout.name].spec
@@ -249,7 +249,7 @@ def _plan_stage(
     registry.check_requires(spec)
     providers = Providers()
     dataset = dataset_for(cfg, spec.data, registry, providers)
-    engine = _engine(cfg, spec, registry) if spec.samples else None
+    engine = engine_for(cfg, spec, registry) if spec.samples else None
     reward = registry.reward_models[cfg.reward.name].spec if spec.rollouts else None
     if spec.builds:
         cfg.judge = _judge(cfg, dataset, registry)

@@ -1,11 +1,12 @@
-"""Augmentation: further training records with edited words. Torch-free."""
+"""Augmentation: further training records with edited words, or with texts translated there and back by a model.
+Torch-free."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 
-from core.api import ConfigError, TransformConfig, TransformSpec, hookimpl, require
+from core.api import CommandSpec, ConfigError, TransformConfig, TransformSpec, hookimpl, require
 
 
 class Operation(str, Enum):
@@ -53,10 +54,34 @@ class WordsConfig(TransformConfig):
             raise ConfigError(what, mend='add synonyms: FILE with {"word": ["synonym", …], …}')
 
 
+@dataclass
+class TranslatedConfig(TransformConfig):
+    """Settings of `augment_translated`."""
+
+    file: str = ""
+    """File that the command `back-translate` has written."""
+
+    def __post_init__(self) -> None:
+        if not self.file:
+            raise ConfigError("augment_translated needs a file", mend="add file: FILE, made with `back-translate`")
+
+
+@hookimpl
+def register_commands() -> list[CommandSpec]:
+    """The command that makes translations."""
+    return [
+        CommandSpec("back-translate", "plugins.augment.translate:command",
+                    "translate texts of records there and back with a model, to augment with: "
+                    "`back-translate data.path=FILE model.source=… --out FILE.jsonl`"),
+    ]  # fmt: skip
+
+
 @hookimpl
 def register_record_transforms() -> list[TransformSpec]:
-    """The augmentation."""
+    """The augmentations."""
     return [
         TransformSpec("augment_words", WordsConfig, "plugins.augment.words:build", "augment", "1",
                       "adds records with words deleted, swapped, masked, replaced or inserted"),
+        TransformSpec("augment_translated", TranslatedConfig, "plugins.augment.translated:build", "augment", "1",
+                      "adds records with texts that `back-translate` has made"),
     ]  # fmt: skip

@@ -6,11 +6,11 @@ import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from core.api import ConfigError, Message, Record, TransformContext, Transformed
-from plugins.augment import Operation, Target, WordsConfig
+from core.api import ConfigError, Record, TransformContext, Transformed
+from plugins.augment import Operation, WordsConfig
+from plugins.augment.parts import part_of, with_part
 
 _CORE = re.compile(r"(\W*)(.*?)(\W*)", re.DOTALL)
 
@@ -109,17 +109,8 @@ def build(config: WordsConfig) -> Callable[[Sequence[Record], TransformContext],
 
 
 def _edited_record(record: Record, config: WordsConfig, synonyms: Synonyms, rng: random.Random) -> Record | None:
-    meta = {**record.meta, "augmented": config.operation.value}
-    if config.of is Target.text:
-        text = record.text or ""
-        new = edited(text, config, synonyms, rng)
-        return replace(record, text=new, meta=meta) if new != text else None
-    said = [place for place, message in enumerate(record.prompt) if message.role == "user"]
-    if not said:
+    text = part_of(record, config.of.value) or ""
+    new = edited(text, config, synonyms, rng)
+    if new == text:
         return None
-    message: Message = record.prompt[said[-1]]
-    new = edited(message.content, config, synonyms, rng)
-    if new == message.content:
-        return None
-    prompt = (*record.prompt[: said[-1]], message._replace(content=new), *record.prompt[said[-1] + 1 :])
-    return replace(record, prompt=prompt, meta=meta)
+    return with_part(record, config.of.value, new, {"augmented": config.operation.value})

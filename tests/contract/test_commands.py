@@ -1,4 +1,4 @@
-"""`diff`, which is a plugin's command, and what happens to commands that fail or clash."""
+"""`diff` and `back-translate`, which are plugins' commands, and what happens to commands that fail or clash."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from core.testing.contracts import CommandContract
 
 class TestDiff(CommandContract):
     command = "diff"
+
+
+class TestBackTranslate(CommandContract):
+    command = "back-translate"
 
 
 def run_folder(place, lr, after):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from core.api import Rollout
 from core.platform.switches import MODULES_VARIABLE
 from core.testing.bench import Bench
 from core.testing.tiny import tiny_model as write_tiny_model
@@ -49,3 +50,33 @@ def make_stage(
     yield make
     for stage in made:
         stage.close()
+
+
+class Planted:
+    """An engine that writes what a test says: the text after the prompt's question, and counts its prompts."""
+
+    name = "planted"
+
+    def __init__(self, run, write) -> None:
+        self.run, self.write, self.prompts = run, write, 0
+
+    def generate(self, prompts, sampling):
+        rollouts = []
+        for index, prompt in enumerate(prompts):
+            self.prompts += 1
+            asked = self.run.codec.tokenizer.decode(prompt)
+            for _ in range(sampling.n):
+                text, finished = self.write(asked)
+                ids = self.run.codec.tokenizer(text, add_special_tokens=False)["input_ids"]
+                ids = [*ids, self.run.codec.eos] if finished else ids
+                rollouts.append(Rollout(list(prompt), ids, [0.0] * len(ids), finished, 0, index))
+        return rollouts
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def planted() -> type[Planted]:
+    """The engine that writes what a test says: `planted(run, write)`."""
+    return Planted

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from core.api import ConfigError, Message, PluginError, Record, Rollout, Score
+from core.api import ConfigError, Message, PluginError, Record, Score
 from core.data.loading import load_records
 from core.platform.switches import MODULES_VARIABLE
 from plugins.s3ft import LEAKS, REMNANTS, RewriteConfig, SelfConfig
@@ -202,39 +202,15 @@ def test_the_report_escapes_what_a_model_wrote():
 # ---- the stage on a tiny model, its answers planted ------------------------------------------------------------------
 
 
-class Planted:
-    """An engine that writes what a test says: the text after the prompt's question, and counts its prompts."""
-
-    name = "planted"
-
-    def __init__(self, run, write) -> None:
-        self.run, self.write, self.prompts = run, write, 0
-
-    def generate(self, prompts, sampling):
-        rollouts = []
-        for index, prompt in enumerate(prompts):
-            self.prompts += 1
-            asked = self.run.codec.tokenizer.decode(prompt)
-            for _ in range(sampling.n):
-                text, finished = self.write(asked)
-                ids = self.run.codec.tokenizer(text, add_special_tokens=False)["input_ids"]
-                ids = [*ids, self.run.codec.eos] if finished else ids
-                rollouts.append(Rollout(list(prompt), ids, [0.0] * len(ids), finished, 0, index))
-        return rollouts
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture
-def s3ft(make_stage, monkeypatch):
+def s3ft(make_stage, planted, monkeypatch):
     """Builds the stage with a planted engine."""
 
     def make(write, *words: str):
         monkeypatch.setenv(MODULES_VARIABLE, "toy_rewards,route_judges")
         stage = make_stage("stage=s3ft", "stage.max_new_tokens=16", "stage.batch_size=8", "data.limit=16",
                            "model.max_length=400", "stage.build_batch=4", *words)  # fmt: skip
-        stage.engine = Planted(stage.run, write)
+        stage.engine = planted(stage.run, write)
         monkeypatch.setattr(stage.run, "engine", lambda: stage.engine)
         return stage
 

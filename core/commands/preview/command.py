@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
 
-from core.commands.launch import print_warnings, typed_config
+from core.commands.launch import print_warnings, typed_config, with_stage
+from core.commands.parser import CommandParser
 from core.commands.preview.estimate import preview_codec
 from core.commands.preview.found import HEAD, Preview, collect, histogram, lines_of, row_of
 from core.console import Console
-from core.errors import ConfigError
 from core.files import write_text
 from core.planning.plan import make_plan
 from core.platform.registry import Registry
 from core.quiet import hush, set_environment
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"preview: {message}", mend=self.format_usage().strip())
-
-
 def command(arguments: list[str]) -> int:
     """Show in the terminal, and in an HTML file where one is asked for. The exit code."""
-    parser = _Parser(prog="preview", add_help=False, allow_abbrev=False)
+    parser = CommandParser("preview")
     parser.add_argument("--html", type=Path, metavar="FILE")
     parser.add_argument("--rows", type=int, default=3, metavar="N")
     parser.add_argument("--sample", type=int, default=2000, metavar="N")
-    asked, overrides = parser.parse_known_args(arguments)
+    asked, overrides = parser.parse_with_settings(arguments)
     if asked.rows < 0 or asked.sample < 1:
         parser.error("--rows must be 0 or more, --sample 1 or more")
-    if flags := [argument for argument in overrides if argument.startswith("-")]:
-        parser.error(f"there is no flag '{flags[0]}'")
     set_environment()
     registry = Registry.load()
     print_warnings(registry)
-    if not any(argument.startswith("stage=") for argument in overrides):
-        overrides = [f"stage={_first_stage(registry)}", *overrides]
-    cfg, registry, _ = typed_config([*overrides, "reuse=false"])
+    cfg, registry, _ = typed_config([*with_stage(overrides, registry), "reuse=false"])
     hush()
     plan = make_plan(cfg, registry)
     stage = plan.target
@@ -50,14 +39,6 @@ def command(arguments: list[str]) -> int:
         write_text(asked.html, page(found))
         Console().line(f"\nwritten: {asked.html}")
     return 0
-
-
-def _first_stage(registry: Registry) -> str:
-    """The stage that is shown when none is named: the first that learns from demonstrations."""
-    for (name, _), entry in sorted(registry.stages.items()):
-        if entry.spec.data == "sft":
-            return name
-    raise ConfigError("no stage was named", mend="add stage=NAME")
 
 
 def show(found: Preview, console: Console) -> None:

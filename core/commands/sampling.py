@@ -1,0 +1,66 @@
+"""A run that trains nothing, for commands that ask a model about records. Torch-free at import."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.commands.execute import check_device
+from core.commands.launch import print_warnings, typed_config, with_stage
+from core.console import Console
+from core.errors import ConfigError
+from core.planning.ledger import Ledger
+from core.planning.plan import engine_for, make_plan
+from core.platform.opening import open_stage
+from core.platform.registry import Registry
+from core.quiet import hush, set_environment
+
+if TYPE_CHECKING:
+    from core.training.run import StageRun
+
+
+@contextmanager
+def sampling_run(command: str, settings: list[str]) -> Iterator[StageRun]:
+    """A run whose records, tokenizer, policy and rollout engine are those that `settings` (words `key=value`) name.
+
+    command: stands for the stage in what is told. The records are read as the stage of the settings reads them; where
+    none is named, as demonstrations. The policy is frozen. The run's folder goes away at the end; `build_rows` keeps
+    what it made under `runs_dir`.
+    Raises: ConfigError for settings that cannot work, and for a stage that would start from another stage's artifact;
+        DataError for records that do not serve.
+    """
+    set_environment()
+    registry = Registry.load()
+    print_warnings(registry)
+    quiet = [] if any(word.startswith("tracker=") for word in settings) else ["tracker=none"]
+    cfg, registry, config_json = typed_config([*with_stage(settings, registry), *quiet])
+    check_device(cfg)
+    whole = make_plan(cfg, registry)
+    plan = whole.target
+    if plan.parents:
+        before = ", ".join(parent.title for parent in plan.parents.values())
+        raise ConfigError(
+            f"{plan.title} starts from what {before} makes, not from model.source", "pipeline.stages",
+            f"add pipeline.stages=[{plan.stage}], or name another stage",
+        )  # fmt: skip
+    plan.engine = engine_for(cfg, plan.spec, registry)
+    hush()
+    import torch
+
+    from core.models.loading import frozen_policy
+    from core.models.roles import Models
+
+    if cfg.runtime.threads:
+        torch.set_num_threads(cfg.runtime.threads)
+    with tempfile.TemporaryDirectory(prefix="preftune-") as folder:
+        plan.run_dir = Path(folder)
+        run = open_stage(whole, plan, Console(), cfg, config_json, "", Ledger(Path(cfg.runs_dir)))
+        run.stage_name = command
+        try:
+            run.models = Models(tokenizer=run.codec.tokenizer, policy=frozen_policy(run))
+            yield run
+        finally:
+            run.close()
