@@ -12,6 +12,8 @@ _THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
 _PLACEHOLDER = re.compile(
     r"\{\{.*?\}\}|\{\w*\}|%\(\w+\)\w|%[sd]\b|\$\w*[A-Za-z]\w*|</?\w+[^<>]*>|\[[A-Z_]+\]|https?://\S+"
 )
+_ASKS = re.compile(r"[?？؟]")
+"""A model that answers a question in place of translating it writes none."""
 _TALK = re.compile(r"translat|traduction|traduire|traducción|übersetz", re.IGNORECASE)
 
 
@@ -22,18 +24,17 @@ def fault(text: str, in_pivot: str, new: str, max_ratio: float) -> str:
     max_ratio: how many times as long the longer of the two may be, in characters.
     That the meaning is the same is not found out.
     """
-    if words_of(in_pivot) == words_of(text):
-        return "not translated"
-    if words_of(new) == words_of(text):
-        return "equal to the original"
-    if _numbers(new) != _numbers(text):
-        return "numbers differ"
-    if _placeholders(new) != _placeholders(text):
-        return "placeholders differ"
-    if _TALK.search(new) and not _TALK.search(text):
-        return "speaks of the translation"
     short, long = sorted((len(text), len(new)))
-    return "length" if long > max_ratio * short else ""
+    found = {
+        "not translated": words_of(in_pivot) == words_of(text),
+        "equal to the original": words_of(new) == words_of(text),
+        "numbers differ": _numbers(new) != _numbers(text),
+        "placeholders differ": _placeholders(new) != _placeholders(text),
+        "question mark differs": bool(_ASKS.search(new)) != bool(_ASKS.search(text)),
+        "speaks of the translation": bool(_TALK.search(new)) and not _TALK.search(text),
+        "length": long > max_ratio * short,
+    }
+    return next((reason for reason, holds in found.items() if holds), "")
 
 
 def _numbers(text: str) -> Counter[str]:

@@ -27,9 +27,10 @@ from plugins.augment.translated import build
         ("Dear {name}, come in", "Do enter, dear {name}", ""),
         ("Use <b> and %s", "Take <b> and %d", "placeholders differ"),
         ("Where is it?", "where is it", "equal to the original"),
+        ("Where is it?", "It stands there.", "question mark differs"),
         ("Where is it?", "The translation is: where?", "speaks of the translation"),
         ("Translate this word", "Make a translation of this word", ""),
-        ("Where is it?", "It is where one would look for it first of all", "length"),
+        ("Where is it?", "Is it where one would look for it first of all?", "length"),
     ],
 )
 def test_faults(text, new, why):
