@@ -40,10 +40,9 @@ def sampling_run(command: str, settings: list[str]) -> Iterator[StageRun]:
     check_device(cfg)
     whole = make_plan(cfg, registry)
     plan = whole.target
-    if plan.parents:
-        before = ", ".join(parent.title for parent in plan.parents.values())
+    if before := plan.parents.get("policy"):
         raise ConfigError(
-            f"{plan.title} starts from what {before} makes, not from model.source", "pipeline.stages",
+            f"{plan.title} would start from what {before.title} makes, not from model.source", "pipeline.stages",
             f"add pipeline.stages=[{plan.stage}], or name another stage",
         )  # fmt: skip
     plan.engine = engine_for(cfg, plan.spec, registry)
