@@ -148,7 +148,7 @@ def test_copies_that_are_alike_are_taken_once(back_translate, tmp_path):
         (["--share", "0"], "'--share' must be in (0, 1]"),
         (["--forward", "Translate"], "'--forward' must be a text with {text}"),
         (["--of", "text"], "no record has a text to translate"),
-        (["stage=rlhf", "algorithm=grpo", "reward=length", "pipeline.stages=[sft,rlhf]"], "from what sft makes"),
+        (["stage=cft", "pipeline.stages=[sft,cft]"], "from what sft makes"),
         (["model.max_length=62"], "8 too long"),
     ],
 )
