@@ -72,7 +72,10 @@ def register_commands() -> list[CommandSpec]:
     return [
         CommandSpec("back-translate", "plugins.augment.translate:command",
                     "translate texts of records there and back with a model, to augment with: "
-                    "`back-translate data.path=FILE model.source=… --out FILE.jsonl`"),
+                    "`back-translate data.path=FILE model.source=… --out FILE.jsonl`",
+                    usage="[key=value …] --out FILE.jsonl [--of prompt|completion|text] [--pivot LANGUAGE] "
+                    "[--language LANGUAGE] [--copies N] [--share FRACTION] [--forward TEXT] [--back TEXT] "
+                    "[--temperature T] [--top-p P] [--max-new-tokens N] [--max-ratio X] [--batch N]"),
     ]  # fmt: skip
 
 
