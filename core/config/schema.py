@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from omegaconf import MISSING
-
 from core.config.data_schema import DataConfig
-from core.config.rules import require
+from core.config.rules import MISSING, require
 from core.config.study_schema import StudyConfig
 
 

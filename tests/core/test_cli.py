@@ -205,7 +205,7 @@ atexit.register(lambda: open(os.environ["PROBE_FILE"], "w").write(" ".join(sorte
 @pytest.mark.parametrize(
     ("arguments", "code", "absent"),
     [
-        (["--help"], 0, ["torch", "hydra", "transformers", "rich"]),
+        (["--help"], 0, ["torch", "hydra", "omegaconf", "transformers", "rich"]),
         (["plugins"], 0, ["torch", "hydra"]),
         (["stage=sft", "stage.lm=1"], 2, ["torch", "transformers", "peft", "rich"]),
         (["stage=sft", "peft=lora", "peft.options.nope=1"], 2, ["torch", "transformers", "peft"]),

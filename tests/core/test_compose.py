@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import omegaconf
 import pytest
 from hydra.core.config_store import ConfigStore
 
 from core.commands.launch import typed_config
 from core.config import compose, peft_methods, presets
+from core.config.rules import MISSING
 from core.errors import ConfigError, PluginError, PreftuneError
 from core.platform.registry import Registry
 
@@ -24,6 +26,10 @@ def refused(*overrides) -> PreftuneError:
     with pytest.raises(PreftuneError) as caught:
         typed_config(list(overrides))
     return caught.value
+
+
+def test_a_missing_value_is_what_omegaconf_takes_for_one():
+    assert omegaconf.MISSING == MISSING
 
 
 def test_a_stage_alone_takes_the_defaults(acme):
