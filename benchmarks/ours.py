@@ -19,7 +19,7 @@ def open_run(job: dict[str, Any], more: list[str]) -> tuple[Any, Any]:
     from core.commands.launch import typed_config
     from core.console import Console
     from core.planning.ledger import Ledger
-    from core.planning.plan import make_plan
+    from core.planning.make import make_plan
     from core.platform.opening import open_stage
     from core.quiet import hush
 

@@ -104,7 +104,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     from core.commands.launch import typed_config
     from core.console import Console
     from core.planning.ledger import Ledger
-    from core.planning.plan import make_plan
+    from core.planning.make import make_plan
     from core.platform.opening import open_stage
     from core.quiet import hush, set_environment
     from core.tokens.examples import demonstrations

@@ -12,11 +12,12 @@ from core.config.schema import Device, RunConfig
 from core.console import Console
 from core.errors import ConfigError
 from core.planning.ledger import Ledger, lock_folder
-from core.planning.plan import Plan, StagePlan, make_plan
+from core.planning.make import make_plan
+from core.planning.plan import Plan, StagePlan
 from core.planning.sources import resolve_source
 from core.platform.opening import open_stage
 from core.platform.registry import Registry
-from core.quiet import set_environment
+from core.quiet import hush, set_environment
 from core.training.peers import ALONE, Peers, join
 from core.training.stage_process import run_apart
 
@@ -105,14 +106,9 @@ def run_stage(
     plan: Plan, number: int, cfg: RunConfig, config_json: dict[str, Any], group: str, peers: Peers = ALONE
 ) -> dict[str, Any]:
     """Run stage `number` (from 1) of the plan in this process; returns its result.json."""
-    from core.quiet import hush
     from core.training.lifecycle import carry_out
 
-    hush()
-    import torch
-
-    if cfg.runtime.threads:
-        torch.set_num_threads(cfg.runtime.threads)
+    load_torch(cfg)
     ledger = Ledger(Path(cfg.runs_dir))
     console = Console(quiet=not peers.first)
     return carry_out(open_stage(plan, plan.stages[number - 1], console, cfg, config_json, group, ledger, peers))
@@ -128,6 +124,15 @@ def _check_machine(cfg: RunConfig, plan: Plan, peers: Peers) -> None:
             "WORLD_SIZE",
             "start one process; stages that train on records alone may have several",
         )
+
+
+def load_torch(cfg: RunConfig) -> None:
+    """Import torch, quiet and with the threads that the config asks for."""
+    hush()
+    import torch
+
+    if cfg.runtime.threads:
+        torch.set_num_threads(cfg.runtime.threads)
 
 
 def check_device(cfg: RunConfig) -> None:

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.execute import check_device
+from core.commands.execute import check_device, load_torch
 from core.commands.launch import print_warnings, typed_config, with_stage
 from core.console import Console
 from core.errors import ConfigError
 from core.planning.ledger import Ledger
-from core.planning.plan import engine_for, make_plan
+from core.planning.make import engine_for, make_plan
 from core.platform.opening import open_stage
 from core.platform.registry import Registry
-from core.quiet import hush, set_environment
+from core.quiet import set_environment
 
 if TYPE_CHECKING:
     from core.training.run import StageRun
@@ -46,14 +46,10 @@ def sampling_run(command: str, settings: list[str]) -> Iterator[StageRun]:
             f"add pipeline.stages=[{plan.stage}], or name another stage",
         )  # fmt: skip
     plan.engine = engine_for(cfg, plan.spec, registry)
-    hush()
-    import torch
-
+    load_torch(cfg)
     from core.models.loading import frozen_policy
     from core.models.roles import Models
 
-    if cfg.runtime.threads:
-        torch.set_num_threads(cfg.runtime.threads)
     with tempfile.TemporaryDirectory(prefix="preftune-") as folder:
         plan.run_dir = Path(folder)
         run = open_stage(whole, plan, Console(), cfg, config_json, "", Ledger(Path(cfg.runs_dir)))

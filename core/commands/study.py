@@ -24,7 +24,7 @@ from core.console import Console
 from core.errors import ConfigError, PreftuneError, Reported
 from core.files import write_json
 from core.planning.ledger import Ledger
-from core.planning.plan import make_plan
+from core.planning.make import make_plan
 from core.platform.providers import tell
 from core.platform.registry import Registry
 from core.report.comparison import ArmRun, compare
@@ -57,20 +57,17 @@ def command(arguments: list[str]) -> int:
     return _Study(names[0], cfg, arguments).carry_out()
 
 
-def _studies(registry: Registry) -> list[str]:
-    """Names of the experiments that compare arms."""
+def _studies(registry: Registry) -> dict[str, str]:
+    """The experiments that compare arms, by name, with their titles."""
     from omegaconf import OmegaConf
 
-    experiments = [preset for preset in all_presets(registry) if preset.group == "experiment"]
-    return sorted(one.name for one in experiments if "study" in OmegaConf.load(one.file))
+    files = {one.name: one.file for one in all_presets(registry) if one.group == "experiment"}
+    found = {name: OmegaConf.load(file) for name, file in sorted(files.items())}
+    return {name: preset.study.get("title", "") for name, preset in found.items() if "study" in preset}
 
 
 def _listing() -> str:
-    from omegaconf import OmegaConf
-
-    registry = Registry.load()
-    files = {one.name: one.file for one in all_presets(registry) if one.group == "experiment"}
-    lines = [f"  {name:<20} {OmegaConf.load(files[name]).study.get('title', '')}\n" for name in _studies(registry)]
+    lines = [f"  {name:<20} {title}\n" for name, title in _studies(Registry.load()).items()]
     return "studies, to be run with: study experiment=NAME\n" + "".join(lines)
 
 

@@ -187,3 +187,18 @@ def write_quarantine(rows: Sequence[BadRow], path: Path) -> Path | None:
     finally:
         beside.unlink(missing_ok=True)
     return path
+
+
+def answer_kind(answers: Sequence[str | None]) -> str:
+    """Kind of answers, as RewardSpec.answers names it: "number", "text", or empty where not all are there."""
+    if not answers or not all(answers):
+        return ""
+    return "number" if all(_is_number(answer) for answer in answers) else "text"
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float((text or "").replace(",", ""))
+    except ValueError:
+        return False
+    return True

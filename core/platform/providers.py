@@ -7,11 +7,9 @@ constructor) that raises ends the run. Errors that preftune's own classes descri
 from __future__ import annotations
 
 import sys
-import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import pluggy
 from core.errors import PluginError, PreftuneError
 from core.platform.hookspecs import PROJECT
 from core.platform.owners import Owner
+from core.stopwatch import Stopwatch
 
 _hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -64,8 +63,8 @@ class Providers:
 
     def __init__(self, before: Mapping[str, float] | None = None) -> None:
         """before: seconds that were counted elsewhere, e.g. while the plan was made."""
-        self.seconds: dict[str, float] = defaultdict(float, before or {})
-        self._inner: list[float] = []
+        self._watch = Stopwatch(before)
+        self.seconds = self._watch.seconds
 
     @contextmanager
     def at(self, owner: Owner, doing: str) -> Iterator[None]:
@@ -73,18 +72,9 @@ class Providers:
         with self.counted(owner), blamed(owner, doing):
             yield
 
-    @contextmanager
-    def counted(self, owner: Owner) -> Iterator[None]:
+    def counted(self, owner: Owner) -> AbstractContextManager[None]:
         """Count the block's wall-clock seconds for `owner`."""
-        began = time.perf_counter()
-        self._inner.append(0.0)
-        try:
-            yield
-        finally:
-            whole = time.perf_counter() - began
-            self.seconds[owner.plugin] += whole - self._inner.pop()
-            if self._inner:
-                self._inner[-1] += whole
+        return self._watch.counted(owner.plugin)
 
     def watch_hooks(self, manager: pluggy.PluginManager, plugin: object, owner: Owner, hooks: tuple[str, ...]) -> None:
         """Stand around those of `hooks` that `plugin` answers, outside any other wrapper."""

@@ -10,7 +10,7 @@ import torch
 from core.commands.launch import typed_config
 from core.console import Console
 from core.planning.ledger import Ledger
-from core.planning.plan import make_plan
+from core.planning.make import make_plan
 from core.platform.opening import open_stage
 from core.platform.registry import Registry
 from core.testing.run import read_rows

@@ -6,8 +6,8 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,13 @@ from core.files import disk_guard
 from core.jsonl import MetricsWriter
 from core.planning.keys import plain
 from core.planning.ledger import Ledger
-from core.planning.plan import Plan, StagePlan, dataset_for
+from core.planning.named_data import dataset_for
+from core.planning.plan import Plan, StagePlan
 from core.planning.sources import artifact_folder, resolve_source
 from core.platform.observers import Observers
 from core.platform.providers import Providers
 from core.platform.registry import Registry
+from core.stopwatch import Stopwatch
 from core.tokens.codec import ChatCodec, load_codec
 from core.tokens.examples import encoded_prompts
 from core.training.on_demand import ChosenParts
@@ -89,9 +91,9 @@ class StageRun(ChosenParts):
         """Mean log-probability difference in nats between engine and trainer at the last sync."""
         self.resumed_at: list[int] = []
         """Steps that were done when the run was resumed, one number for each time."""
-        self.seconds: dict[str, float] = defaultdict(float)
+        self._watch = Stopwatch()
+        self.seconds = self._watch.seconds
         """Wall-clock seconds by part of the run."""
-        self._inner: list[float] = []
         self.first_eval: dict[str, Any] | None = None
         self.last_eval: dict[str, Any] | None = None
         self.eval_items: list[float | None] = []
@@ -227,18 +229,9 @@ class StageRun(ChosenParts):
         with disk_guard(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
+    def timed(self, part: str) -> AbstractContextManager[None]:
         """Add the block's wall-clock time to `seconds[part]`, less what parts inside it take for themselves."""
-        began = time.perf_counter()
-        self._inner.append(0.0)
-        try:
-            yield
-        finally:
-            whole = time.perf_counter() - began
-            self.seconds[part] += whole - self._inner.pop()
-            if self._inner:
-                self._inner[-1] += whole
+        return self._watch.counted(part)
 
     def seconds_by_plugin(self) -> dict[str, float]:
         """Wall-clock seconds that each plugin took as provider and as observer, the longest first."""

@@ -16,7 +16,8 @@ from core.data.draws import in_fold, shuffled
 from core.data.mixing import mix, quotas, size_without_repeats, weights
 from core.data.records import Message, Record
 from core.errors import ConfigError, DataError, PluginError
-from core.planning.plan import dataset_for, make_plan
+from core.planning.make import make_plan
+from core.planning.named_data import dataset_for
 from core.platform.registry import Registry
 
 

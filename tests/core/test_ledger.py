@@ -14,7 +14,7 @@ from run_kit import Lab, kill_at, only_folder, read_json, run_folders
 from core.commands.launch import typed_config
 from core.errors import ArtifactError
 from core.planning.ledger import Ledger, artifact_fault, lock_folder
-from core.planning.plan import make_plan
+from core.planning.make import make_plan
 
 
 def states(arguments: list[str]) -> dict[str, str]:

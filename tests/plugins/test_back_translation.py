@@ -9,7 +9,7 @@ import pytest
 
 from core.api import ConfigError, Message, Record, TransformContext
 from core.commands.launch import typed_config
-from core.planning.plan import dataset_for
+from core.planning.named_data import dataset_for
 from core.testing import command
 from core.training.on_demand import ChosenParts
 from plugins.augment import TranslatedConfig

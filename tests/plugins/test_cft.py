@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from core.commands.launch import typed_config
 from core.errors import ConfigError
-from core.planning.plan import make_plan
+from core.planning.make import make_plan
 from core.platform.registry import Registry
 from core.platform.switches import MODULES_VARIABLE
 from plugins.cft.adaptive import judged, repeats

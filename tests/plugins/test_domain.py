@@ -18,7 +18,7 @@ from core.artifacts.artifact import seal
 from core.commands.launch import typed_config
 from core.errors import ConfigError, ModelError
 from core.models.packed import pack_texts
-from core.planning.plan import make_plan
+from core.planning.make import make_plan
 from core.platform.registry import Registry
 from core.testing.tiny import tiny_model, tiny_tokenizer
 from core.torch_api import Demonstration

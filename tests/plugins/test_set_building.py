@@ -14,7 +14,7 @@ from core.data.loading import load_records
 from core.data.records import Message, Record
 from core.data.transforms import TransformContext, words_of
 from core.errors import ConfigError, DataError
-from core.planning.plan import dataset_for
+from core.planning.named_data import dataset_for
 from plugins.augment import Operation, Target, WordsConfig
 from plugins.augment import words as augment
 from plugins.contamination import Action, ContaminationConfig

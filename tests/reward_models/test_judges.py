@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.api import ConfigError, GuardedScorer, Message, ScorerContext, ScoreRequest
 from core.commands.launch import typed_config
-from core.planning.plan import make_plan
+from core.planning.make import make_plan
 from core.testing import tiny_model, tiny_pairs
 from reward_models import EmbeddingConfig, EndpointConfig, LlmConfig, register_reward_models
 from reward_models.verdict import FIELDS, QUESTION, question_of, read_verdict

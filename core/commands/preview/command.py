@@ -10,7 +10,7 @@ from core.commands.preview.estimate import preview_codec
 from core.commands.preview.found import HEAD, Preview, collect, histogram, lines_of, row_of
 from core.console import Console
 from core.files import write_text
-from core.planning.plan import make_plan
+from core.planning.make import make_plan
 from core.platform.registry import Registry
 from core.quiet import hush, set_environment
 

@@ -1,0 +1,63 @@
+"""The records that a config names, of files and of plugins' generators. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.config.schema import RunConfig
+from core.data.building import build_dataset
+from core.data.dataset import Dataset
+from core.data.transforms import bind_transforms
+from core.errors import ConfigError, PluginError
+from core.planning.sources import cache_dir
+from core.platform.providers import Providers
+from core.platform.registry import Registry
+from core.platform.specs import DataSourceSpec
+
+
+def dataset_for(cfg: RunConfig, schema: str, registry: Registry, providers: Providers | None = None) -> Dataset:
+    """The records that a config names, as `schema`, filtered, augmented and mixed as it says.
+
+    providers: counts what data sources and transforms take.
+    """
+    providers = providers or Providers()
+    transforms = bind_transforms(cfg.data.transforms, registry, providers)
+    places = _places(cfg, registry, providers)
+    return build_dataset(cfg.data, places, schema, cfg.runtime.seed, transforms, registry.formats())
+
+
+def _places(cfg: RunConfig, registry: Registry, providers: Providers) -> Path | dict[str, Path]:
+    """The file or folder that the data config names; for a mixture that of each source."""
+    if cfg.data.mixture:
+        return {
+            name: _place(source.path, source.source, f"data.mixture.{name}", cfg, registry, providers)
+            for name, source in cfg.data.mixture.items()
+        }
+    return _place(cfg.data.path, cfg.data.source, "data", cfg, registry, providers)
+
+
+def _place(
+    path: str | None, source: str | None, key: str, cfg: RunConfig, registry: Registry, providers: Providers
+) -> Path:
+    """A file or folder; a generator's rows are written once into the cache."""
+    if path:
+        return Path(path).expanduser()
+    if not source:
+        raise ConfigError("no data is named", key, f"set {key}.path=FILE or data=demo")
+    if source not in registry.data_sources:
+        known = ", ".join(sorted(registry.data_sources))
+        raise ConfigError(f"there is no data source '{source}'", f"{key}.source", f"one of: {known}")
+    return _generated(registry.data_sources[source].spec, cfg.runtime.seed, registry, providers)
+
+
+def _generated(source: DataSourceSpec, seed: int, registry: Registry, providers: Providers) -> Path:
+    from core.files import atomic_folder
+
+    folder = cache_dir() / "data" / f"{source.name}-{source.version}-{seed}"
+    if not folder.is_dir():
+        write = registry.resolve(source)
+        with atomic_folder(folder) as part, providers.at(registry.owner_of(source), f"'{source.impl}'"):
+            write(part, seed)
+        if not any(folder.iterdir()):
+            raise PluginError(f"the data source '{source.name}' wrote no file", source.impl)
+    return folder
