@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 256
-"""Tokens whose logits stand in memory at once."""
+CHUNK = 128
+"""Tokens whose logits stand in memory at once: few enough that a processor's cache holds much of them."""
+
+GRADIENT_CHUNK = 1024
+"""Tokens whose logits' gradients stand at once, in the model's number format: enough that adding up the gradient of the
+weight, which is as large as the weight, is seldom done."""
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -56,21 +60,24 @@ class _LinearLogprob(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         # A sum over many chunks is kept in fp32: bf16 would lose the small contributions.
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if want_weight else None
-        for start in range(0, len(targets), CHUNK):
-            rows = slice(start, start + CHUNK)
-            logits = (hidden[rows] @ weight.T).float()
-            if ctx.temperature != 1.0:
-                logits /= ctx.temperature
-            scale = grad_logprob[rows, None] / ctx.temperature
-            grad = logits.sub_(normaliser[rows, None]).exp_().mul_(-scale)
-            grad.scatter_add_(1, targets[rows, None], scale * (1 - ctx.smoothing))
-            if ctx.smoothing:
-                grad += scale * (ctx.smoothing / grad.shape[1])
-            grad = grad.to(hidden.dtype)
+        for first in range(0, len(targets), GRADIENT_CHUNK):
+            block = slice(first, first + GRADIENT_CHUNK)
+            grad = torch.empty(len(targets[block]), len(weight), dtype=hidden.dtype, device=hidden.device)
+            for start in range(first, first + len(grad), CHUNK):
+                rows = slice(start, min(start + CHUNK, first + len(grad)))
+                logits = (hidden[rows] @ weight.T).float()
+                if ctx.temperature != 1.0:
+                    logits /= ctx.temperature
+                scale = grad_logprob[rows, None] / ctx.temperature
+                chunk = logits.sub_(normaliser[rows, None]).exp_().mul_(-scale)
+                chunk.scatter_add_(1, targets[rows, None], scale * (1 - ctx.smoothing))
+                if ctx.smoothing:
+                    chunk += scale * (ctx.smoothing / chunk.shape[1])
+                grad[start - first : start - first + len(chunk)] = chunk
             if grad_hidden is not None:
-                grad_hidden[rows] = grad @ weight
+                grad_hidden[block] = grad @ weight
             if grad_weight is not None:
-                grad_weight += grad.T @ hidden[rows]
+                grad_weight += grad.T @ hidden[block]
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 

@@ -130,7 +130,7 @@ class TokenModel(_PackedModel):
                 logits_MV = self.logits(packed, only_M)
             return logits_logprobs(logits_MV, targets, temperature, want_entropy, smoothing)
         with self._noisy_embeddings(noise_Td):
-            hidden = self.hidden(packed)[predict]
+            hidden = self.hidden(packed).index_select(0, predict)
         weight = self.base.get_output_embeddings().weight
         return linear_logprobs(hidden, weight, targets, temperature, want_entropy, smoothing)
 
@@ -232,7 +232,7 @@ class ScoreModel(_PackedModel):
     def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
         """Score, float32, at the tokens `at` of the row; by default at the last token of each completion, [C]."""
         packed = packed.to(self.device)
-        hidden = self.hidden(packed)[packed.last_C if at is None else at]
+        hidden = self.hidden(packed).index_select(0, packed.last_C if at is None else at)
         # In fp32: a score rounded to bf16 near 2 knows steps of 0.016 only.
         return nn.functional.linear(hidden.float(), self.head_weight.float()).squeeze(-1) - self.offset
 

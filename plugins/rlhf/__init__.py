@@ -137,6 +137,8 @@ class GrpoConfig(OnlineConfig):
     """Prompts in one iteration."""
     group_size: int = 8
     """Completions for each prompt (64 in DeepSeekMath)."""
+    micro_batch_tokens: int = 2048
+    """Most tokens in one forward pass; the rest of an update is accumulated."""
     kl_coef: float = 0.04
     """Weight of the k3 penalty in the loss (0.04 in DeepSeekMath)."""
     scale_by_std: bool = True
@@ -167,6 +169,8 @@ class RlooConfig(OnlineConfig):
     """Prompts in one iteration."""
     group_size: int = 4
     """Completions for each prompt (2 and 4 in the paper)."""
+    micro_batch_tokens: int = 2048
+    """Most tokens in one forward pass; the rest of an update is accumulated."""
     kl_coef: float = 0.03
     """Weight of the sequence KL subtracted from the reward (0.03 in the paper)."""
 

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from core.api import Batch, LossOutput, hookimpl
 from core.torch_api import Models, StageData, StageRun, prompts, score_heldout, sum_by_completion
-from plugins.rlhf.rollouts import Drift, RolloutRow, collect_rollouts, kl_on_heldout, updates_of
+from plugins.rlhf.rollouts import (
+    Drift,
+    Iteration,
+    RolloutRow,
+    SampledRow,
+    collect_rollouts,
+    kl_on_heldout,
+    sample_rollouts,
+    updates_of,
+)
 from plugins.shared import KlEstimator
 from plugins.shared.estimators import (
     clipped_policy_loss,
@@ -27,12 +36,14 @@ from plugins.shared.estimators import (
 
 @dataclass
 class GroupWork:
-    """A row, the tokens and completions of its whole minibatch, and how far the policy has moved by then."""
+    """A row, the tokens and completions of its whole minibatch, how far the policy has moved by then, and, for a row
+    whose old log-probabilities its own loss will give, the iteration."""
 
-    row: RolloutRow
+    row: RolloutRow | SampledRow
     tokens: int
     completions: int
     drift: Drift
+    iteration: Iteration | None = None
 
 
 class _Group:
@@ -45,21 +56,50 @@ class _Group:
 
     @hookimpl
     def collect_batch(self, run: StageRun, models: Models, data: StageData, step: int) -> Batch:
-        """Rollouts with their group advantages, cut into updates."""
+        """Rollouts, cut into updates; with their group advantages where there are several updates."""
         cfg = run.cfg.stage
+        if self.is_one_pass(run):
+            sampled, batch = sample_rollouts(run, models, data, step)
+            iteration = Iteration(run, sampled)
+            drift = Drift(iteration.tokens)
+            batch.updates.append(
+                [GroupWork(row, iteration.tokens, iteration.completions, drift, iteration) for row in sampled]
+            )
+            return batch
         rows, batch = collect_rollouts(run, models, data, step)
-        flat = 0
-        for row in rows:
-            rewards_PG = self.shaped(cfg, row).reshape(-1, cfg.group_size)
-            flat += int((rewards_PG.amax(dim=1) == rewards_PG.amin(dim=1)).sum())
-            row.extra["advantage_C"] = self.advantages(cfg, rewards_PG).flatten()
-        batch.metrics["flat_groups"] = flat / max(sum(row.packed.completions for row in rows) // cfg.group_size, 1)
+        completions = sum(row.packed.completions for row in rows)
+        batch.metrics["flat_groups"] = sum(self._judge(cfg, row, completions) for row in rows)
         for minibatch in updates_of(rows, cfg.inner_epochs, run.seed_for("minibatches", step)):
             tokens = sum(len(row.old_logprob_M) for row in minibatch)
-            completions = sum(row.packed.completions for row in minibatch)
+            of_minibatch = sum(row.packed.completions for row in minibatch)
             drift = Drift(tokens)
-            batch.updates.append([GroupWork(row, tokens, completions, drift) for row in minibatch])
+            batch.updates.append([GroupWork(row, tokens, of_minibatch, drift) for row in minibatch])
         return batch
+
+    @staticmethod
+    def is_one_pass(run: StageRun) -> bool:
+        """Whether an iteration's only update gives the old log-probabilities by its own forward pass, and with them the
+        advantages; each of several processes would see a part of them only."""
+        return run.cfg.stage.minibatches * run.cfg.stage.inner_epochs == 1 and run.peers.count == 1
+
+    def _judge(self, cfg: Any, row: RolloutRow, completions: int) -> float:
+        """Give the row's completions their advantages. Returns its groups without any, as a share of the groups of all
+        `completions`."""
+        rewards_PG = self.shaped(cfg, row).reshape(-1, cfg.group_size)
+        row.extra["advantage_C"] = self.advantages(cfg, rewards_PG).flatten()
+        flat = int((rewards_PG.amax(dim=1) == rewards_PG.amin(dim=1)).sum())
+        return flat * cfg.group_size / completions
+
+    def forward(self, run: StageRun, models: Models, work: GroupWork) -> tuple[RolloutRow, Tensor, dict[str, float]]:
+        """The row with old log-probabilities and advantages, the policy's log-probabilities now, [M], and metrics."""
+        cfg = run.cfg.stage
+        if isinstance(work.row, RolloutRow):
+            return work.row, models.call("policy", work.row.packed, cfg.temperature)[0], {}
+        assert work.iteration is not None
+        logprob, entropy = models.call("policy", work.row.packed, cfg.temperature, want_entropy=True)
+        row, metrics = work.iteration.known(work.row, logprob.detach(), entropy)
+        metrics["flat_groups"] = self._judge(cfg, row, work.completions)
+        return row, logprob, metrics
 
     def shaped(self, cfg: Any, row: RolloutRow) -> Tensor:
         """Reward of each completion, [C]."""
@@ -84,8 +124,8 @@ class Grpo(_Group):
     def compute_loss(self, run: StageRun, models: Models, micro_batch: GroupWork) -> LossOutput:
         """Mean of the clipped objective plus kl_coef * k3, averaged as `aggregation` says."""
         cfg = run.cfg.stage
-        row, completion = micro_batch.row, micro_batch.row.packed.completion_M
-        logprob, _ = models.call("policy", row.packed, cfg.temperature)
+        row, logprob, metrics = self.forward(run, models, micro_batch)
+        completion = row.packed.completion_M
         advantage = row.extra["advantage_C"][completion]
         high = cfg.clip_range if cfg.clip_range_high is None else cfg.clip_range_high
         per_token, ratio, clipped = clipped_policy_loss(logprob, row.old_logprob_M, advantage, cfg.clip_range, high)
@@ -100,7 +140,8 @@ class Grpo(_Group):
             share = torch.full_like(per_token, 1.0 / (micro_batch.completions * cfg.max_new_tokens))
         return LossOutput(
             (share * per_token).sum(),
-            {
+            metrics
+            | {
                 "approx_kl": micro_batch.drift.add(run, row, logprob),
                 "clip_frac": clipped.float().sum().item() / micro_batch.tokens,
                 "ratio_gap": (ratio - 1).abs().sum().item() / micro_batch.tokens,
@@ -125,9 +166,8 @@ class Rloo(_Group):
     def compute_loss(self, run: StageRun, models: Models, micro_batch: GroupWork) -> LossOutput:
         """Mean over completions of the clipped sequence objective."""
         cfg = run.cfg.stage
-        row = micro_batch.row
+        row, logprob, metrics = self.forward(run, models, micro_batch)
         count, completion = row.packed.completions, row.packed.completion_M
-        logprob, _ = models.call("policy", row.packed, cfg.temperature)
         policy_C = sum_by_completion(logprob, completion, count)
         old_C = sum_by_completion(row.old_logprob_M, completion, count)
         per_sequence, ratio, clipped = clipped_policy_loss(
@@ -138,7 +178,8 @@ class Rloo(_Group):
         share = 1.0 / micro_batch.completions
         return LossOutput(
             (weight_C * per_sequence).sum() * share,
-            {
+            metrics
+            | {
                 "approx_kl": micro_batch.drift.add(run, row, logprob),
                 "clip_frac": clipped.float().sum().item() * share,
                 "ratio_gap": (ratio - 1).abs().sum().item() * share,

@@ -2,7 +2,8 @@
 
 The packed rows made here serve every forward pass of the iteration: old log-probabilities, reference, values, and all
 inner epochs. So in the first update the policy repeats the very computation that gave the old log-probabilities, and
-each ratio is exactly 1.
+each ratio is exactly 1. An algorithm with a single update an iteration, that needs them in the loss alone, takes them
+from the update's own forward pass (`sample_rollouts`); the others from a pass of their own (`collect_rollouts`).
 """
 
 from __future__ import annotations
@@ -24,12 +25,27 @@ _SAMPLE_ROWS = 4
 
 
 @dataclass
-class RolloutRow:
+class SampledRow:
     """A packed row with C completions of M tokens in all; tensors are float32 on the policy's device.
 
-    score_C: score, without the KL. old_logprob_M, reference_logprob_M: nats, at the sampling temperature.
-    weight_M: truncated importance weight p_trainer / p_engine, 1 where it is off.
-    values_M, advantage_M, return_M: filled in by the algorithm.
+    score_C: score, without the KL. reference_logprob_M, engine_logprob_M: nats, at the sampling temperature.
+    update: number of the minibatch that the row belongs to.
+    """
+
+    packed: Packed
+    score_C: Tensor
+    reference_logprob_M: Tensor
+    engine_logprob_M: Tensor
+    update: int = 0
+
+
+@dataclass
+class RolloutRow:
+    """A packed row whose old log-probabilities are known.
+
+    score_C, reference_logprob_M: as in SampledRow. old_logprob_M: nats, under the policy that sampled, as the trainer
+    computes it. weight_M: truncated importance weight p_trainer / p_engine, 1 where it is off.
+    extra: filled in by the algorithm.
     """
 
     packed: Packed
@@ -37,12 +53,47 @@ class RolloutRow:
     old_logprob_M: Tensor
     reference_logprob_M: Tensor
     weight_M: Tensor
+    update: int = 0
     extra: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def lengths_C(self) -> Tensor:
         """Tokens of each completion."""
         return torch.bincount(self.packed.completion_M, minlength=self.packed.completions)
+
+
+class Iteration:
+    """What the policy that sampled an iteration is like, known row by row: `tokens` completion tokens in `completions`
+    completions."""
+
+    def __init__(self, run: StageRun, rows: Sequence[SampledRow]) -> None:
+        self.run = run
+        self.tokens = sum(len(row.packed.targets_M) for row in rows)
+        self.completions = sum(row.packed.completions for row in rows)
+        self._kl = self._longest_gap = 0.0
+        self._seen = 0
+
+    def known(self, row: SampledRow, old_M: Tensor, entropy_M: Tensor) -> tuple[RolloutRow, dict[str, float]]:
+        """The row with its old log-probabilities, and its share of the iteration's metrics: shares of all rows add up
+        to the metric. Lets the run end after this iteration when the KL to the reference exceeds stage.max_kl."""
+        cfg = self.run.cfg.stage
+        gap = old_M - row.engine_logprob_M
+        weight = gap.exp().clamp(max=cfg.importance_cap) if cfg.importance_cap > 0 else torch.ones_like(gap)
+        longer = max(gap.abs().max().item() - self._longest_gap, 0.0)
+        self._longest_gap += longer
+        shares = {
+            "kl": kl_estimate(old_M, row.reference_logprob_M, KlEstimator.k1).sum().item() / self.completions,
+            "kl_k3": kl_estimate(old_M, row.reference_logprob_M, KlEstimator.k3).sum().item() / self.completions,
+            "entropy": entropy_M.sum().item() / self.tokens,
+            "engine_gap": gap.abs().sum().item() / self.tokens,
+            "engine_gap_max": longer,
+        }
+        self._kl += shares["kl"]
+        self._seen += len(old_M)
+        if self._seen == self.tokens and cfg.max_kl and self._kl > cfg.max_kl:
+            self.run.stop_reason = f"the KL to the reference is {self._kl:.2f} nats, over stage.max_kl={cfg.max_kl}"
+        known = RolloutRow(row.packed, row.score_C, old_M, row.reference_logprob_M, weight, row.update)
+        return known, shares
 
 
 @dataclass
@@ -95,7 +146,24 @@ def _score(run: StageRun, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
 
 
 def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tuple[list[RolloutRow], Batch]:
-    """Sample, score and lay out one iteration. Returns its rows and a batch without updates, metrics filled in.
+    """`sample_rollouts`, and the old log-probabilities of all rows with their metrics."""
+    sampled, batch = sample_rollouts(run, models, data, step)
+    iteration = Iteration(run, sampled)
+    rows = []
+    assert models.policy is not None
+    for row in sampled:
+        with torch.no_grad(), run.timed("old log-probabilities"):
+            old, entropy = models.policy(row.packed, run.cfg.stage.temperature, want_entropy=True)
+        known, shares = iteration.known(row, old, entropy)
+        rows.append(known)
+        for name, value in shares.items():
+            batch.metrics[name] = batch.metrics.get(name, 0.0) + value
+    return rows, batch
+
+
+def sample_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tuple[list[SampledRow], Batch]:
+    """Sample, score and lay out one iteration. Returns its rows and a batch without updates, with the metrics that
+    need no forward pass of the policy.
 
     A prompt of which any completion could not be scored is left out whole, so that groups stay complete, and counted.
     Raises TrainingError when no prompt is left.
@@ -108,8 +176,7 @@ def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tup
         seed=run.seed_for("rollout", step), stop_token_ids=(run.codec.eos,),
     )  # fmt: skip
     with run.timed("rollout"):
-        engine = run.engine()
-        rollouts = engine.generate([prompt.ids for prompt in prompts], sampling)
+        rollouts = run.engine().generate([prompt.ids for prompt in prompts], sampling)
     with run.timed("score"):
         scores, metrics = _score(run, prompts, rollouts)
     groups = []
@@ -126,12 +193,10 @@ def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tup
     def tokens(group: list[int]) -> int:
         return len(rollouts[group[0]].prompt_ids) + sum(len(rollouts[i].completion_ids) for i in group)
 
-    rows: list[RolloutRow] = []
-    totals = {"kl": 0.0, "kl_k3": 0.0, "entropy": 0.0, "engine_gap": 0.0}
-    longest_gap, token_count = 0.0, 0
+    rows: list[SampledRow] = []
     per_update = -(-len(groups) // cfg.minibatches)
     for first in range(0, len(groups), per_update):
-        # Rows never cross a minibatch's border.
+        # Rows never cross a minibatch's border, and groups never a row's.
         for part in split_by_tokens(groups[first : first + per_update], tokens, cfg.micro_batch_tokens):
             order = [i for group in part for i in group]
             packed = pack(
@@ -140,40 +205,21 @@ def collect_rollouts(run: StageRun, models: Models, data: Any, step: int) -> tup
                     for group in part
                 ]
             ).to(run.device)
-            with torch.no_grad(), run.timed("old and reference log-probabilities"):
-                old, entropy = models.policy(packed, cfg.temperature, want_entropy=True)
+            with run.timed("reference log-probabilities"):
                 reference = models.reference_logprobs(packed, cfg.temperature)
-            engine_logprob = torch.tensor(
-                [value for i in order for value in rollouts[i].logprobs], dtype=torch.float32, device=old.device
-            )
-            gap = old - engine_logprob
-            weight = gap.exp().clamp(max=cfg.importance_cap) if cfg.importance_cap > 0 else torch.ones_like(gap)
-            score = torch.tensor(
-                [scores[i].value if rollouts[i].finished else cfg.missing_eos_score for i in order],
-                dtype=torch.float32, device=old.device,
-            )  # fmt: skip
+            engine = [value for i in order for value in rollouts[i].logprobs]
+            scored = [scores[i].value if rollouts[i].finished else cfg.missing_eos_score for i in order]
             rows.append(
-                RolloutRow(packed, score, old, reference, weight, {"update": torch.tensor(first // per_update)})
+                SampledRow(
+                    packed, reference.new_tensor(scored), reference, reference.new_tensor(engine), first // per_update
+                )
             )
-            totals["kl"] += kl_estimate(old, reference, KlEstimator.k1).sum().item()
-            totals["kl_k3"] += kl_estimate(old, reference, KlEstimator.k3).sum().item()
-            totals["entropy"] += entropy.sum().item()
-            totals["engine_gap"] += gap.abs().sum().item()
-            longest_gap = max(longest_gap, gap.abs().max().item())
-            token_count += len(old)
     kept = [i for group in groups for i in group]
     metrics |= {
-        "kl": totals["kl"] / len(kept),
-        "kl_k3": totals["kl_k3"] / len(kept),
-        "entropy": totals["entropy"] / token_count,
-        "completion_tokens": token_count / len(kept),
+        "completion_tokens": sum(len(rollouts[i].completion_ids) for i in kept) / len(kept),
         "finished": sum(rollouts[i].finished for i in kept) / len(kept),
-        "engine_gap": totals["engine_gap"] / token_count,
-        "engine_gap_max": longest_gap,
         "sync_difference": run.sync_difference,
     }
-    if cfg.max_kl and metrics["kl"] > cfg.max_kl:
-        run.stop_reason = f"the KL to the reference is {metrics['kl']:.2f} nats, over stage.max_kl={cfg.max_kl}"
     samples = [
         {
             "index": i,
@@ -192,7 +238,7 @@ def updates_of(rows: list[RolloutRow], inner_epochs: int, seed: int) -> list[lis
     """Minibatches in a fresh shuffle for each inner epoch; the first epoch keeps its order."""
     by_update: dict[int, list[RolloutRow]] = {}
     for row in rows:
-        by_update.setdefault(int(row.extra["update"]), []).append(row)
+        by_update.setdefault(row.update, []).append(row)
     minibatches = list(by_update.values())
     updates = list(minibatches)
     for epoch in range(1, inner_epochs):

@@ -281,7 +281,8 @@ def test_a_head_that_is_more_than_a_matrix_takes_the_plain_road(plain, model):
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 7])
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])
 def test_linear_logprobs_is_log_softmax(monkeypatch, count, temperature):
-    monkeypatch.setattr(core.models.logprobs, "CHUNK", 3)
+    monkeypatch.setattr(core.models.logprobs, "CHUNK", 2)
+    monkeypatch.setattr(core.models.logprobs, "GRADIENT_CHUNK", 3)
     source = torch.Generator().manual_seed(count)
     hidden, weight = torch.randn(count, 8, generator=source), torch.randn(20, 8, generator=source)
     targets = torch.randint(0, 20, (count,), generator=source)
@@ -338,6 +339,7 @@ def test_only_what_needs_a_gradient_gets_one():
 def test_the_weight_gradient_is_summed_in_fp32(monkeypatch):
     # 1024 contributions of 0.5: a bf16 sum would stop growing at 128.
     monkeypatch.setattr(core.models.logprobs, "CHUNK", 1)
+    monkeypatch.setattr(core.models.logprobs, "GRADIENT_CHUNK", 1)
     hidden = torch.ones(1024, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     linear_logprobs(hidden, weight, torch.zeros(1024, dtype=torch.long))[0].sum().backward()

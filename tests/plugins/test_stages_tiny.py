@@ -13,6 +13,7 @@ import torch
 
 from core.errors import ConfigError, TrainingError
 from core.models.packed import PromptGroup, pack
+from plugins.rlhf.group import _Group
 from plugins.rlhf.rollouts import collect_rollouts
 from plugins.shared.estimators import adaptive_coefficient
 
@@ -287,6 +288,25 @@ def test_equal_rewards_give_no_gradient(make_stage):
         assert row["reward"] == 1.0
         assert row["flat_groups"] == 1.0
         assert row["grad_norm"] == 0.0
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_a_single_update_learns_the_same_from_its_own_forward_pass(make_stage, monkeypatch, algorithm):
+    ways = []
+    for one_pass in (True, False):
+        monkeypatch.setattr(_Group, "is_one_pass", staticmethod(lambda run, answer=one_pass: answer))
+        stage = rlhf(make_stage, algorithm, "stage.max_steps=3", "stage.lr=1e-2", "stage.micro_batch_tokens=40")
+        assert len(stage.collect(0).updates[0]) > 1
+        rows = stage.fit()
+        drop = {"time_s", "tokens_per_s"}
+        weights = {name: value.clone() for name, value in stage.models.policy.module.state_dict().items()}
+        ways.append(([{k: v for k, v in row.items() if k not in drop} for row in rows], weights))
+    (ours, weights), (theirs, same_weights) = ways
+    assert ours[-1]["kl"] != 0 and ours[0]["flat_groups"] < 1
+    for row, other in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(other, abs=1e-6, rel=1e-5)
+    for name, value in weights.items():
+        assert torch.allclose(value, same_weights[name], atol=1e-6), name
 
 
 # ---- the brakes --------------------------------------------------------------------------------------------------
