@@ -102,6 +102,8 @@ TASKS = {
                       {"overrides": ["algorithm=rloo", "rollout=transformers"]}),
             Contender("trl default, vllm", "trl", "RLOOTrainer as it comes (8 completions a micro-batch), vLLM "
                       "colocated and patched for CPU", {**FULL, "vllm": True, "micro_batch": 8}),
+            Contender("trl default, transformers", "trl", "the same, rollouts by model.generate",
+                      {**FULL, "micro_batch": 8}),
             Contender("trl bf16 tuned, vllm", "trl", "bf16 weights, no gradient checkpointing, 32 completions a "
                       "micro-batch, vLLM colocated and patched for CPU",
                       {**HALF, **FAST, "vllm": True, "micro_batch": 32}),
