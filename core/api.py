@@ -41,6 +41,7 @@ from core.platform.specs import (
     TransformSpec,
 )
 from core.scoring.guarded import GuardedScorer, ScorerContext, summarise
+from core.tables import html_table, markdown_table
 from core.tokens import heatmap
 from core.tokens.supervision import TooLong, TrainOn
 from core.types import Batch, LossOutput, Rollout, RolloutEngine, Sampling, Score, Scorer, ScoreRequest, Section
@@ -53,8 +54,8 @@ __all__ = [
     "RolloutEngine", "Row", "RowError", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext",
     "Section", "Span", "StageConfig", "StageSpec", "Step", "TextPart", "TextSetSpec", "TooLong", "TrackerConfig",
     "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed",
-    "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl", "read_rows", "require", "summarise", "text_of",
-    "texts_of", "to_messages", "to_text", "words_of",
+    "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl", "html_table", "markdown_table",
+    "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages", "to_text", "words_of",
 ]  # fmt: skip
 
 RENAMED: dict[str, Renamed] = {}

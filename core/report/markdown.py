@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from core.report.facts import Facts
 from core.report.format import DASH, Pairs
+from core.tables import cell, markdown_table
 from core.types import Section
 
 SHOWN_SAMPLES = 6
@@ -17,7 +18,7 @@ def to_markdown(facts: Facts, sections: Sequence[Section]) -> str:
     parts = [f"# {cell(facts.title)}", *_headline(facts)]
     if facts.cards:
         rows = [(card["label"], card["value"], card["note"]) for card in facts.cards]
-        parts += ["## Summary", table(("", "", ""), rows)]
+        parts += ["## Summary", markdown_table(("", "", ""), rows)]
     if facts.pipeline:
         head = ("stage", "state", "metric", "before", "after", "change", "time", "tokens")
         rows_ = [
@@ -33,23 +34,23 @@ def to_markdown(facts: Facts, sections: Sequence[Section]) -> str:
             )
             for step in facts.pipeline
         ]
-        parts += ["## Pipeline", table(head, rows_)]
+        parts += ["## Pipeline", markdown_table(head, rows_)]
     if facts.time_parts:
-        parts += ["## Time", table(("part", "time", "share"), [
+        parts += ["## Time", markdown_table(("part", "time", "share"), [
             (part["name"], part["seconds"], f"{100 * part['share']:.0f}%") for part in facts.time_parts])]  # fmt: skip
     if facts.charts:
         rows = [(", ".join(chart.names), chart.last, chart.note) for chart in facts.charts]
-        parts += ["## Metrics", table(("metric", "last (smoothed)", "note"), rows)]
+        parts += ["## Metrics", markdown_table(("metric", "last (smoothed)", "note"), rows)]
     parts += _samples(facts)
     if facts.trained["pairs"]:
-        parts += ["## Model", table(("", ""), facts.trained["pairs"])]
+        parts += ["## Model", markdown_table(("", ""), facts.trained["pairs"])]
     for item in facts.tables:
-        parts += [f"## {item['title']}", table(("", ""), item["pairs"])]
+        parts += [f"## {item['title']}", markdown_table(("", ""), item["pairs"])]
     parts += _lineage(facts)
     if facts.checks["rows"]:
         rows = [({True: "ok", False: "FAILED"}.get(row["ok"], DASH), row["name"], row["detail"])
                 for row in facts.checks["rows"]]  # fmt: skip
-        parts += ["## Verification", table(("", "check", "detail"), rows)]
+        parts += ["## Verification", markdown_table(("", "check", "detail"), rows)]
     if facts.warnings or facts.problems:
         parts += ["## Warnings", "\n".join(f"- {cell(text)}" for text in [*facts.warnings, *facts.problems])]
     for section in sections:
@@ -57,18 +58,6 @@ def to_markdown(facts: Facts, sections: Sequence[Section]) -> str:
     if facts.config:
         parts += ["## Config", fence(facts.config, "yaml")]
     return "\n\n".join(parts) + "\n"
-
-
-def cell(text: object) -> str:
-    """Text that is safe in a table cell or a heading: one line, no markup of its own."""
-    line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_|\[\]#~])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A pipe table."""
-    lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def fence(text: str, language: str = "text") -> str:
@@ -128,4 +117,4 @@ def _lineage(facts: Facts) -> list[str]:
     rows += [(f"sha256 {name}", digest) for name, digest in lineage["files"]]
     rows += lineage["versions"]
     pairs: Pairs = rows
-    return ["## Lineage", table(("", ""), pairs)] if pairs else []
+    return ["## Lineage", markdown_table(("", ""), pairs)] if pairs else []

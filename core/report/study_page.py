@@ -16,7 +16,7 @@ from markupsafe import Markup
 from core.files import write_text
 from core.report.charts import nice_ticks, tick_labels, y_range
 from core.report.format import DASH, decimal, seconds
-from core.report.markdown import cell, table
+from core.tables import cell, markdown_table
 
 FOLDER = Path(__file__).parent
 WIDTH, LEFT, RIGHT, ROW, TOP, BOTTOM = 460, 110, 14, 26, 8, 22
@@ -78,8 +78,8 @@ NOTE = (
 def markdown(study: dict[str, Any]) -> str:
     """The study as Markdown."""
     parts = [f"# {cell(study['title'] or study['name'])}", cell(study["paper"]), about(study), "## Result"]
-    parts += [table(*result_rows(study)), NOTE, "## Claims", table(*claim_rows(study)), "## Runs"]
-    parts.append(table(["arm", "seed", "state", "time", "folder"], run_rows(study)))
+    parts += [markdown_table(*result_rows(study)), NOTE, "## Claims", markdown_table(*claim_rows(study)), "## Runs"]
+    parts.append(markdown_table(["arm", "seed", "state", "time", "folder"], run_rows(study)))
     words = "\n".join(f"- {cell(arm)}: `{' '.join(words)}`" for arm, words in study["arms"].items())
     return "\n\n".join(part for part in [*parts, "## Arms", words] if part) + "\n"
 

@@ -1,9 +1,8 @@
 """An observer: how long the sample completions of a run are, before and after training, as a part of the report."""
 
-from html import escape
 from statistics import mean
 
-from core.api import Section, hookimpl
+from core.api import Section, hookimpl, html_table, markdown_table
 
 PREFTUNE_API = 1
 _lengths = {}
@@ -28,13 +27,8 @@ def on_run_error(run):
 
 @hookimpl
 def report_section(run):
-    rows = [(when, mean(found), max(found)) for when, found in _lengths.pop(run.dir, {}).items()]
+    rows = [(when, f"{mean(found):.0f}", max(found)) for when, found in _lengths.pop(run.dir, {}).items()]
     if not rows:
         return None
-    cells = "".join(f"<tr><td>{escape(when)}</td><td>{m:.0f}</td><td>{n}</td></tr>" for when, m, n in rows)
-    lines = [f"| {when} | {m:.0f} | {n} |" for when, m, n in rows]
-    return Section(
-        title="Completion lengths",
-        html=f"<table><tr><th>when</th><th>mean characters</th><th>longest</th></tr>{cells}</table>",
-        markdown="\n".join(["| when | mean characters | longest |", "|---|---|---|", *lines]),
-    )
+    head = ("when", "mean characters", "longest")
+    return Section("Completion lengths", html_table(head, rows), markdown_table(head, rows))

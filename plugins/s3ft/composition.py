@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from core.api import Section
+from core.api import Section, html_table, markdown_table
 from plugins.s3ft.route import ERROR, GOLD, PARAPHRASE, SELF
 
 BRANCHES = (SELF, PARAPHRASE, GOLD)
@@ -62,12 +62,12 @@ def section(rows: Sequence[dict[str, Any]], algorithm: str, judge: str) -> Secti
     )
     if facts["judge_errors"]:
         about += f" The judge failed on {facts['judge_errors']} answers, which count as wrong ({ERROR})."
-    parts = [f"<p>{escape(about)}</p>", _html_table(head, body)]
-    text = [about, "", _markdown_table(head, body)]
+    parts = [f"<p>{escape(about)}</p>", html_table(head, body)]
+    text = [about, "", markdown_table(head, body)]
     if refused:
         columns = ["branch", "why its answer was not taken", "items"]
-        parts.append(_html_table(columns, refused))
-        text += ["", _markdown_table(columns, refused)]
+        parts.append(html_table(columns, refused))
+        text += ["", markdown_table(columns, refused)]
     for branch in BRANCHES:
         for row in [row for row in rows if row["branch"] == branch][:_EXAMPLES]:
             *_, asked, said = (message["content"] for message in row["messages"])
@@ -83,15 +83,3 @@ def _nats(facts: dict[str, float], name: str) -> str:
 
 def _clip(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f"<table><thead>{line(head, 'th')}</thead><tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
-
-
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines)

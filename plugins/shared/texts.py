@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from core.api import ConfigError, LossOutput, Record, Section, hookimpl
+from core.api import ConfigError, LossOutput, Record, Section, hookimpl, html_table, markdown_table
 from core.torch_api import Demonstration, Models, StageRun, WeightedRow, weighted_nll, weighted_rows
 
 
@@ -163,11 +163,8 @@ def score_section(before: dict[str, Any] | None, after: dict[str, Any] | None, n
     if not rows:
         return None
     header = ("held-out text", "before", "after")
-    cells = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    markdown = "\n".join(f"| {' | '.join(line)} |" for line in [header, ("---",) * len(header), *rows])
     return Section(
         "Held-out text",
-        f"<table><tr>{head}</tr>{cells}</table>" + (f"<p>{note}</p>" if note else ""),
-        markdown + (f"\n\n{note}" if note else ""),
+        html_table(header, rows) + (f"<p>{note}</p>" if note else ""),
+        markdown_table(header, rows) + (f"\n\n{note}" if note else ""),
     )
