@@ -23,7 +23,9 @@ class Arm(str, Enum):
     nlft = "nlft"
     """Weights from the judgements."""
     sft = "sft"
-    """The control on the same answers: plain likelihood of the right ones, the wrong ones left out."""
+    """A control on the same answers: plain likelihood of the right ones, the wrong ones left out."""
+    sft_all = "sft_all"
+    """A control on the same answers: plain likelihood of all of them, as if nobody had judged."""
 
 
 class Annotator(str, Enum):

@@ -110,8 +110,8 @@ def all_conditions(example: Example) -> list[str]:
 
 def trained_conditions(example: Example, cfg: NlftConfig) -> list[str]:
     """What a step with frozen weights looks at."""
-    judge = "judge" in example.prompts and cfg.nll_weight > 0 and cfg.negative_nll is not NegativeNll.none
-    return ["base", "judge"] if judge else ["base"]
+    read = cfg.arm is Arm.nlft and cfg.nll_weight > 0 and cfg.negative_nll is not NegativeNll.none
+    return ["base", "judge"] if read and "judge" in example.prompts else ["base"]
 
 
 def annotation_of(example: Example, logprob: dict[str, Tensor], state_Td: Tensor | None, cfg: NlftConfig) -> Annotation:
@@ -168,7 +168,7 @@ def token_weights(row: NlftRow, annotations: Sequence[Annotation], cfg: NlftConf
         if cfg.arm is Arm.nlft and not (mixed and example.right):
             pull_M[places["base"]] += share * annotation.pull_T
             push_M[places["base"]] += share * annotation.push_T
-        if example.right:
+        if example.right or cfg.arm is Arm.sft_all:
             pull_M[places["base"]] += share * cfg.nll_weight
         elif cfg.negative_nll is NegativeNll.misaligned and SHIFTED in places:
             pull_M[places[SHIFTED]] += share * cfg.nll_weight

@@ -102,7 +102,7 @@ class Nlft:
             self.probes = list(zip(held, annotate(models, held, cfg), strict=True))
         self._show(run)
         # The loop counts its steps by it: what failed takes none.
-        data.train = [example for example in self.examples if example.right or cfg.arm is Arm.nlft]
+        data.train = [example for example in self.examples if example.right or cfg.arm is not Arm.sft]
         return data
 
     def _tell(self, run: StageRun, failures: list[str]) -> None:

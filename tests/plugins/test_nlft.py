@@ -541,6 +541,15 @@ def test_what_the_judge_says_and_what_it_fails_on(make_stage, questions, monkeyp
     pull_M, push_M = token_weights(row, own(control).annotations[2:3], control.run.cfg.stage)
     assert pull_M.tolist() == pytest.approx([1 / len(right)] * len(right)) and not push_M.any()
 
+    every = make_stage("stage=nlft", f"data.path={questions}", "stage.max_new_tokens=4", "data.limit=9",
+                       "stage.batch_size=1", "data.heldout_frac=0", "stage.arm=sft_all")  # fmt: skip
+    assert len(every.data.train) == 7
+    (row,) = training_rows(every.data.train, own(every).annotations, every.run.cfg.stage)
+    pull_M, push_M = token_weights(row, own(every).annotations, every.run.cfg.stage)
+    answers = [example.answer for example in every.data.train]
+    assert pull_M.tolist() == pytest.approx([1 / (7 * len(answer)) for answer in answers for _ in answer])
+    assert not push_M.any() and len(pull_M) == sum(map(len, answers))
+
 
 def test_the_record_knows_better_than_the_judge():
     from plugins.nlft.build import _judged
