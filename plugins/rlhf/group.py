@@ -79,8 +79,8 @@ class _Group:
     @staticmethod
     def is_one_pass(run: StageRun) -> bool:
         """Whether an iteration's only update gives the old log-probabilities by its own forward pass, and with them the
-        advantages; each of several processes would see a part of them only."""
-        return run.cfg.stage.minibatches * run.cfg.stage.inner_epochs == 1 and run.peers.count == 1
+        advantages."""
+        return run.cfg.stage.minibatches * run.cfg.stage.inner_epochs == 1
 
     def _judge(self, cfg: Any, row: RolloutRow, completions: int) -> float:
         """Give the row's completions their advantages. Returns its groups without any, as a share of the groups of all
