@@ -15,7 +15,7 @@ from core.platform.hookspecs import ObserverHooks
 from core.platform.kinds import KINDS as PLATFORM_KINDS
 from core.testing.run import Lab
 
-from conftest import EXAMPLES, Environment  # isort: skip
+from clean_environment import EXAMPLES, Environment  # isort: skip
 
 
 def copy(folder: Path, into: Path) -> Path:
