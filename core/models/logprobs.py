@@ -15,6 +15,12 @@ GRADIENT_CHUNK = 1024
 weight, which is as large as the weight, is seldom done."""
 
 
+def _logits(hidden_Md: Tensor, weight_Vd: Tensor, temperature: float) -> Tensor:
+    """Logits [M, V] in float32, over the temperature."""
+    logits = (hidden_Md @ weight_Vd.T).float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
 class _LinearLogprob(torch.autograd.Function):
     """logprob_M, entropy_M = f(hidden_Md, weight_Vd, targets_M, temperature, smoothing). The backward pass computes
     each chunk's logits again. Entropy carries no gradient."""
@@ -34,9 +40,7 @@ class _LinearLogprob(torch.autograd.Function):
         entropy = torch.zeros_like(logprob)
         for start in range(0, len(targets), CHUNK):
             rows = slice(start, start + CHUNK)
-            logits = (hidden[rows] @ weight.T).float()
-            if temperature != 1.0:
-                logits /= temperature
+            logits = _logits(hidden[rows], weight, temperature)
             normaliser[rows] = logits.logsumexp(dim=1)
             taken = logits.gather(1, targets[rows, None]).squeeze(1)
             if smoothing:
@@ -65,9 +69,7 @@ class _LinearLogprob(torch.autograd.Function):
             grad = torch.empty(len(targets[block]), len(weight), dtype=hidden.dtype, device=hidden.device)
             for start in range(first, first + len(grad), CHUNK):
                 rows = slice(start, min(start + CHUNK, first + len(grad)))
-                logits = (hidden[rows] @ weight.T).float()
-                if ctx.temperature != 1.0:
-                    logits /= ctx.temperature
+                logits = _logits(hidden[rows], weight, ctx.temperature)
                 scale = grad_logprob[rows, None] / ctx.temperature
                 chunk = logits.sub_(normaliser[rows, None]).exp_().mul_(-scale)
                 chunk.scatter_add_(1, targets[rows, None], scale * (1 - ctx.smoothing))

@@ -181,7 +181,7 @@ class TokenModel(_PackedModel):
         if not self.plain_head:
             return self(packed)[0], states
         weight = self.base.get_output_embeddings().weight
-        return linear_logprobs(hidden[packed.predict_M], weight, packed.targets_M)[0], states
+        return linear_logprobs(hidden.index_select(0, packed.predict_M), weight, packed.targets_M)[0], states
 
     def _padded_logits(self, packed: Packed, only_M: Tensor | None) -> Tensor:
         """Logits [M, V] that predict the completion tokens, one padded row a completion."""

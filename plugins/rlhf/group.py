@@ -68,7 +68,7 @@ class _Group:
             return batch
         rows, batch = collect_rollouts(run, models, data, step)
         completions = sum(row.packed.completions for row in rows)
-        batch.metrics["flat_groups"] = sum(self._judge(cfg, row, completions) for row in rows)
+        batch.metrics["flat_groups"] = sum(self._give_advantages(cfg, row, completions) for row in rows)
         for minibatch in updates_of(rows, cfg.inner_epochs, run.seed_for("minibatches", step)):
             tokens = sum(len(row.old_logprob_M) for row in minibatch)
             of_minibatch = sum(row.packed.completions for row in minibatch)
@@ -82,7 +82,7 @@ class _Group:
         advantages."""
         return run.cfg.stage.minibatches * run.cfg.stage.inner_epochs == 1
 
-    def _judge(self, cfg: Any, row: RolloutRow, completions: int) -> float:
+    def _give_advantages(self, cfg: Any, row: RolloutRow, completions: int) -> float:
         """Give the row's completions their advantages. Returns its groups without any, as a share of the groups of all
         `completions`."""
         rewards_PG = self.shaped(cfg, row).reshape(-1, cfg.group_size)
@@ -98,7 +98,7 @@ class _Group:
         assert work.iteration is not None
         logprob, entropy = models.call("policy", work.row.packed, cfg.temperature, want_entropy=True)
         row, metrics = work.iteration.known(work.row, logprob.detach(), entropy)
-        metrics["flat_groups"] = self._judge(cfg, row, work.completions)
+        metrics["flat_groups"] = self._give_advantages(cfg, row, work.completions)
         return row, logprob, metrics
 
     def shaped(self, cfg: Any, row: RolloutRow) -> Tensor:
