@@ -9,6 +9,7 @@ from core.models.guests import Guest, plain_body
 from core.models.loading import load_module, models_for_roles, trainable_scorer
 from core.models.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
 from core.models.packed import Packed, PromptGroup, pack, pack_texts
+from core.models.pairs import PairRow, pair_rows
 from core.models.roles import Models, ScoreModel, TokenModel
 from core.platform.deprecation import Renamed, renamed_names
 from core.tokens.codec import load_codec
@@ -32,10 +33,11 @@ from core.training.run import StageRun
 from core.training.supervised import WeightedRow, weighted_nll, weighted_rows
 
 __all__ = [
-    "Demonstration", "Guest", "Models", "Packed", "Pair", "Prompt", "PromptGroup", "ScoreModel", "StageData",
+    "Demonstration", "Guest", "Models", "Packed", "Pair", "PairRow", "Prompt", "PromptGroup", "ScoreModel", "StageData",
     "StageRun", "Supervision", "TokenModel", "WeightedRow", "atomic_folder", "build_rows", "check_trained",
     "demonstrations", "encoded_prompts", "export_models", "linear_logprobs", "load_codec", "load_module",
-    "logits_logprobs", "models_for_roles", "pack", "pack_texts", "pairs", "plain_body", "prompts", "sampling_run",
+    "logits_logprobs", "models_for_roles", "pack", "pack_texts",
+    "pair_rows", "pairs", "plain_body", "prompts", "sampling_run",
     "save_rows", "score_heldout", "split_by_tokens", "step_items", "sum_by_completion", "trainable_scorer",
     "weighted_nll", "weighted_rows", "write_text",
 ]  # fmt: skip

@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from core.api import Batch, DataError, LossOutput, hookimpl
 from core.torch_api import (
     Models,
+    PairRow,
     StageData,
     StageRun,
+    pair_rows,
     pairs,
     step_items,
     trainable_scorer,
 )
-from plugins.shared.pairs import PairRow, pair_rows
 
 _OFFSET_PAIRS = 128
 """Training pairs whose chosen completions give the offset."""

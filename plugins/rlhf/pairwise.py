@@ -13,15 +13,16 @@ from core.api import Batch, LossOutput, hookimpl
 from core.torch_api import (
     Models,
     Packed,
+    PairRow,
     StageData,
     StageRun,
+    pair_rows,
     pairs,
     score_heldout,
     step_items,
     sum_by_completion,
 )
 from plugins.shared.estimators import pairwise_loss
-from plugins.shared.pairs import PairRow, pair_rows
 
 
 def completion_logprobs(logprob_M: Tensor, packed: Packed, average: bool) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from core.models.packed import PromptGroup, pack
+from core.models.pairs import pair_rows
 from core.models.roles import Models, ScoreModel, TokenModel
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.examples import Demonstration, Pair
@@ -23,7 +24,6 @@ from plugins.rlhf import GrpoConfig, IpoConfig, PairwiseConfig, RlooConfig, Smoo
 from plugins.rlhf.group import GroupWork, Grpo, Rloo
 from plugins.rlhf.pairwise import Pairwise
 from plugins.rlhf.rollouts import Drift, RolloutRow
-from plugins.shared.pairs import pair_rows
 
 TOLERANCE = 1e-5
 VOCABULARY = 320

@@ -3,7 +3,7 @@
 from torch.nn import functional as F
 
 from core.api import Batch, LossOutput, hookimpl
-from core.torch_api import PromptGroup, StageData, pack, pairs, split_by_tokens, step_items, sum_by_completion
+from core.torch_api import StageData, pair_rows, pairs, step_items, sum_by_completion
 
 
 class Hinge:
@@ -15,15 +15,17 @@ class Hinge:
     def collect_batch(self, run, data, step):
         cfg = run.cfg.stage
         batch = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
-        parts = split_by_tokens(batch, lambda pair: pair.tokens, cfg.micro_batch_tokens)
-        rows = [pack([PromptGroup(pair.prompt, [pair.chosen, pair.rejected]) for pair in part]) for part in parts]
-        return Batch(updates=[[(row, len(batch)) for row in rows]], tokens=sum(pair.tokens for pair in batch))
+        rows = pair_rows(batch, cfg.micro_batch_tokens)
+        return Batch(updates=[rows], tokens=sum(pair.tokens for pair in batch))
 
     @hookimpl
     def compute_loss(self, run, models, micro_batch):
-        (row, total), cfg = micro_batch, run.cfg.stage
+        row, cfg = micro_batch.packed, run.cfg.stage
         logprob_M, _ = models.call("policy", row)
         sums_C = sum_by_completion(logprob_M, row.completion_M.to(logprob_M.device), row.completions)
         chosen_B, rejected_B = sums_C[0::2], sums_C[1::2]
         loss_B = F.relu(cfg.margin - (chosen_B - rejected_B)) - cfg.chosen_weight * chosen_B
-        return LossOutput(loss_B.sum() / total, {"accuracy": (chosen_B > rejected_B).float().sum().item() / total})
+        return LossOutput(
+            loss_B.sum() / micro_batch.total,
+            {"accuracy": (chosen_B > rejected_B).float().sum().item() / micro_batch.total},
+        )

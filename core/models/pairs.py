@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.torch_api import Packed, Pair, PromptGroup, pack, split_by_tokens
+from core.models.packed import Packed, PromptGroup, pack
+from core.tokens.examples import Pair, split_by_tokens
 
 
 @dataclass
