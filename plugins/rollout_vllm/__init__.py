@@ -20,7 +20,8 @@ class VllmRolloutConfig(RolloutConfig):
     max_batch: int = 256
     """Most sequences decoded at once."""
     prefill_tokens: int = 4096
-    """Most tokens in one pass of the engine; longer prompts are cut into such chunks."""
+    """Most tokens in one pass of the engine. A longer prompt is cut into such chunks on GPU, and has a pass of its own on
+    CPU."""
     block_tokens: int = 32
     """Tokens in one block of the key-value cache; prompts share whole blocks."""
 
@@ -34,7 +35,12 @@ class VllmRolloutConfig(RolloutConfig):
             self.gpu_memory_utilization,
         )
         require(self.max_batch > 0, "rollout.max_batch", "> 0", self.max_batch)
-        require(self.prefill_tokens > 0, "rollout.prefill_tokens", "> 0", self.prefill_tokens)
+        require(
+            self.prefill_tokens >= self.max_batch,
+            "rollout.prefill_tokens",
+            f"at least rollout.max_batch={self.max_batch}: each sequence takes a token of a pass",
+            self.prefill_tokens,
+        )
         require(
             self.block_tokens > 0 and self.block_tokens % 16 == 0,
             "rollout.block_tokens",

@@ -267,13 +267,24 @@ def _start(config: VllmRolloutConfig, folder: Path, dtype: str, seed: int, max_s
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
-        memory: dict[str, Any] = (
-            {"kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30), "block_size": config.block_tokens}
-            if on_cpu
-            else {"gpu_memory_utilization": config.gpu_memory_utilization}
-        )
-        if not on_cpu and torch.distributed.is_initialized():
-            memory["distributed_executor_backend"] = "external_launcher"  # each process on the GPU of its local rank
+        longest = max_sequence_tokens + 1  # scoring a full sequence draws one token more
+        device: dict[str, Any]
+        if on_cpu:
+            # Where vLLM cuts a prompt in two passes, it turns the random state of a seeded request back, which a CPU's
+            # cannot do. So a prompt that does not fit into this pass waits for the next, and each fits into one.
+            device = {
+                "kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30),
+                "block_size": config.block_tokens,
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(config.prefill_tokens, longest),
+            }
+        else:
+            device = {
+                "gpu_memory_utilization": config.gpu_memory_utilization,
+                "max_num_batched_tokens": config.prefill_tokens,
+            }
+            if torch.distributed.is_initialized():
+                device["distributed_executor_backend"] = "external_launcher"  # each process on the GPU of its rank
         return LLM(
             model=str(folder),
             skip_tokenizer_init=True,
@@ -283,12 +294,11 @@ def _start(config: VllmRolloutConfig, folder: Path, dtype: str, seed: int, max_s
             enforce_eager=config.enforce_eager or on_cpu,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",
-            max_model_len=max_sequence_tokens + 1,  # scoring a full sequence draws one token more
+            max_model_len=longest,
             max_num_seqs=config.max_batch,
-            max_num_batched_tokens=config.prefill_tokens,
             disable_log_stats=True,
             use_tqdm_on_load=False,
-            **memory,
+            **device,
         )
     except Exception as error:
         gc.unfreeze()

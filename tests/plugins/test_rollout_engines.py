@@ -207,7 +207,7 @@ class TestEntries:
             (VllmRolloutConfig, {"gpu_memory_utilization": 1.5}),
             (VllmRolloutConfig, {"block_tokens": 20}),
             (VllmRolloutConfig, {"max_batch": 0}),
-            (VllmRolloutConfig, {"prefill_tokens": 0}),
+            (VllmRolloutConfig, {"prefill_tokens": 64, "max_batch": 65}),
             (VllmRolloutConfig, {"sync_tolerance": -1}),
             (TransformersRolloutConfig, {"batch_tokens": 0}),
             (TransformersRolloutConfig, {"compact_frac": 2}),
@@ -239,7 +239,8 @@ class Pair:
             max_sequence_tokens=MAX_TOKENS,
             cfg=SimpleNamespace(runtime=RuntimeConfig(dtype=dtype)),
         )
-        self.vllm = build(VllmRolloutConfig(kv_cache_gb=0.25), run)
+        # Fewer tokens a pass than the prompts have, so that every test meets more than one pass of them.
+        self.vllm = build(VllmRolloutConfig(kv_cache_gb=0.25, max_batch=16, prefill_tokens=64), run)
         torch_dtype = torch.float32 if dtype is Dtype.fp32 else torch.bfloat16
         self.module = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch_dtype)
         self.transformers = TransformersEngine(self.module, TransformersRolloutConfig())
