@@ -35,13 +35,23 @@ def _cot_table(values: Values) -> dict[str, Any]:
     return {"prompt": asked(question), **_reasoned(rationale, answer)}
 
 
+def _solution(value: object, field: str) -> str:
+    """A solution as text; whole numbers lose their `.0`."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else to_answer(value, field)
+
+
+def _number_answer(values: Values) -> dict[str, Any]:
+    """A question whose answer is a number, with nothing around it."""
+    answer = _solution(values["completion"], "completion")
+    return {"prompt": to_prompt(values), "completion": answer, "answer": answer}
+
+
 def _word_problem(values: Values) -> dict[str, Any]:
-    """A story and a question about it (SVAMP). Whole numbers lose their `.0`."""
+    """A story and a question about it (SVAMP)."""
     body, question = (to_text(values[name], name).strip() for name in ("body", "prompt"))
     if not body or not question:
         raise RowError("empty prompt")
-    value = values["answer"]
-    answer = str(int(value)) if isinstance(value, float) and value.is_integer() else to_answer(value, "answer")
+    answer = _solution(values["answer"], "answer")
     comma = "" if body[-1] in ".?!,;:" else ","
     prompt = checked_prompt(asked(f"{body}{comma} {question}"), values)
     return {"prompt": prompt, "completion": answer, "answer": answer}
@@ -236,6 +246,11 @@ DIALECTS = (
         "question_answer", {"prompt": is_text, "completion": is_text}, _question,
         "`question` and `answer`; a worked answer may end in `#### n`",
         {"prompt": ("question",), "completion": ("answer",)}, named=True,
+    ),
+    DialectSpec(
+        "number_answer", {"prompt": is_text, "completion": is_number}, _number_answer,
+        "`question` and an `answer` that is a number",
+        {"prompt": ("question",), "completion": ("answer",)},
     ),
     DialectSpec(
         "classification", {"prompt": is_text, "completion": is_text}, _classified,
