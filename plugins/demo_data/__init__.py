@@ -1,4 +1,4 @@
-"""The embedded demo data: a small choice task, generated with a fixed seed. Torch-free."""
+"""Embedded data, generated with a fixed seed: the choice task of the demo, and short word problems. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from core.api import DataSourceSpec, hookimpl
 
 @hookimpl
 def register_data_sources() -> list[DataSourceSpec]:
-    """The data source `demo`."""
+    """The data sources `demo` and `word_problems`."""
     return [
         DataSourceSpec(
             name="demo",
             impl="plugins.demo_data.words:write",
             version="4",
             summary="pick the word of a category out of three; held-out words never occur in training",
-        )
+        ),
+        DataSourceSpec(
+            name="word_problems",
+            impl="plugins.demo_data.word_problems:write",
+            version="1",
+            summary="sums and differences of small numbers in a sentence; held-out numbers never stand together in "
+            "training",
+        ),
     ]

@@ -29,7 +29,7 @@ REMNANTS = [
 """Texts of chat templates, which no answer should hold; case is ignored, ^ and $ match at each line."""
 
 LEAKS = [
-    r"\b(the|this|your) (reference|given answer|provided (answer|solution))\b",
+    r"\b(a|the|this|your) (reference|given answer|provided (answer|solution))\b",
     r"\b(reference|gold|model) (answer|solution|response|output)\b",
     r"\b(reworded|rephras\w+|paraphras\w+|rewritten)\b",
     r"\bin (my|your|our) own words\b",
