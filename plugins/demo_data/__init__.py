@@ -7,7 +7,7 @@ from core.api import DataSourceSpec, hookimpl
 
 @hookimpl
 def register_data_sources() -> list[DataSourceSpec]:
-    """The data sources `demo` and `word_problems`."""
+    """The data sources `demo`, `word_problems` and `word_problems_worked`."""
     return [
         DataSourceSpec(
             name="demo",
@@ -21,5 +21,11 @@ def register_data_sources() -> list[DataSourceSpec]:
             version="1",
             summary="sums and differences of small numbers in a sentence; held-out numbers never stand together in "
             "training",
+        ),
+        DataSourceSpec(
+            name="word_problems_worked",
+            impl="plugins.demo_data.word_problems:write_worked",
+            version="1",
+            summary="the same problems, with the working in the answers",
         ),
     ]

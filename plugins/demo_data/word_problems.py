@@ -1,7 +1,8 @@
 """Short problems of one step: somebody gets some more, or gives some away.
 
-No two numbers of a held-out problem stand together in a training problem, in either order or operation. The answer's
-form is fixed ("The answer: 8 books."), not what a chat model would say by itself.
+No two numbers of a held-out problem stand together in a training problem, in either order or operation. The form of
+the answers is fixed ("6 + 2 = 8. The answer: 8 books.", or its last sentence), not what a chat model would say by
+itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,15 @@ HELDOUT = 1 / 3
 def write(folder: Path, seed: int) -> None:
     """Write sft.jsonl, prompts.jsonl and heldout.jsonl into `folder`: of each two numbers a sum and a difference. The
     seed draws what is held out, names, things and order."""
+    _write_files(folder, seed, worked=False)
+
+
+def write_worked(folder: Path, seed: int) -> None:
+    """The same problems, with the working in the answer."""
+    _write_files(folder, seed, worked=True)
+
+
+def _write_files(folder: Path, seed: int, worked: bool) -> None:
     rng = random.Random(f"word problems:{seed}")
     pairs = list(combinations(NUMBERS, 2))
     rng.shuffle(pairs)
@@ -27,6 +37,9 @@ def write(folder: Path, seed: int) -> None:
     for part, numbers in (("heldout", pairs[:held]), ("train", pairs[held:])):
         rows = [row for two in numbers for row in (_more(rng, two), _less(rng, two))]
         rng.shuffle(rows)
+        for row in rows:
+            working = row.pop("working")
+            row["completion"] = f"{working}. {row['completion']}" if worked else row["completion"]
         if part == "heldout":
             _write(folder / "heldout.jsonl", rows)
         else:
@@ -41,22 +54,27 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
 def _more(rng: random.Random, numbers: tuple[int, int]) -> dict[str, str]:
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     first, second = rng.sample(numbers, 2)
-    return _row(f"{name} has {_some(first, thing)} and gets {second} more.", name, thing, first + second)
+    return _row(
+        f"{name} has {_some(first, thing)} and gets {second} more.", name, thing, f"{first} + {second}", first + second
+    )
 
 
 def _less(rng: random.Random, numbers: tuple[int, int]) -> dict[str, str]:
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     less, more = numbers
-    return _row(f"{name} has {more} {thing} and gives away {less} of them.", name, thing, more - less)
+    return _row(
+        f"{name} has {more} {thing} and gives away {less} of them.", name, thing, f"{more} - {less}", more - less
+    )
 
 
 def _some(number: int, thing: str) -> str:
     return f"{number} {thing if number != 1 else thing[:-1]}"
 
 
-def _row(story: str, name: str, thing: str, result: int) -> dict[str, str]:
+def _row(story: str, name: str, thing: str, formula: str, result: int) -> dict[str, str]:
     return {
         "prompt": f"{story} How many {thing} does {name} have now?",
         "completion": f"The answer: {_some(result, thing)}.",
+        "working": f"{formula} = {result}",
         "answer": str(result),
     }

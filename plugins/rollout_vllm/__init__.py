@@ -20,7 +20,7 @@ class VllmRolloutConfig(RolloutConfig):
     max_batch: int = 256
     """Most sequences decoded at once."""
     prefill_tokens: int = 4096
-    """Most tokens in one pass of the engine. A longer prompt is cut into such chunks on GPU, and has a pass of its own on
+    """Most tokens in one pass of the engine. A longer prompt is cut into such chunks on GPU, and has its own pass on
     CPU."""
     block_tokens: int = 32
     """Tokens in one block of the key-value cache; prompts share whole blocks."""

@@ -15,7 +15,7 @@ def rows(folder: Path, name: str) -> list[dict]:
 
 def made(tmp_path: Path, write, seed: int) -> Path:
     folder = tmp_path / f"{write.__module__}-{seed}"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write(folder, seed)
     return folder
 
@@ -37,6 +37,13 @@ def test_word_problems_are_right_and_held_out_numbers_are_not_trained(tmp_path: 
         assert row["answer"] == str(result)
         assert row["completion"] == f"The answer: {result} {thing}{'s' * (result != 1)}."
         assert f" 1 {thing}s" not in row["prompt"]
+    worked = made(tmp_path / "worked", word_problems.write_worked, seed)
+    for name, plain in (("sft", train), ("heldout", heldout)):
+        for row, other in zip(rows(worked, name), plain, strict=True):
+            working, completion = row.pop("completion").split(". ", 1)
+            first, sign, second, _, result = working.split()
+            assert (int(first) + int(second) if sign == "+" else int(first) - int(second)) == int(result)
+            assert row | {"completion": completion} == other
     prompts = rows(folder, "prompts")
     assert prompts == [{"prompt": row["prompt"], "answer": row["answer"]} for row in train]
 
@@ -44,7 +51,6 @@ def test_word_problems_are_right_and_held_out_numbers_are_not_trained(tmp_path: 
 @pytest.mark.parametrize("write", [words.write, word_problems.write])
 def test_the_seed_decides(tmp_path: Path, write) -> None:
     def text(seed: int, turn: str) -> str:
-        (tmp_path / turn).mkdir()
         return (made(tmp_path / turn, write, seed) / "heldout.jsonl").read_text()
 
     assert text(1, "a") == text(1, "b") != text(2, "c")

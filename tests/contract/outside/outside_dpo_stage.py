@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from core.api import Batch, LossOutput, hookimpl
-from core.torch_api import PromptGroup, StageData, pack, pairs, split_by_tokens, step_items, sum_by_completion
+from core.torch_api import StageData, pair_rows, pairs, step_items, sum_by_completion
 
 
 class Stage:
@@ -15,13 +15,12 @@ class Stage:
     @hookimpl
     def collect_batch(self, run, data, step):
         batch = step_items(data.train, step, run.cfg.stage.batch_size, run.seed_for("order"))
-        parts = split_by_tokens(batch, lambda pair: pair.tokens, run.cfg.stage.micro_batch_tokens)
-        rows = [pack([PromptGroup(pair.prompt, [pair.chosen, pair.rejected]) for pair in part]) for part in parts]
-        return Batch([[(row, len(batch)) for row in rows]], tokens=sum(pair.tokens for pair in batch))
+        rows = pair_rows(batch, run.cfg.stage.micro_batch_tokens)
+        return Batch([rows], tokens=sum(pair.tokens for pair in batch))
 
     @hookimpl
     def compute_loss(self, run, models, micro_batch):
-        row, total = micro_batch
+        row, total = micro_batch.packed, micro_batch.total
         gaps = []
         for logprob_M in (models.reference_logprobs(row), models.call("policy", row)[0]):
             sums_C = sum_by_completion(logprob_M, row.completion_M.to(logprob_M.device), row.completions)
