@@ -8,7 +8,7 @@ import pytest
 
 from core.__main__ import main
 from core.commands.preview.found import histogram
-from core.testing.tiny import tiny_pairs, tiny_tokenizer
+from core.testing.tiny import tiny_model, tiny_pairs, tiny_tokenizer
 from core.tokens.heatmap import coloured, marked, strengths, to_html, token_texts
 
 
@@ -56,6 +56,17 @@ def test_what_is_too_long_is_counted(place, capsys):
 def test_wrong_flags_are_errors_of_the_user(place, capsys, wrong):
     assert main(settings(place, *wrong)) == 2
     assert "error: preview: " in capsys.readouterr().err
+
+
+def test_making_the_examples_counts_in_the_time(place, capsys, monkeypatch):
+    """A large file of which few steps are made takes minutes before the first one."""
+    tiny_model(place / "whole")
+    words = settings(place, f"model.source={place}/whole", "stage=sft", "stage.max_steps=1", "dry_run=true")[1:]
+    assert main(words) == 0
+    assert "< 1 min" in capsys.readouterr().out
+    monkeypatch.setattr("core.commands.preview.estimate._PREPARED", 1.0)
+    assert main(words) == 0
+    assert re.search(r"\b[3-9] min on", capsys.readouterr().out)
 
 
 def test_token_texts_join_to_the_row():

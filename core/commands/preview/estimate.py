@@ -33,6 +33,9 @@ _SAMPLE = 32
 _CPU_FLOPS = 1.1e11
 """Sustained bf16 training speed of one CPU core in FLOP/s, on a small cloud machine; a rough guess elsewhere."""
 
+_PREPARED = 2e5
+"""Tokens of records made into examples in a second, on one core."""
+
 _BYTES_TRAINED = 2 + 4 + 4
 """bf16 weight, fp32 gradient and fp32 master of one trained parameter; the optimizer's state comes on top."""
 
@@ -128,6 +131,7 @@ def estimate(stage: StagePlan, examples: Sequence[Any]) -> dict[str, Any]:
         wanted = cfg.target_tokens / trained * len(examples)
     steps = cfg.max_steps or max(1, math.ceil(wanted / cfg.batch_size))
     per_record = sum(example.tokens for example in examples) / max(len(examples), 1)
+    prepared = per_record * each * len(records)
     group = getattr(cfg, "group_size", 1)
     if stage.engine is not None:
         per_record += group * getattr(cfg, "max_new_tokens", 0)
@@ -146,7 +150,7 @@ def estimate(stage: StagePlan, examples: Sequence[Any]) -> dict[str, Any]:
     }  # fmt: skip
     parameters = _parameters(stage)
     if parameters:
-        preview |= _cost(stage, parameters, tokens * steps)
+        preview |= _cost(stage, parameters, tokens * steps, prepared)
     return preview
 
 
@@ -165,8 +169,9 @@ def _parameters(stage: StagePlan) -> int | None:
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) // width
 
 
-def _cost(stage: StagePlan, parameters: int, tokens: float) -> dict[str, Any]:
-    """Rough memory in GB and time, for people to see the order of magnitude."""
+def _cost(stage: StagePlan, parameters: int, tokens: float, prepared: float) -> dict[str, Any]:
+    """Rough memory in GB and time, for people to see the order of magnitude. The run passes over `tokens` tokens, and
+    makes examples of `prepared` ones, which takes the longer where few steps are made of a large file."""
     roles = set(stage.spec.roles)
     full = stage.cfg.peft.method == "none"
     trained = 2 if "value_model" in roles else 1
@@ -182,7 +187,7 @@ def _cost(stage: StagePlan, parameters: int, tokens: float) -> dict[str, Any]:
     )
     updates = getattr(stage.cfg.stage, "inner_epochs", 1)
     flops = tokens * parameters * (6 * trained * updates + 2 * (frozen + trained + engine))
-    seconds = flops / (_CPU_FLOPS * (os.cpu_count() or 1))
+    seconds = flops / (_CPU_FLOPS * (os.cpu_count() or 1)) + prepared / _PREPARED
     minutes = seconds / 60
     return {
         "memory_gb_estimate": round(memory, 1),
