@@ -211,13 +211,15 @@ class _Caching:
             layer.batch_select_indices(rows_R)
 
     def _forward(self, ids_BT: Tensor, mask_BT: Tensor | None, positions_BT: Tensor) -> Tensor:
+        # The last place by its index: a slice of it is not contiguous, and torch then copies the head for each row.
+        last_1 = torch.tensor([ids_BT.shape[1] - 1], device=ids_BT.device)
         output = self._module(
             input_ids=ids_BT,
             attention_mask=mask_BT,
             position_ids=positions_BT,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last_1,
         )
         return output.logits[:, -1]
 
