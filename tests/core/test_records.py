@@ -413,9 +413,6 @@ def test_columns_override_what_the_names_say(tmp_path: Path) -> None:
     assert record.answer == "7"
     record, name = load_one(tmp_path, {"question": "Hi", "answer": "4"}, columns={"prompt": "question"})
     assert (name, record.completion, record.answer) == ("question_answer", "4", "4")
-    row = {"Equation": "( 7.0 - 4.5 )", "Answer": 2.5}
-    record, name = load_one(tmp_path, row, columns={"prompt": "Equation", "completion": "Answer"})
-    assert (name, record.prompt[0].content, record.completion) == ("number_answer", "( 7.0 - 4.5 )", "2.5")
 
 
 def test_columns_that_do_not_exist_are_refused(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ DIALECTS = (
     DialectSpec(
         "number_answer", {"prompt": is_text, "completion": is_number}, _number_answer,
         "`question` and an `answer` that is a number",
-        {"prompt": ("question",), "completion": ("answer",)},
+        {"prompt": ("question",), "completion": ("answer",)}, named=True,
     ),
     DialectSpec(
         "classification", {"prompt": is_text, "completion": is_text}, _classified,
