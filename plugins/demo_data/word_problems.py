@@ -35,11 +35,8 @@ def _write_files(folder: Path, seed: int, worked: bool) -> None:
     rng.shuffle(pairs)
     held = round(HELDOUT * len(pairs))
     for part, numbers in (("heldout", pairs[:held]), ("train", pairs[held:])):
-        rows = [row for two in numbers for row in (_more(rng, two), _less(rng, two))]
+        rows = [row for two in numbers for row in (_more(rng, two, worked), _less(rng, two, worked))]
         rng.shuffle(rows)
-        for row in rows:
-            working = row.pop("working")
-            row["completion"] = f"{working}. {row['completion']}" if worked else row["completion"]
         if part == "heldout":
             _write(folder / "heldout.jsonl", rows)
         else:
@@ -51,30 +48,27 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _more(rng: random.Random, numbers: tuple[int, int]) -> dict[str, str]:
+def _more(rng: random.Random, numbers: tuple[int, int], worked: bool) -> dict[str, str]:
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     first, second = rng.sample(numbers, 2)
-    return _row(
-        f"{name} has {_some(first, thing)} and gets {second} more.", name, thing, f"{first} + {second}", first + second
-    )
+    working = f"{first} + {second} = {first + second}. " if worked else ""
+    return _row(f"{name} has {_some(first, thing)} and gets {second} more.", name, thing, working, first + second)
 
 
-def _less(rng: random.Random, numbers: tuple[int, int]) -> dict[str, str]:
+def _less(rng: random.Random, numbers: tuple[int, int], worked: bool) -> dict[str, str]:
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     less, more = numbers
-    return _row(
-        f"{name} has {more} {thing} and gives away {less} of them.", name, thing, f"{more} - {less}", more - less
-    )
+    working = f"{more} - {less} = {more - less}. " if worked else ""
+    return _row(f"{name} has {more} {thing} and gives away {less} of them.", name, thing, working, more - less)
 
 
 def _some(number: int, thing: str) -> str:
     return f"{number} {thing if number != 1 else thing[:-1]}"
 
 
-def _row(story: str, name: str, thing: str, formula: str, result: int) -> dict[str, str]:
+def _row(story: str, name: str, thing: str, working: str, result: int) -> dict[str, str]:
     return {
         "prompt": f"{story} How many {thing} does {name} have now?",
-        "completion": f"The answer: {_some(result, thing)}.",
-        "working": f"{formula} = {result}",
+        "completion": f"{working}The answer: {_some(result, thing)}.",
         "answer": str(result),
     }

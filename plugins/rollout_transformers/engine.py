@@ -193,7 +193,9 @@ class _Caching:
         """Logits after the last prompt token, [B, V]."""
         mask_BT = None if self._mask_BC is None else self._mask_BC[:, : self._length]
         steps_T = torch.arange(self._length, device=self._ids_BT.device) - (self._length - 1)
-        return self._forward(self._ids_BT, mask_BT, (self._positions_B[:, None] + steps_T).clamp(min=0))
+        # The last place by its index: a slice of it is not contiguous, and torch then copies the head for each row.
+        last_1 = torch.tensor([self._length - 1], device=self._ids_BT.device)
+        return self._forward(self._ids_BT, mask_BT, (self._positions_B[:, None] + steps_T).clamp(min=0), last_1)
 
     def step(self, tokens_R: Tensor) -> Tensor:
         """Logits after one more token in each row, [R, V]."""
@@ -210,16 +212,16 @@ class _Caching:
         for layer in self._cache.layers:
             layer.batch_select_indices(rows_R)
 
-    def _forward(self, ids_BT: Tensor, mask_BT: Tensor | None, positions_BT: Tensor) -> Tensor:
-        # The last place by its index: a slice of it is not contiguous, and torch then copies the head for each row.
-        last_1 = torch.tensor([ids_BT.shape[1] - 1], device=ids_BT.device)
+    def _forward(
+        self, ids_BT: Tensor, mask_BT: Tensor | None, positions_BT: Tensor, logits_to_keep: int | Tensor = 1
+    ) -> Tensor:
         output = self._module(
             input_ids=ids_BT,
             attention_mask=mask_BT,
             position_ids=positions_BT,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=last_1,
+            logits_to_keep=logits_to_keep,
         )
         return output.logits[:, -1]
 

@@ -217,6 +217,7 @@ class TestEntries:
             (VllmRolloutConfig, {"gpu_memory_utilization": 1.5}),
             (VllmRolloutConfig, {"block_tokens": 20}),
             (VllmRolloutConfig, {"max_batch": 0}),
+            (VllmRolloutConfig, {"prefill_tokens": 0}),
             (VllmRolloutConfig, {"prefill_tokens": 64, "max_batch": 65}),
             (VllmRolloutConfig, {"sync_tolerance": -1}),
             (TransformersRolloutConfig, {"batch_tokens": 0}),

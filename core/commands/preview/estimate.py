@@ -125,13 +125,14 @@ def estimate(stage: StagePlan, examples: Sequence[Any]) -> dict[str, Any]:
     cfg, records = stage.cfg.stage, stage.dataset.train
     # A record may make several examples, as a document makes chunks.
     each = len(examples) / min(len(records), _SAMPLE) if examples else 1.0
-    wanted = len(records) * each * cfg.epochs
+    made = len(records) * each
+    wanted = made * cfg.epochs
     trained = sum(getattr(example, "trained", 0) for example in examples)
     if cfg.target_tokens and trained:
         wanted = cfg.target_tokens / trained * len(examples)
     steps = cfg.max_steps or max(1, math.ceil(wanted / cfg.batch_size))
     per_record = sum(example.tokens for example in examples) / max(len(examples), 1)
-    prepared = per_record * each * len(records)
+    prepared = per_record * made
     group = getattr(cfg, "group_size", 1)
     if stage.engine is not None:
         per_record += group * getattr(cfg, "max_new_tokens", 0)
