@@ -84,9 +84,9 @@ def work(job: dict[str, Any], gate: Gate) -> None:
     """A contender's process: load the model, then answer the turn's prompts at each turn."""
     import torch
 
-    from core.config.schema import ModelConfig
     from core.planning.sources import resolve_source
     from core.quiet import hush
+    from core.settings.schema import ModelConfig
     from core.tokens.codec import load_codec
 
     hush()

@@ -20,8 +20,8 @@ def open_run(job: dict[str, Any], more: list[str]) -> tuple[Any, Any]:
     from core.console import Console
     from core.planning.ledger import Ledger
     from core.planning.make import make_plan
-    from core.platform.opening import open_stage
     from core.quiet import hush
+    from core.training.opening import open_stage
 
     hush()
     task = TASKS[job["task"]]

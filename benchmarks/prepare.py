@@ -105,9 +105,9 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     from core.console import Console
     from core.planning.ledger import Ledger
     from core.planning.make import make_plan
-    from core.platform.opening import open_stage
     from core.quiet import hush, set_environment
     from core.tokens.examples import demonstrations
+    from core.training.opening import open_stage
     from core.training.order import step_items
     from core.training.supervised import weighted_rows
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import core
-from core.commands.built_in import BUILT_IN
+from core.builtin import COMMANDS
 from core.errors import ConfigError, PreftuneError
 from core.platform.specs import CommandSpec
 from core.platform.switches import is_switch, switched
@@ -80,7 +80,7 @@ def tell_usage(name: str) -> int:
 
 def built_in(name: str) -> CommandSpec | None:
     """Core's own command of that name."""
-    return next((spec for spec in BUILT_IN if spec.name == name), None)
+    return next((spec for spec in COMMANDS if spec.name == name), None)
 
 
 def brought(name: str) -> tuple[Registry, Registered[CommandSpec]]:

@@ -3,18 +3,6 @@
 from __future__ import annotations
 
 from core.commands.parser import CommandParser
-from core.config.data_schema import TransformConfig
-from core.config.rules import check_regex, require
-from core.config.schema import (
-    MetricConfig,
-    OptimizerConfig,
-    PeftConfig,
-    RewardConfig,
-    RolloutConfig,
-    Schedule,
-    StageConfig,
-    TrackerConfig,
-)
 from core.data.files import find_files
 from core.data.readers.rows import Row
 from core.data.records import Message, Record, Span, Step
@@ -41,6 +29,18 @@ from core.platform.specs import (
     TransformSpec,
 )
 from core.scoring.guarded import GuardedScorer, ScorerContext, summarise
+from core.settings.data_schema import TransformConfig
+from core.settings.rules import check_regex, require
+from core.settings.schema import (
+    MetricConfig,
+    OptimizerConfig,
+    PeftConfig,
+    RewardConfig,
+    RolloutConfig,
+    Schedule,
+    StageConfig,
+    TrackerConfig,
+)
 from core.tables import html_table, markdown_table
 from core.tokens import heatmap
 from core.tokens.supervision import TooLong, TrainOn

@@ -15,6 +15,11 @@ from typing import Any
 from core.errors import ArtifactError, PreftuneError
 
 
+def cache_dir() -> Path:
+    """Folder of converted models and generated data: $PREFTUNE_CACHE, else ~/.cache/preftune."""
+    return Path(os.environ.get("PREFTUNE_CACHE") or Path.home() / ".cache" / "preftune")
+
+
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes, read in blocks."""
     with path.open("rb") as file:

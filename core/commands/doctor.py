@@ -18,12 +18,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import core
-from core.config import combinations, peft_methods
+from core.config import combinations
 from core.errors import ConfigError
 from core.platform.hookspecs import API_VERSION
 from core.platform.installing import importable, install_hint
 from core.platform.registry import Registry
 from core.platform.switches import is_switch
+from core.settings import peft_methods
 
 WIDTH = 118
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from core.commands.preview.estimate import add_previews
-from core.config.schema import Device, RunConfig
 from core.console import Console
 from core.errors import ConfigError
 from core.planning.ledger import Ledger, lock_folder
 from core.planning.make import make_plan
 from core.planning.plan import Plan, StagePlan
 from core.planning.sources import resolve_source
-from core.platform.opening import open_stage
 from core.platform.registry import Registry
 from core.quiet import hush, set_environment
+from core.settings.schema import Device, RunConfig
+from core.training.opening import open_stage
 from core.training.peers import ALONE, Peers, join
 from core.training.stage_process import run_apart
 

@@ -7,12 +7,12 @@ import textwrap
 
 import core
 from core.config import presets
-from core.config.fields import field_docs
 from core.config.overrides import close, words
-from core.config.schema import RunConfig
 from core.errors import ConfigError
 from core.platform.registry import Registry
 from core.platform.switches import is_switch
+from core.settings.fields import field_docs
+from core.settings.schema import RunConfig
 
 WIDTH = 110
 

@@ -17,11 +17,11 @@ from core.config.combinations import check_combinations
 from core.config.explain import explain
 from core.config.overrides import rewrite, split, user_folders
 from core.config.presets import missing_folders
-from core.config.schema import RunConfig
 from core.errors import ConfigError, PreftuneError, Reported
 from core.platform.providers import tell
 from core.platform.registry import Registry
 from core.platform.switches import check_switches, switched
+from core.settings.schema import RunConfig
 
 _exit_codes: list[int] = []
 """Exit codes of the jobs that ran in this process."""

@@ -7,9 +7,12 @@ import sys
 from typing import Any
 
 from core.config import combinations
-from core.config.data_schema import TransformConfig
-from core.config.fields import FieldDoc, field_docs
-from core.config.schema import (
+from core.errors import ConfigError
+from core.platform.registry import Registry
+from core.platform.switches import is_switch
+from core.settings.data_schema import TransformConfig
+from core.settings.fields import FieldDoc, field_docs
+from core.settings.schema import (
     MetricConfig,
     OptimizerConfig,
     RewardConfig,
@@ -18,9 +21,6 @@ from core.config.schema import (
     StageConfig,
     TrackerConfig,
 )
-from core.errors import ConfigError
-from core.platform.registry import Registry
-from core.platform.switches import is_switch
 
 HEAD = """# Settings
 

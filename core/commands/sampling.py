@@ -14,9 +14,9 @@ from core.console import Console
 from core.errors import ConfigError
 from core.planning.ledger import Ledger
 from core.planning.make import engine_for, make_plan
-from core.platform.opening import open_stage
 from core.platform.registry import Registry
 from core.quiet import set_environment
+from core.training.opening import open_stage
 
 if TYPE_CHECKING:
     from core.training.run import StageRun

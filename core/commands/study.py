@@ -19,7 +19,6 @@ from core import __version__
 from core.commands.launch import launch, print_warnings, typed_config
 from core.config.overrides import words
 from core.config.presets import all_presets
-from core.config.schema import RunConfig
 from core.console import Console
 from core.errors import ConfigError, PreftuneError, Reported
 from core.files import write_json
@@ -30,6 +29,7 @@ from core.platform.registry import Registry
 from core.report.comparison import ArmRun, compare
 from core.report.format import seconds
 from core.report.study_page import claim_rows, result_rows, write_pages
+from core.settings.schema import RunConfig
 from core.training.stage_process import run_apart
 
 STUDY_VERSION = 1

@@ -12,12 +12,15 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from core.config import peft_methods
-from core.config.data_schema import DataConfig
-from core.config.fields import FieldDoc, field_docs, field_names
-from core.config.named_parts import named_configs
 from core.config.overrides import close
-from core.config.schema import (
+from core.data.transforms import transform_configs
+from core.errors import ConfigError
+from core.platform.named_parts import named_configs
+from core.platform.registry import Registry
+from core.settings import peft_methods
+from core.settings.data_schema import DataConfig
+from core.settings.fields import FieldDoc, field_docs, field_names
+from core.settings.schema import (
     EvalConfig,
     ModelConfig,
     OptimizerConfig,
@@ -31,9 +34,6 @@ from core.config.schema import (
     StageConfig,
     TrackerConfig,
 )
-from core.data.transforms import transform_configs
-from core.errors import ConfigError
-from core.platform.registry import Registry
 
 PARTS: dict[str, type] = {
     "stage": StageConfig,

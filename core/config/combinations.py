@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from core.config.schema import PeftConfig, Quant, RunConfig
 from core.platform.installing import importable, install_hint
 from core.platform.specs import StageSpec
+from core.settings.schema import PeftConfig, Quant, RunConfig
 
 DISTRIBUTION = "preftune"
 

@@ -21,10 +21,11 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_write
 
-from core.config import peft_methods, presets
-from core.config.schema import OptimizerConfig, RewardConfig, RolloutConfig, RunConfig, TrackerConfig
+from core.config import presets
 from core.errors import ConfigError, PluginError
 from core.platform.registry import Owner, Registry, structured
+from core.settings import peft_methods
+from core.settings.schema import OptimizerConfig, RewardConfig, RolloutConfig, RunConfig, TrackerConfig
 
 ROOT = "preftune"
 """Name of the primary config."""

@@ -9,9 +9,9 @@ from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import Any, get_origin, get_type_hints
 
-from core.config.schema import RunConfig
 from core.errors import ConfigError
 from core.platform.registry import Registry
+from core.settings.schema import RunConfig
 
 ALGORITHM_KEY = "algorithm@stage"
 """The algorithm group as Hydra knows it."""

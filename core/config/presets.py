@@ -9,9 +9,9 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.config import peft_methods
 from core.errors import ConfigError, PluginError
 from core.platform.registry import Owner, Registry
+from core.settings import peft_methods
 
 OWN_FOLDER = "pkg://conf"
 OWN = Owner("preftune", "preftune", "")

@@ -9,7 +9,6 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from core.config.data_schema import Choice, DataConfig
 from core.data.dataset import Dataset, load_dataset
 from core.data.formats import BUILT_IN, Formats
 from core.data.mixing import mixed
@@ -17,6 +16,7 @@ from core.data.records import Record, fingerprint
 from core.data.transforms import BoundTransform, apply_transforms
 from core.data.views import prompts_of, with_system
 from core.errors import DataError
+from core.settings.data_schema import Choice, DataConfig
 
 
 def build_dataset(

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from core.config.data_schema import DataConfig
 from core.data.draws import shuffled
 from core.data.files import find_files
 from core.data.formats import BUILT_IN, Formats
@@ -21,6 +20,7 @@ from core.data.split import split_for
 from core.data.streaming import is_streamed, stream_records
 from core.data.views import as_schema, prompts_of, with_system
 from core.errors import DataError
+from core.settings.data_schema import DataConfig
 
 _LOOKED_AT = 10_000
 """Records kept on disk that are looked at for placeholders."""

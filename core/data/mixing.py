@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.config.data_schema import DataConfig, Mixing
 from core.data.draws import shuffled
 from core.data.records import Record
 from core.errors import DataError, PluginError
+from core.settings.data_schema import DataConfig, Mixing
 
 
 def weights(sizes: Mapping[str, int], cfg: DataConfig) -> dict[str, float]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from core.config.data_schema import DataConfig
 from core.data.draws import drawn_places, held_out, in_fold
 from core.data.record_store import StoredRecords
 from core.data.records import Record
+from core.settings.data_schema import DataConfig
 
 
 def split_for(cfg: DataConfig, records: Sequence[Record], seed: int) -> tuple[Sequence[Record], Sequence[Record]]:

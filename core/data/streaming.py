@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import core
-from core.config.data_schema import Choice, DataConfig
 from core.data.formats import Formats
 from core.data.loading import describe
 from core.data.readers import PACKED
 from core.data.record_store import RecordWriter, StoredRecords
 from core.data.records import BadRow, Record
 from core.data.views import none_serves, serving, with_system
-from core.files import atomic_folder, sha256_file, write_json
-from core.planning.sources import cache_dir
+from core.files import atomic_folder, cache_dir, sha256_file, write_json
+from core.settings.data_schema import Choice, DataConfig
 
 STREAM_BYTES = 256 * 2**20
 """data.stream=auto keeps the records of more bytes of files than this on disk; packed files count four times."""

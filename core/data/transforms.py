@@ -16,16 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from core.config.data_schema import TransformConfig
-from core.config.named_parts import named_configs
 from core.data.draws import seed_from
 from core.data.readers import BUILT_IN_READERS
 from core.data.readers.rows import Row
 from core.data.records import BadRow, Record, excerpt
 from core.errors import ConfigError, DataError, PluginError, PreftuneError
+from core.platform.named_parts import named_configs
 from core.platform.providers import Providers
 from core.platform.registry import Owner, Registry
 from core.platform.specs import TransformSpec
+from core.settings.data_schema import TransformConfig
 
 EXAMPLES = 3
 """Records of each transform that the plan shows."""

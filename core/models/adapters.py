@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.config.schema import PeftConfig, Quant
 from core.errors import ConfigError, ModelError
+from core.settings.schema import PeftConfig, Quant
 
 _SYNONYMS = {
     "r": ("init_r", "r", "rank", "n_frequency"),

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from core.config.schema import ModelConfig
 from core.errors import ModelError
 from core.models.loading import load_module
 from core.planning.sources import resolve_source
+from core.settings.schema import ModelConfig
 from core.tokens.codec import load_codec
 
 if TYPE_CHECKING:

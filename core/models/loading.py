@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from core.config.combinations import changes_base
-from core.config.schema import ModelConfig, Quant, RunConfig, ShapedPeftConfig
 from core.errors import ModelError
 from core.models.adapters import add_adapter, keep_differentiable, merged_weights, quantization_config
 from core.models.roles import Models, ScoreModel, TokenModel, check_packed
 from core.planning.sources import resolve_source
+from core.settings.schema import ModelConfig, Quant, RunConfig, ShapedPeftConfig
 
 if TYPE_CHECKING:
     from core.training.run import StageRun

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import __version__
-from core.config.schema import ModelConfig, RunConfig
 from core.files import sha256_file
 from core.planning.sources import artifact_folder, check_verified, folder_fingerprint, source_fingerprint
+from core.settings.convert import to_plain
+from core.settings.schema import ModelConfig, RunConfig
 
 if TYPE_CHECKING:
     from core.planning.plan import StagePlan
@@ -21,19 +20,6 @@ _NOT_IN_KEY = {
     "stage": ("save_every_steps", "keep_checkpoints"),
     "data": ("path", "stream", "token_cache"),
 }
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, enums and paths as JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _file_hash(name: str | None) -> str | None:
@@ -61,7 +47,7 @@ def _reward_fingerprint(cfg: RunConfig) -> str | None:
 
 def _built_with(plan: StagePlan) -> dict[str, Any]:
     """The sources without the places that they were read from, and versions and owners of the transforms."""
-    mixture = {name: {**plain(source), "path": None} for name, source in plan.cfg.data.mixture.items()}
+    mixture = {name: {**to_plain(source), "path": None} for name, source in plan.cfg.data.mixture.items()}
     made = [[step["name"], step["version"], step["owner"]] for step in plan.dataset.info.get("transforms", [])]
     return {"mixture": mixture, "made": made}
 
@@ -70,17 +56,17 @@ def artifact_key(plan: StagePlan) -> str:
     """Hash of all that the artifact depends on, 24 hex digits."""
     cfg = plan.cfg
     parts: dict[str, Any] = {
-        "stage": plain(cfg.stage),
+        "stage": to_plain(cfg.stage),
         "stage_files": {name: _file_hash(name) for name in cfg.stage.files()},
         **_start_parts(plan),
-        "peft": plain(cfg.peft),
-        "optimizer": {**plain(cfg.optimizer), "owner": plain(plan.optimizer.owner)},
-        "data": {**plain(cfg.data), "fingerprint": plan.dataset.info["fingerprint"], **_built_with(plan)},
-        "eval": plain(cfg.eval),
-        "retention": plain(cfg.retention),
+        "peft": to_plain(cfg.peft),
+        "optimizer": {**to_plain(cfg.optimizer), "owner": to_plain(plan.optimizer.owner)},
+        "data": {**to_plain(cfg.data), "fingerprint": plan.dataset.info["fingerprint"], **_built_with(plan)},
+        "eval": to_plain(cfg.eval),
+        "retention": to_plain(cfg.retention),
     }
     if plan.reward:
-        parts["reward"] = {**plain(cfg.reward), "source": _reward_fingerprint(cfg)}
+        parts["reward"] = {**to_plain(cfg.reward), "source": _reward_fingerprint(cfg)}
     for part, names in _NOT_IN_KEY.items():
         for name in names:
             parts.get(part, {}).pop(name, None)
@@ -99,21 +85,21 @@ def _start_parts(plan: StagePlan) -> dict[str, Any]:
     cfg = plan.cfg
     parts: dict[str, Any] = {
         "model": {
-            **plain(cfg.model),
+            **to_plain(cfg.model),
             "source": plan.fingerprint,
             "chat_template": _file_hash(cfg.model.chat_template) or cfg.model.chat_template,
         },
         "parents": {kind: parent.key for kind, parent in plan.parents.items()},
         "quant": cfg.quant.value,
-        "runtime": plain(cfg.runtime),
+        "runtime": to_plain(cfg.runtime),
         "code": {"preftune": __version__, "owner": plan.owner},
     }
     if plan.engine:
-        parts["rollout"] = {**plain(cfg.rollout), "name": plan.engine.name}
+        parts["rollout"] = {**to_plain(cfg.rollout), "name": plan.engine.name}
     if plan.judge:
         source = getattr(cfg.judge, "source", None)
         weights = {"source": source_fingerprint(ModelConfig(source=source))} if source else {}
-        parts["judge"] = {**plain(cfg.judge), **weights}
+        parts["judge"] = {**to_plain(cfg.judge), **weights}
     return parts
 
 

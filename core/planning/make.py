@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from core.config.combinations import check_chain, check_combinations
-from core.config.schema import RewardConfig, RunConfig, ShapedPeftConfig
 from core.data.dataset import Dataset
 from core.data.records import answer_kind
+from core.data.retention_sets import check_retention
 from core.errors import ConfigError, PluginError
 from core.planning.keys import artifact_key
 from core.planning.ledger import Ledger
@@ -23,7 +23,7 @@ from core.platform.providers import Providers, blamed
 from core.platform.registry import Registry
 from core.platform.specs import EngineSpec, OptimizerSpec, StageSpec
 from core.scoring.guarded import find_spec, involved
-from core.training.retention_sets import check_retention
+from core.settings.schema import RewardConfig, RunConfig, ShapedPeftConfig
 
 
 def make_plan(cfg: RunConfig, registry: Registry) -> Plan:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.config.schema import RunConfig
 from core.data.building import build_dataset
 from core.data.dataset import Dataset
+from core.data.formats import formats_of
 from core.data.transforms import bind_transforms
 from core.errors import ConfigError, PluginError
-from core.planning.sources import cache_dir
+from core.files import atomic_folder, cache_dir
 from core.platform.providers import Providers
 from core.platform.registry import Registry
 from core.platform.specs import DataSourceSpec
+from core.settings.schema import RunConfig
 
 
 def dataset_for(cfg: RunConfig, schema: str, registry: Registry, providers: Providers | None = None) -> Dataset:
@@ -23,7 +24,7 @@ def dataset_for(cfg: RunConfig, schema: str, registry: Registry, providers: Prov
     providers = providers or Providers()
     transforms = bind_transforms(cfg.data.transforms, registry, providers)
     places = _places(cfg, registry, providers)
-    return build_dataset(cfg.data, places, schema, cfg.runtime.seed, transforms, registry.formats())
+    return build_dataset(cfg.data, places, schema, cfg.runtime.seed, transforms, formats_of(registry))
 
 
 def _places(cfg: RunConfig, registry: Registry, providers: Providers) -> Path | dict[str, Path]:
@@ -51,8 +52,6 @@ def _place(
 
 
 def _generated(source: DataSourceSpec, seed: int, registry: Registry, providers: Providers) -> Path:
-    from core.files import atomic_folder
-
     folder = cache_dir() / "data" / f"{source.name}-{source.version}-{seed}"
     if not folder.is_dir():
         write = registry.resolve(source)

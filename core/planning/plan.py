@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from core.config.combinations import changes_base
-from core.config.schema import RunConfig
 from core.data.dataset import Dataset
 from core.planning.ledger import Found
 from core.platform.owners import Registered
 from core.platform.specs import EngineSpec, OptimizerSpec, RewardSpec, StageSpec
+from core.settings.schema import RunConfig
 from core.tokens.heatmap import TokenRow
 
 PLAN_VERSION = 1

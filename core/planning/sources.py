@@ -8,27 +8,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from core.config.schema import ModelConfig
 from core.errors import ConfigError, ModelError
-from core.files import atomic_folder, sha256_file
+from core.files import atomic_folder, cache_dir, sha256_file
 from core.planning.ledger import artifact_fault
+from core.settings.schema import ModelConfig
 
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 _CONFIGS = ("config.json", "adapter_config.json")
 """One of them stands in every folder that can be loaded."""
-
-
-def cache_dir() -> Path:
-    """Folder of converted models and generated data: $PREFTUNE_CACHE, else ~/.cache/preftune."""
-    return Path(os.environ.get("PREFTUNE_CACHE") or Path.home() / ".cache" / "preftune")
 
 
 def package_file(source: str) -> Path:

@@ -10,7 +10,6 @@ import pluggy
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from core.config.schema import RunConfig
     from core.models.roles import Models
     from core.planning.plan import Plan
     from core.platform.specs import (
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
         TrackerSpec,
         TransformSpec,
     )
+    from core.settings.schema import RunConfig
     from core.training.run import StageRun
     from core.types import Batch, LossOutput, Section
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.config.data_schema import TransformConfig
-from core.config.schema import MetricConfig, OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 from core.platform.specs import (
     CommandSpec,
     DataSourceSpec,
@@ -24,6 +22,8 @@ from core.platform.specs import (
     TrackerSpec,
     TransformSpec,
 )
+from core.settings.data_schema import TransformConfig
+from core.settings.schema import MetricConfig, OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 
 
 @dataclass(frozen=True)

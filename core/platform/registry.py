@@ -16,11 +16,6 @@ from typing import Any
 
 import pluggy
 
-from core import __version__
-from core.commands import built_in
-from core.config import peft_methods
-from core.data import dialects, readers
-from core.data.formats import Formats
 from core.errors import PluginError
 from core.platform.hookspecs import (
     API_ATTRIBUTE,
@@ -53,6 +48,7 @@ from core.platform.specs import (
     TransformSpec,
 )
 from core.platform.switches import DISABLE_VARIABLE, Switches
+from core.settings import peft_methods
 
 STAGE_HOOKS = tuple(name for name in vars(StageHooks) if not name.startswith("_"))
 HEAVY = "torch"
@@ -96,7 +92,6 @@ class Registry:
         for specs in (RegistrationHooks, StageHooks, ObserverHooks):
             manager.add_hookspecs(specs)
         registry = cls(manager)
-        registry._take_own()
         switches = Switches.read()
         found = sorted(metadata.entry_points(group=PROJECT), key=lambda point: (point.name, point.value))
         for point in found:
@@ -163,13 +158,6 @@ class Registry:
         record.hooks = sorted(caller.name for caller in self.manager.get_hookcallers(plugin) or [])
         self._refuse_stage_hooks(plugin)
         return self._collect(plugin, record.hooks)
-
-    def _take_own(self) -> None:
-        """Core's own readers, dialects and commands, so that no plugin takes their names."""
-        core = Owner("core", PROJECT, __version__)
-        self.readers = {suffix: Registered(spec, core) for spec in readers.BUILT_IN for suffix in spec.suffixes}
-        self.dialects = {spec.name: Registered(spec, core) for spec in dialects.BUILT_IN}
-        self.commands = {spec.name: Registered(spec, core) for spec in built_in.BUILT_IN}
 
     def _refuse_stage_hooks(self, plugin: object) -> None:
         """Stage hooks belong to the chosen stage's own class; an entry module may only wrap them."""
@@ -284,12 +272,6 @@ class Registry:
             except PluginError as error:
                 record = next(record for record in self.plugins if record.owner == entry.owner)
                 record.state, record.reason = "broken", error.what
-
-    def formats(self) -> Formats:
-        """The readers and dialects of this run; dialects of plugins are tried before the built-in ones."""
-        own = [entry.spec for entry in self.dialects.values() if entry.spec not in dialects.BUILT_IN]
-        table = readers.Readers({suffix: entry.spec for suffix, entry in self.readers.items()}, self.resolve)
-        return Formats(table, (*own, *dialects.BUILT_IN))
 
     # -- the heavy side ----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from core.config.peft_methods import methods
 from core.errors import PluginError
 from core.platform.specs import (
     METRIC_SUBJECTS,
@@ -26,6 +25,7 @@ from core.platform.specs import (
     TrackerSpec,
     TransformSpec,
 )
+from core.settings.peft_methods import methods
 
 LoadedSpec = (
     StageSpec

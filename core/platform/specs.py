@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.config.data_schema import TransformConfig
-from core.config.schema import MetricConfig, OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
+from core.settings.data_schema import TransformConfig
+from core.settings.schema import MetricConfig, OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 
 ROLES = ("policy", "reference", "reward_model", "value_model", "teacher")
 SCHEMAS = ("sft", "preference", "prompts", "text", "corpus", "feedback")

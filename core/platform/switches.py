@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from core.config.schema import PluginsConfig
 from core.errors import ConfigError
 from core.platform.hookspecs import PROJECT
+from core.settings.schema import PluginsConfig
 
 ALLOW_VARIABLE = f"{PROJECT.upper()}_ALLOW_PLUGINS"
 """Names of the plugins, or of the distributions, that are loaded and no others, separated by commas."""
@@ -19,6 +19,9 @@ DISABLE_VARIABLE = f"{PROJECT.upper()}_DISABLE_PLUGINS"
 """Names of entry points that are not loaded, separated by commas."""
 MODULES_VARIABLE = f"{PROJECT.upper()}_PLUGINS"
 """Modules on `sys.path` that are loaded as plugins without packaging, separated by commas."""
+
+OWN_PLUGIN = "core"
+"""Entry point of core's own readers, dialects and commands, which no switch keeps out."""
 
 _SWITCH = re.compile(r"\+{0,2}plugins\.(allow|block)=(.*)")
 _VARIABLES = {"allow": ALLOW_VARIABLE, "block": DISABLE_VARIABLE}
@@ -42,6 +45,8 @@ class Switches:
 
     def why_not(self, plugin: str, distribution: str) -> str:
         """Why a plugin may not load; empty when it may."""
+        if plugin == OWN_PLUGIN:
+            return ""
         if plugin in self.block:
             return f"named in {DISABLE_VARIABLE}"
         if self.allow is not None and not {plugin, distribution} & set(self.allow):

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.config.study_schema import ClaimConfig, Relation, StudyConfig
 from core.jsonl import METRICS_FILE, read_rows
 from core.report.format import number
+from core.settings.study_schema import ClaimConfig, Relation, StudyConfig
 
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t at 0.975 for 1 to 10 degrees of freedom."""

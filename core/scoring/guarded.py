@@ -7,81 +7,24 @@ pickle crosses the border. Torch-free at import. POSIX only, like the signals it
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import importlib
 import math
 import threading
 import time
-import types
 import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from core.errors import MAX_ERROR_CHARS, ConfigError, PluginError, describe
+from core.settings.convert import from_plain
+from core.suggest import mend_of
 from core.types import Score, Scorer, ScoreRequest
 
 if typing.TYPE_CHECKING:
-    from core.config.schema import RewardConfig
     from core.platform.specs import RewardSpec
-
-
-# ---- typed configs from plain values -------------------------------------------------------------------------------
-
-
-def typed_config(cls: type[Any], values: Mapping[str, Any], where: str = "") -> Any:
-    """Instance of the dataclass `cls` from plain (JSON or YAML) values; fields left out keep their defaults.
-
-    Raises: ConfigError naming `where` for an unknown key (with the nearest known one), a value of the wrong type, or
-    what `__post_init__` refuses. Strings are taken as they stand: no interpolation, so a regex needs no escaping.
-    """
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls) if f.init]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            mend = f"did you mean '{near[0]}'? " if near else ""
-            raise ConfigError(f"unknown key {key!r}", where=where, mend=f"{mend}known keys: {', '.join(sorted(known))}")
-    typed = {key: _typed(hints[key], value, key, where) for key, value in values.items()}
-    try:
-        return cls(**typed)
-    except ConfigError as error:
-        if error.where or not where:
-            raise
-        raise ConfigError(error.what, where=where, mend=error.mend) from error
-
-
-def _typed(hint: Any, value: Any, key: str, where: str) -> Any:  # noqa: PLR0911 - one return for each kind of type
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _typed(next(a for a in arguments if a is not type(None)), value, key, where)
-    if origin in (list, tuple) and isinstance(value, (list, tuple)):
-        items = [_typed(arguments[0] if arguments else Any, item, f"{key}[{i}]", where) for i, item in enumerate(value)]
-        return items if origin is list else tuple(items)
-    if origin is dict and isinstance(value, Mapping):
-        return {name: _typed(arguments[1], item, f"{key}.{name}", where) for name, item in value.items()}
-    if isinstance(hint, type):
-        if issubclass(hint, Enum):
-            try:
-                return hint(value)
-            except ValueError:
-                names = ", ".join(str(member.value) for member in hint)
-                raise ConfigError(f"'{key}' must be one of {names}, got {value!r}", where=where) from None
-        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            return typed_config(hint, value, f"{where}.{key}" if where else key)
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-            return value
-    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise ConfigError(f"'{key}' must be of type {name}, got {value!r}", where=where, mend=f"set {key} to a {name}")
+    from core.settings.schema import RewardConfig
 
 
 # ---- what a scorer is given -----------------------------------------------------------------------------------------
@@ -110,17 +53,14 @@ class ScorerContext:
         params: fields of its config as plain values. Raises: ConfigError for an unknown name, key or bad value.
         """
         spec = find_spec(name, self.specs, where)
-        config = typed_config(spec.config, {**(params or {}), "name": name}, where=f"{where} ({name})")
+        config = from_plain(spec.config, {**(params or {}), "name": name}, where=f"{where} ({name})")
         return GuardedScorer(spec, config, self)
 
 
 def find_spec(name: str, specs: Mapping[str, RewardSpec], where: str = "") -> RewardSpec:
     """specs[name]. Raises: ConfigError with the nearest and all known names."""
     if name not in specs:
-        near = difflib.get_close_matches(name, list(specs), n=1)
-        mend = f"did you mean '{near[0]}'? " if near else ""
-        known = ", ".join(sorted(specs))
-        raise ConfigError(f"unknown reward model {name!r}", where=where, mend=f"{mend}known ones: {known}")
+        raise ConfigError(f"unknown reward model {name!r}", where=where, mend=mend_of(name, specs, "known ones"))
     return specs[name]
 
 
@@ -135,7 +75,7 @@ def involved(spec: RewardSpec, config: RewardConfig, specs: Mapping[str, RewardS
     for index, (name, params) in enumerate(config.uses()):
         where = f"reward.members[{index}] ({name})"
         member = find_spec(name, specs, f"reward.members[{index}].name")
-        member_config = typed_config(member.config, {**params, "name": name}, where=where)
+        member_config = from_plain(member.config, {**params, "name": name}, where=where)
         try:
             found += involved(member, member_config, specs)
         except ConfigError as error:

@@ -25,7 +25,7 @@ from core.errors import PluginError, describe
 from core.types import Score, ScoreRequest
 
 if typing.TYPE_CHECKING:
-    from core.config.schema import RewardConfig
+    from core.settings.schema import RewardConfig
 
 START_TIMEOUT_S = 120.0
 """Wall-clock limit in seconds for a worker to import its scorer."""

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from core.errors import describe
-from core.scoring.guarded import ScorerContext, guarded_call, resolve, typed_config
+from core.scoring.guarded import ScorerContext, guarded_call, resolve
 from core.scoring.pool import decode_request
+from core.settings.convert import from_plain
 from core.types import Score
 
 GRACE_S = 5.0
@@ -38,7 +39,7 @@ def serve() -> None:
     _limit_memory()
     hello = json.loads(requests.readline())
     try:
-        config = typed_config(resolve(hello["config"]), hello["values"])
+        config = from_plain(resolve(hello["config"]), hello["values"])
         scorer = resolve(hello["impl"])(config, ScorerContext())
     except BaseException as error:  # also SystemExit: the parent must hear of it
         answer({"error": describe(error)})

@@ -11,9 +11,9 @@ from core.commands.launch import typed_config
 from core.console import Console
 from core.planning.ledger import Ledger
 from core.planning.make import make_plan
-from core.platform.opening import open_stage
 from core.platform.registry import Registry
 from core.testing.run import read_rows
+from core.training.opening import open_stage
 from core.training.trainer import StepLoop
 
 

@@ -11,9 +11,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.config.schema import ModelConfig
 from core.data.records import Message
 from core.errors import DataError, ModelError
+from core.settings.schema import ModelConfig
 from core.tokens.pieces import PieceTokenizer
 from core.tokens.templates import PRESETS, ChatLayout, Layout, NotPrefix, preset
 

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import core
-from core.config.data_schema import Choice
 from core.data.records import Record, fingerprint
-from core.files import sha256_file
-from core.planning.sources import cache_dir
+from core.files import cache_dir, sha256_file
+from core.settings.data_schema import Choice
 from core.tokens.cache import SHARD_ROWS, Encode, cached_tokens
 
 if TYPE_CHECKING:

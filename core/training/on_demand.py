@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from core.config.schema import RunConfig
 from core.data.records import answer_kind
 from core.errors import ConfigError, PluginError
 from core.planning.plan import StagePlan
 from core.platform.providers import Providers, Watched
 from core.platform.registry import Registry
 from core.scoring.guarded import GuardedScorer, ScorerContext, find_spec
+from core.settings.schema import RunConfig
 from core.types import RolloutEngine
 
 if TYPE_CHECKING:

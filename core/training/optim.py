@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.config.schema import Schedule
 from core.errors import PluginError
+from core.settings.schema import Schedule
 
 _PIECE = 1 << 24
 """Parameters whose fp32 gradients stand at once in a step."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from core.config.schema import Order
+from core.settings.schema import Order
 
 T = TypeVar("T")
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from core.data.records import Message
+from core.data.retention_sets import GENERAL, Choice, load_choices, load_text, set_name
 from core.models.packed import PromptGroup, pack
 from core.models.roles import Models
 from core.tokens.examples import split_by_tokens
 from core.training.evaluate import bootstrap
-from core.training.retention_sets import GENERAL, Choice, load_choices, load_text, set_name
 
 if TYPE_CHECKING:
     from core.training.run import StageRun

@@ -12,16 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config.schema import Device, Dtype, RunConfig
 from core.console import Console
 from core.data.draws import seed_from
 from core.data.files import find_files
+from core.data.formats import formats_of
 from core.data.loading import load_records
 from core.data.records import BadRow, Record
 from core.data.views import as_schema
 from core.files import disk_guard
 from core.jsonl import MetricsWriter
-from core.planning.keys import plain
 from core.planning.ledger import Ledger
 from core.planning.named_data import dataset_for
 from core.planning.plan import Plan, StagePlan
@@ -29,6 +28,8 @@ from core.planning.sources import artifact_folder, resolve_source
 from core.platform.observers import Observers
 from core.platform.providers import Providers
 from core.platform.registry import Registry
+from core.settings.convert import to_plain
+from core.settings.schema import Device, Dtype, RunConfig
 from core.stopwatch import Stopwatch
 from core.tokens.codec import ChatCodec, load_codec
 from core.tokens.examples import encoded_prompts
@@ -110,7 +111,7 @@ class StageRun(ChosenParts):
         self.facts: dict[str, Any] = {}
         """What the stage has to tell in result.json beside the common fields; JSON values."""
         self.dropped: list[BadRow] = list(plan.dataset.quarantined)
-        self.config_json = {**config_json, "stage": plain(plan.cfg.stage)}
+        self.config_json = {**config_json, "stage": to_plain(plan.cfg.stage)}
 
     # -- surroundings ------------------------------------------------------------------------------------------------
 
@@ -268,7 +269,7 @@ class StageRun(ChosenParts):
 
         Raises: ConfigError when there is nothing at `path`; DataError when its records do not serve the schema.
         """
-        formats = self.registry.formats()
+        formats = formats_of(self.registry)
         files, _, root = find_files(Path(path).expanduser(), schema, formats)
         loaded = load_records(files, max_bad_frac=self.cfg.data.max_bad_frac, root=root, formats=formats)
         self.dropped += loaded.quarantined

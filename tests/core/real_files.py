@@ -13,12 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from core.config.data_schema import DataConfig
 from core.data.loading import load_records
 from core.data.readers import BUILT_IN_READERS
 from core.data.records import Record
 from core.data.views import as_schema
 from core.errors import DataError
+from core.settings.data_schema import DataConfig
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.codec import ChatCodec
 from core.tokens.examples import demonstrations

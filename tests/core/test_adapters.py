@@ -22,13 +22,13 @@ from core.config.combinations import (
     UNMERGEABLE,
     check_combinations,
 )
-from core.config.peft_methods import methods
-from core.config.schema import PeftConfig, Quant, RunConfig
 from core.errors import ConfigError, ModelError
 from core.models import adapters
 from core.models.adapters import add_adapter, is_quantized, keep_differentiable, merged_weights, quantization_config
 from core.models.packed import PromptGroup, pack
 from core.models.roles import Models, ScoreModel, TokenModel, check_packed
+from core.settings.peft_methods import methods
+from core.settings.schema import PeftConfig, Quant, RunConfig
 from core.testing import tiny_model, tiny_pairs
 from core.training.optim import MasterOptimizer, decay_groups
 from plugins.optimizers import AdamWConfig

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from core.commands.launch import typed_config
-from core.config.data_schema import DataConfig, Mixing, SourceConfig
 from core.data.building import build_dataset
 from core.data.draws import in_fold, shuffled
 from core.data.mixing import mix, quotas, size_without_repeats, weights
@@ -19,6 +18,7 @@ from core.errors import ConfigError, DataError, PluginError
 from core.planning.make import make_plan
 from core.planning.named_data import dataset_for
 from core.platform.registry import Registry
+from core.settings.data_schema import DataConfig, Mixing, SourceConfig
 
 
 def record(text: str, line: int = 1, **fields) -> Record:

@@ -11,7 +11,7 @@ import pytest
 from run_kit import FAKES, ROOT
 
 from core.__main__ import check_installation
-from core.commands.built_in import BUILT_IN
+from core.builtin import COMMANDS
 from core.errors import ConfigError, TrainingError
 
 MISTAKES = [
@@ -134,7 +134,7 @@ def test_help_tells_what_exists(acme, cli):
             assert text in outcome.out
 
 
-@pytest.mark.parametrize("spec", BUILT_IN, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", COMMANDS, ids=lambda spec: spec.name)
 def test_a_command_tells_what_it_takes(cli, spec):
     for flag in ("--help", "-h"):
         outcome = cli(spec.name, flag)

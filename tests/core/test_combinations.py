@@ -15,8 +15,8 @@ from core.config.combinations import (
     check_chain,
     check_combinations,
 )
-from core.config.schema import ModelConfig, PeftConfig, Quant, RolloutConfig, RunConfig, StageConfig
 from core.platform.specs import StageSpec
+from core.settings.schema import ModelConfig, PeftConfig, Quant, RolloutConfig, RunConfig, StageConfig
 
 OFFLINE = StageSpec("sft", StageConfig, "a:b", "sft")
 ONLINE = StageSpec("rlhf", StageConfig, "a:b", "prompts", rollouts=True)

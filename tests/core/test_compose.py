@@ -9,10 +9,11 @@ import pytest
 from hydra.core.config_store import ConfigStore
 
 from core.commands.launch import typed_config
-from core.config import compose, peft_methods, presets
-from core.config.rules import MISSING
+from core.config import compose, presets
 from core.errors import ConfigError, PluginError, PreftuneError
 from core.platform.registry import Registry
+from core.settings import peft_methods
+from core.settings.rules import MISSING
 
 CONF = Path(presets.locate(presets.OWN_FOLDER))
 PRESETS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from core.config.data_schema import DataConfig
 from core.data.records import Message, Record
 from core.errors import DataError, ModelError
+from core.settings.data_schema import DataConfig
 from core.testing.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from core.tokens import pieces
 from core.tokens.codec import TEMPLATE_TEXT, ChatCodec, Dialogue, check_embedding
@@ -380,7 +380,7 @@ def test_padding_is_not_the_end():
 
 
 def test_presets(tmp_path):
-    from core.config.schema import ModelConfig
+    from core.settings.schema import ModelConfig
     from core.tokens.codec import load_codec
 
     tokenizer = tiny_tokenizer()

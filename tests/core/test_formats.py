@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from core.config.data_schema import DataConfig
 from core.data.dataset import load_dataset
+from core.data.formats import formats_of
 from core.errors import DataError, PluginError
 from core.platform.registry import Registry
+from core.settings.data_schema import DataConfig
 
 PLUGIN = """
     from core.api import DialectSpec, ReaderSpec, Row, RowError, Message, hookimpl, to_text
@@ -62,7 +63,7 @@ def test_a_plugin_adds_a_format_and_a_layout(plugin, tmp_path: Path) -> None:
     path = tmp_path / "rows.pairs"
     path.write_text("Hi=Hello\nnothing\nHo=no\nHe=crash\nHa=Hu\n")
     cfg = DataConfig(heldout_frac=0.0, max_bad_frac=0.7)
-    data = load_dataset(cfg, path, "sft", 0, registry.formats())
+    data = load_dataset(cfg, path, "sft", 0, formats_of(registry))
     assert [(row.prompt[0].content, row.completion) for row in data.train] == [("Hi", "Hello"), ("Ha", "Hu")]
     assert [(row.line, row.reason) for row in data.quarantined] == [
         (2, "no '='"), (3, "says no"), (4, "'ask_say' fails: KeyError: 'x'"),
@@ -74,10 +75,10 @@ def test_a_plugin_adds_a_format_and_a_layout(plugin, tmp_path: Path) -> None:
 
 def test_dialects_of_plugins_come_first(plugin, tmp_path: Path) -> None:
     registry = plugin(source())
-    assert [spec.name for spec in registry.formats().dialects][:2] == ["ask_say", "preference"]
+    assert [spec.name for spec in formats_of(registry).dialects][:2] == ["ask_say", "preference"]
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"ask": "Hi", "say": "Hello", "text": "more"}) + "\n")
-    assert load_dataset(DataConfig(), path, "sft", 0, registry.formats()).info["train"]["dialect"] == "ask_say"
+    assert load_dataset(DataConfig(), path, "sft", 0, formats_of(registry)).info["train"]["dialect"] == "ask_say"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_reader_that_fails_is_named(plugin, tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     registry = plugin(source())
     with pytest.raises(DataError, match="the reader 'pairs' fails: UnicodeDecodeError"):
-        load_dataset(DataConfig(), path, "sft", 0, registry.formats())
+        load_dataset(DataConfig(), path, "sft", 0, formats_of(registry))
 
 
 def test_a_reader_that_is_not_there_is_named(plugin, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_reader_that_is_not_there_is_named(plugin, tmp_path: Path) -> None:
     path.write_text("Hi=Hello")
     registry = plugin(source(more=', requires=("not_a_package",)'))
     with pytest.raises(PluginError, match="needs the package 'not_a_package'"):
-        load_dataset(DataConfig(), path, "sft", 0, registry.formats())
+        load_dataset(DataConfig(), path, "sft", 0, formats_of(registry))
 
 
 def test_a_dialect_that_fails_on_a_value_is_named(plugin, tmp_path) -> None:
@@ -124,4 +125,4 @@ def test_a_dialect_that_fails_on_a_value_is_named(plugin, tmp_path) -> None:
     path.write_text('{"prompt": "a", "completion": "b"}\n')
     registry = plugin(source(test="str.strip"))
     with pytest.raises(PluginError, match="the dialect 'ask_say' fails where it tests 'ask': TypeError"):
-        load_dataset(DataConfig(), path, "sft", 0, registry.formats())
+        load_dataset(DataConfig(), path, "sft", 0, formats_of(registry))

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import core.training.optim
-from core.config.schema import Schedule
 from core.errors import PluginError
+from core.settings.schema import Schedule
 from core.training.optim import MasterOptimizer, decay_groups, lr_factor
 from plugins.optimizers import AdafactorConfig, AdamW8bitConfig, AdamWConfig, built
 

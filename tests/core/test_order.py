@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from core.config.schema import Order
+from core.settings.schema import Order
 from core.training.order import step_items
 
 

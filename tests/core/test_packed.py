@@ -14,12 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 import core.models.attention
 import core.models.logprobs
 import core.models.packed
-from core.config.data_schema import DataConfig
 from core.data.records import Message, Record
 from core.errors import ModelError
 from core.models.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
 from core.models.packed import PromptGroup, pack, pack_texts
 from core.models.roles import ScoreModel, TokenModel, check_packed
+from core.settings.data_schema import DataConfig
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.codec import ChatCodec
 from core.tokens.examples import demonstrations, pairs

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from core.commands.execute import _check_machine
-from core.config.schema import RunConfig
 from core.errors import ConfigError, TrainingError
+from core.settings.schema import RunConfig
 from core.testing.run import Lab, make_lab, read_json, read_rows
 from core.training.lifecycle import _check_loop
 from core.training.peers import ALONE, Peers, join

@@ -14,7 +14,6 @@ from backports import zstd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.config.data_schema import DataConfig
 from core.data.dataset import load_dataset
 from core.data.dialects import BUILT_IN
 from core.data.dialects.fields import ALIASES
@@ -23,6 +22,7 @@ from core.data.readers import BUILT_IN_READERS
 from core.data.records import Message
 from core.errors import ConfigError, DataError
 from core.platform.specs import DialectSpec
+from core.settings.data_schema import DataConfig
 
 ROWS = [{"prompt": f"p{i}", "completion": "é"} for i in range(3)]
 

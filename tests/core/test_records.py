@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from core.config.data_schema import DataConfig
 from core.data.dataset import load_dataset
 from core.data.dialects import detect
 from core.data.loading import load_records
@@ -17,6 +16,7 @@ from core.data.records import BadRow, Message, Record, Span, Step, write_quarant
 from core.data.split import split
 from core.data.views import as_schema
 from core.errors import ConfigError, DataError
+from core.settings.data_schema import DataConfig
 
 USER, BOT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 ASKED = (Message("user", "Hi"),)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from real_files import DATA, NO_RECORDS, PAGE, page
 
-from core.config.data_schema import DataConfig
 from core.data.dataset import load_dataset
 from core.data.loading import load_records
 from core.data.records import Message, Record, Span
 from core.errors import DataError
+from core.settings.data_schema import DataConfig
 
 DEMOS = "llamafactory_demos"
 

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 
 import core.tokens.cache
-from core.config.data_schema import Choice, DataConfig
-from core.config.schema import Order
 from core.data.dataset import load_dataset
 from core.data.record_store import StoredRecords, from_line, to_line
 from core.data.records import Message, Record, Span, Step
 from core.errors import DataError
+from core.settings.data_schema import Choice, DataConfig
+from core.settings.schema import Order
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.codec import ChatCodec
 from core.tokens.encoding import tokenizer_fingerprint

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from core.config.study_schema import ClaimConfig, Relation, StudyConfig
 from core.errors import ConfigError, Reported
 from core.platform.switches import MODULES_VARIABLE
 from core.report.comparison import ArmRun, compare, mean_of, quantile, verdict
+from core.settings.study_schema import ClaimConfig, Relation, StudyConfig
 from core.testing.run import Lab, command, make_lab, read_json, read_rows, verify_here
 
 PRESET = """\

@@ -8,10 +8,10 @@ import os
 import pytest
 
 from core.__main__ import main
-from core.config.schema import PluginsConfig
 from core.errors import ConfigError
 from core.platform.registry import Registry
 from core.platform.switches import ALLOW_VARIABLE, DISABLE_VARIABLE, Switches, check_switches, switched
+from core.settings.schema import PluginsConfig
 
 
 def loaded() -> set[str]:

@@ -18,11 +18,11 @@ import yaml
 
 from core.commands import reference
 from core.commands.launch import typed_config
-from core.config import schema
-from core.config.fields import field_docs
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
 from core.platform import hookspecs
 from core.platform.registry import Registry
+from core.settings import schema
+from core.settings.fields import field_docs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(

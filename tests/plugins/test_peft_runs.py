@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from core.__main__ import main
-from core.config.schema import ModelConfig, PeftConfig, RunConfig
 from core.errors import ModelError
 from core.models.loading import adapter_base, load_module, models_for_roles, read_record, trainable_scorer
 from core.models.packed import PromptGroup, pack
 from core.models.roles import ScoreModel
 from core.planning.sources import resolve_source
+from core.settings.schema import ModelConfig, PeftConfig, RunConfig
 from core.testing import tiny_model, tiny_pairs
 
 IDS = torch.tensor([[5, 9, 33, 71, 100, 8, 61, 300, 12, 4]])

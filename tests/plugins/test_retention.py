@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config.schema import RetentionConfig
+from core.data.retention_sets import GENERAL, check_retention, load_choices, set_name
 from core.errors import ConfigError, DataError
 from core.report.facts import collect
 from core.report.format import change_text
+from core.settings.schema import RetentionConfig
 from core.training.evaluate import bootstrap
 from core.training.retention import Retention
-from core.training.retention_sets import GENERAL, check_retention, load_choices, set_name
 
 DATA = Path(os.environ.get("PREFTUNE_TEST_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 

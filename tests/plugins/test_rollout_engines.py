@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from core.config.schema import Dtype, RuntimeConfig
 from core.errors import ConfigError, DataError, PluginError, TrainingError
+from core.settings.schema import Dtype, RuntimeConfig
 from core.types import Rollout, Sampling
 from plugins.rollout_transformers import TransformersRolloutConfig
 from plugins.rollout_transformers.engine import TransformersEngine

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bad_scorers import IN_PROCESS, ISOLATED
 
 from core.api import ConfigError, ScorerContext, ScoreRequest
-from core.scoring.guarded import involved, typed_config
+from core.scoring.guarded import involved
+from core.settings.convert import from_plain
 from reward_models import EnsembleConfig, register_reward_models
 
 SPECS = {**{spec.name: spec for spec in register_reward_models()}, "bad": ISOLATED, "bad_here": IN_PROCESS}
@@ -123,14 +124,14 @@ def test_ensembles_nest():
 )
 def test_bad_configs_are_refused_before_anything_runs(params, text):
     with pytest.raises(ConfigError) as error:
-        involved(SPECS["ensemble"], typed_config(EnsembleConfig, params), SPECS)
+        involved(SPECS["ensemble"], from_plain(EnsembleConfig, params), SPECS)
     assert text in str(error.value)
     with pytest.raises(ConfigError):
         CONTEXT.make("ensemble", params)
 
 
 def test_the_plan_sees_what_the_members_need():
-    config = typed_config(EnsembleConfig, {"members": [{"name": "learned"}, {"name": "numeric"}]})
+    config = from_plain(EnsembleConfig, {"members": [{"name": "learned"}, {"name": "numeric"}]})
     found = involved(SPECS["ensemble"], config, SPECS)
     assert [spec.name for spec in found] == ["ensemble", "learned", "numeric"]
     assert any(spec.needs_model for spec in found) and any(spec.needs_answer for spec in found)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.api import ConfigError, ScorerContext, ScoreRequest
-from core.scoring.guarded import typed_config
+from core.settings.convert import from_plain
 from reward_models import ExactConfig, LengthConfig, register_reward_models
 from reward_models.rules import build_exact, build_length, normalise
 
@@ -26,7 +26,7 @@ def score(name: str, params: dict, completion: str, **request):
     from core.scoring.guarded import resolve
 
     spec = SPECS[name]
-    config = typed_config(spec.config, params)
+    config = from_plain(spec.config, params)
     config.check()
     [found] = resolve(spec.impl)(config, CONTEXT).score([ScoreRequest("p", completion, **request)])
     return found
@@ -149,7 +149,7 @@ def test_length_in_tokens_needs_tokens():
 
 @given(st.integers(0, 400), st.integers(1, 100), st.integers(0, 50), st.sampled_from(["linear", "quadratic", "step"]))
 def test_length_stays_in_range_and_falls_with_distance(length, target, tolerance, shape):
-    scorer = build_length(typed_config(LengthConfig, {"target_chars": target, "tolerance": tolerance, "shape": shape}),
+    scorer = build_length(from_plain(LengthConfig, {"target_chars": target, "tolerance": tolerance, "shape": shape}),
                           CONTEXT)  # fmt: skip
     requests = [ScoreRequest("p", "x" * n) for n in (length, length + 1)]
     near, far = (found.value for found in scorer.score(requests))
@@ -245,5 +245,5 @@ def test_json(params, completion, value):
 )
 def test_bad_configs_name_the_key(name, params, key):
     with pytest.raises(ConfigError) as error:
-        typed_config(SPECS[name].config, params).check()
+        from_plain(SPECS[name].config, params).check()
     assert f"'{key}'" in str(error.value)

@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bad_scorers import IN_PROCESS, ISOLATED, BadConfig
 
 from core.api import ConfigError, GuardedScorer, PluginError, RewardConfig, RewardSpec, ScorerContext, ScoreRequest
-from core.scoring.guarded import checked, involved, summarise, typed_config
+from core.scoring.guarded import checked, involved, summarise
 from core.scoring.pool import WorkerPool
+from core.settings.convert import from_plain
 from core.types import Score
 
 CONTEXT = ScorerContext(specs={"bad": ISOLATED, "bad_here": IN_PROCESS})
@@ -325,20 +326,20 @@ def test_checked_makes_booleans_numbers():
 
 def test_unknown_key_names_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown key 'ratoi'") as error:
-        typed_config(BadConfig, {"ratoi": 2})
+        from_plain(BadConfig, {"ratoi": 2})
     assert "did you mean 'ratio'" in str(error.value)
 
 
 @pytest.mark.parametrize("values", [{"ratio": "two"}, {"ratio": True}, {"log": 3}, {"ratio": None}, {"timeout_s": -1}])
 def test_bad_values_are_refused(values):
     with pytest.raises(ConfigError) as error:
-        typed_config(BadConfig, values, where="here")
+        from_plain(BadConfig, values, where="here")
     assert next(iter(values)) in str(error.value)
     assert error.value.where == "here"
 
 
 def test_whole_numbers_serve_as_floats():
-    config = typed_config(BadConfig, {"ratio": 2})
+    config = from_plain(BadConfig, {"ratio": 2})
     assert config.ratio == 2.0 and type(config.ratio) is float
 
 

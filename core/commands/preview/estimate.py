@@ -22,10 +22,10 @@ from core.errors import DataError, ModelError
 from core.planning.ledger import Ledger
 from core.planning.plan import Plan, StagePlan
 from core.planning.sources import find_source, gguf_read_once, package_file, resolve_source
-from core.platform.opening import open_stage
 from core.tokens.codec import ChatCodec, load_codec
 from core.tokens.examples import Pair
 from core.tokens.heatmap import TokenRow, marked, token_texts
+from core.training.opening import open_stage
 
 _SAMPLE = 32
 """Records that the plan makes examples of."""

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from core.config.fields import field_docs
 from core.platform.registry import Registry
+from core.settings.fields import field_docs
 from core.testing.run import Outcome, StageRunner, assert_same_weights, command, fixed
 
 _LOADS = """

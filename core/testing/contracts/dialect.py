@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
+from core.data.formats import formats_of
 from core.data.loading import Loaded, load_records
 from core.platform.registry import Registry
 from core.testing.contracts.base import Contract
@@ -31,7 +32,7 @@ class DialectContract(Contract):
         """The rows of a file, as a run reads them."""
         file = folder / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return load_records([file], max_bad_frac=share, formats=Registry.load().formats())
+        return load_records([file], max_bad_frac=share, formats=formats_of(Registry.load()))
 
     def test_it_is_found_from_the_rows(self, tmp_path: Path) -> None:
         """Without being named, and in the presence of every other."""

@@ -6,6 +6,7 @@ import gzip
 from pathlib import Path
 from typing import Any, ClassVar
 
+from core.data.formats import formats_of
 from core.errors import DataError
 from core.platform.registry import Registry
 from core.testing.contracts.base import Contract
@@ -29,7 +30,7 @@ class ReaderContract(Contract):
         """Rows of a file with this content, as a run reads them."""
         file = folder / f"sample{self.suffix}{ending}"
         file.write_bytes(content)
-        readers = Registry.load().formats().readers
+        readers = formats_of(Registry.load()).readers
         assert readers.reads(file)
         return list(readers.rows(file))
 

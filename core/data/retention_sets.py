@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.config.schema import RetentionConfig
 from core.data.loading import load_records
 from core.errors import ConfigError, DataError
+from core.settings.schema import RetentionConfig
 
 GENERAL: tuple[tuple[str, str], ...] = (
     ("What do plants need to grow?", "Plants need light, water, air, minerals from the soil and a mild temperature."),

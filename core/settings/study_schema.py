@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from core.config.rules import require
+from core.settings.rules import require
 
 
 class Relation(Enum):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from core.config.schema import RunConfig
 from core.console import Console
 from core.errors import PluginError
 from core.planning.ledger import Ledger
 from core.planning.plan import Plan, StagePlan
 from core.platform.providers import Providers
 from core.platform.registry import STAGE_HOOKS, Registry
+from core.settings.schema import RunConfig
 from core.training.peers import ALONE, Peers
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from core.config.data_schema import DataConfig
-from core.config.rules import MISSING, require
-from core.config.study_schema import StudyConfig
+from core.settings.data_schema import DataConfig
+from core.settings.rules import MISSING, require
+from core.settings.study_schema import StudyConfig
 
 
 class Dtype(str, Enum):

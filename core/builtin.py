@@ -1,10 +1,15 @@
-"""The commands around a run that come with core; plugins add others with `register_commands`. Torch-free."""
+"""What comes with core itself, registered on the road that every plugin takes: file formats, layouts of rows, commands.
+
+An entry module like any other, found by its entry point; only that it cannot be switched off. Torch-free.
+"""
 
 from __future__ import annotations
 
-from core.platform.specs import CommandSpec
+from core.data import dialects, readers
+from core.platform.hookspecs import hookimpl
+from core.platform.specs import CommandSpec, DialectSpec, ReaderSpec
 
-BUILT_IN = (
+COMMANDS = (
     CommandSpec(
         "plugins", "core.commands.plugin_list:command",
         "list plugins, where they come from and what they add; --json for machines",
@@ -35,3 +40,21 @@ BUILT_IN = (
     CommandSpec("help", "core.commands.help:command", "this text; `help stage=NAME` prints every setting of a stage",
                 usage="[stage=NAME [algorithm=NAME]]"),
 )  # fmt: skip
+
+
+@hookimpl
+def register_readers() -> list[ReaderSpec]:
+    """The formats that need no plugin."""
+    return list(readers.BUILT_IN)
+
+
+@hookimpl
+def register_dialects() -> list[DialectSpec]:
+    """The layouts that need no plugin."""
+    return list(dialects.BUILT_IN)
+
+
+@hookimpl
+def register_commands() -> list[CommandSpec]:
+    """The commands around a run."""
+    return list(COMMANDS)

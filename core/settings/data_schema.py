@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from core.config.rules import require
 from core.errors import ConfigError
+from core.settings.rules import require
 
 
 class Mixing(str, Enum):

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
-from core.config.rules import MISSING
+from core.settings.rules import MISSING
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.errors import ConfigError
 from core.platform.owners import Registered
-from core.scoring.guarded import typed_config
+from core.settings.convert import from_plain
+from core.suggest import did_you_mean
 
 
 def named_configs(items: Sequence[Any], table: Mapping[str, Registered[Any]], key: str, what: str) -> list[Any]:
@@ -26,9 +26,7 @@ def named_configs(items: Sequence[Any], table: Mapping[str, Registered[Any]], ke
             raise ConfigError(f"'{where}' must be a {what} with a name, got {item!r}", mend=mend)
         if name not in table:
             known = sorted(table)
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f". Did you mean '{near[0]}'?" if near else ""
             mend = f"choose one of: {', '.join(known)}" if known else f"no plugin brings a {what}"
-            raise ConfigError(f"there is no {what} '{name}'{hint}", where, mend)
-        configs.append(typed_config(table[name].spec.config, values, f"{where} ({name})"))
+            raise ConfigError(f"there is no {what} '{name}'{did_you_mean(name, known)}", where, mend)
+        configs.append(from_plain(table[name].spec.config, values, f"{where} ({name})"))
     return configs

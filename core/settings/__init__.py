@@ -1,0 +1,1 @@
+"""The settings of a run: one dataclass a part, their docs, and values to dataclasses. Below everything else."""
