@@ -91,7 +91,7 @@ def _write(path: Path | None, measured: dict[str, Any]) -> None:
 
 def _embedded() -> str:
     """Folder of the embedded model, converted once."""
-    from core.commands.launch import typed_config
+    from core.config.typed import typed_config
     from core.planning.sources import resolve_source
 
     return str(resolve_source(typed_config(["stage=sft"])[0].model))

@@ -103,7 +103,7 @@ def work(job: dict[str, Any], gate: Gate) -> None:
 
 def embedded() -> Any:
     """The model that a run takes which names none."""
-    from core.commands.launch import typed_config
+    from core.config.typed import typed_config
 
     return typed_config(["stage=sft", "tracker=none"])[0].model
 

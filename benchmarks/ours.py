@@ -16,7 +16,7 @@ PROMPT_CHARS = (30, 130)
 
 def open_run(job: dict[str, Any], more: list[str]) -> tuple[Any, Any]:
     """(StageRun, StageData) of the task."""
-    from core.commands.launch import typed_config
+    from core.config.typed import typed_config
     from core.console import Console
     from core.planning.ledger import Ledger
     from core.planning.make import make_plan

@@ -101,7 +101,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """The `sft` stage's own functions: demonstrations, then the packed rows of every step of an epoch."""
-    from core.commands.launch import typed_config
+    from core.config.typed import typed_config
     from core.console import Console
     from core.planning.ledger import Ledger
     from core.planning.make import make_plan

@@ -6,12 +6,14 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import core
 from core.builtin import COMMANDS
-from core.errors import ConfigError, PreftuneError
+from core.errors import ConfigError, PreftuneError, Reported
 from core.platform.specs import CommandSpec
 from core.platform.switches import is_switch, switched
 
@@ -37,38 +39,50 @@ def check_installation() -> None:
             )
 
 
-def dispatch(arguments: list[str]) -> int:
-    """Do what the arguments say. Raises PreftuneError."""
+def work_of(arguments: list[str]) -> Callable[[], int]:
+    """What the arguments ask for, as something to be called: a run, or a command of core or of a plugin.
+
+    Raises PreftuneError for words that ask for nothing.
+    """
+    asks = "--help" in arguments or "-h" in arguments
     if "--version" in arguments:
-        sys.stdout.write(f"preftune {core.__version__}\n")
-        return 0
+        return tell_version
     check_installation()
     if not arguments:
-        run_command("help", [])
-        return 2
-    asks = "--help" in arguments or "-h" in arguments
+        return lambda: command("help")([]) or 2
     if re.fullmatch(r"[\w-]+", arguments[0]) and not arguments[0].startswith("-"):
-        return tell_usage(arguments[0]) if asks else run_command(arguments[0], arguments[1:])
+        return partial(tell_usage, arguments[0]) if asks else partial(command(arguments[0]), arguments[1:])
     if asks:
-        return run_command("help", arguments)
-    from core.commands.launch import launch
+        return partial(command("help"), arguments)
+    from core.commands.run import run
 
-    return launch(arguments)
+    return partial(run, arguments)
 
 
-def run_command(name: str, arguments: list[str]) -> int:
-    """Run a command of core or of a plugin; its exit code. Raises ConfigError where nobody brings it."""
+def command(name: str) -> Callable[[list[str]], int]:
+    """The command of core or of a plugin. Raises ConfigError where nobody brings it."""
     if own := built_in(name):
         module, _, function = own.impl.partition(":")
-        return int(getattr(importlib.import_module(module), function)(arguments))
+        found: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+        return found
     from core.platform.providers import blamed
 
     registry, entry = brought(name)
     for line in registry.warnings:
         sys.stderr.write(f"warning: {line}\n")
-    run = registry.resolve(entry.spec)
-    with blamed(entry.owner, f"the command '{name}'"):
-        return int(run([argument for argument in arguments if not is_switch(argument)]) or 0)
+    work = registry.resolve(entry.spec)
+
+    def call(arguments: list[str]) -> int:
+        with blamed(entry.owner, f"the command '{name}'"):
+            return int(work([argument for argument in arguments if not is_switch(argument)]) or 0)
+
+    return call
+
+
+def tell_version() -> int:
+    """Print the version."""
+    sys.stdout.write(f"preftune {core.__version__}\n")
+    return 0
 
 
 def tell_usage(name: str) -> int:
@@ -103,12 +117,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         with switched(given):
-            return dispatch(given)
+            return work_of(given)()
     except PreftuneError as error:
         from core.platform.providers import tell
 
         tell(error)
         return error.exit_code
+    except Reported as reported:
+        return reported.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130

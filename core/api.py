@@ -13,6 +13,7 @@ from core.files import disk_guard
 from core.jsonl import read_rows
 from core.platform.deprecation import Renamed, renamed_names
 from core.platform.hookspecs import API_VERSION, PROJECT, hookimpl
+from core.platform.run_view import PlannedStage, PlanView, Run
 from core.platform.specs import (
     CommandSpec,
     DataSourceSpec,
@@ -28,6 +29,7 @@ from core.platform.specs import (
     TrackerSpec,
     TransformSpec,
 )
+from core.results import StageResult
 from core.scoring.guarded import GuardedScorer, ScorerContext, summarise
 from core.settings.data_schema import TransformConfig
 from core.settings.rules import check_regex, require
@@ -44,18 +46,32 @@ from core.settings.schema import (
 from core.tables import html_table, markdown_table
 from core.tokens import heatmap
 from core.tokens.supervision import TooLong, TrainOn
-from core.types import Batch, LossOutput, Rollout, RolloutEngine, Sampling, Score, Scorer, ScoreRequest, Section
+from core.types import (
+    Batch,
+    Evaluation,
+    Limit,
+    LossOutput,
+    Rollout,
+    RolloutEngine,
+    Sampling,
+    Score,
+    Scorer,
+    ScoreRequest,
+    Section,
+    Work,
+)
 
 __all__ = [
     "API_VERSION", "PROJECT", "ArtifactError", "Batch", "CommandParser", "CommandSpec", "ConfigError", "DataError",
-    "DataSourceSpec", "DialectSpec", "EngineSpec", "GuardedScorer", "LossOutput", "Message", "MetricConfig",
-    "MetricSpec", "ModelError", "OptimizerConfig", "OptimizerSpec", "PeftConfig", "PeftMethodSpec", "PluginError",
-    "PreftuneError", "ReaderSpec", "Record", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig",
-    "RolloutEngine", "Row", "RowError", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext",
-    "Section", "Span", "StageConfig", "StageSpec", "Step", "TextPart", "TextSetSpec", "TooLong", "TrackerConfig",
-    "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed",
-    "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl", "html_table", "markdown_table",
-    "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages", "to_text", "words_of",
+    "DataSourceSpec", "DialectSpec", "EngineSpec", "Evaluation", "GuardedScorer", "Limit", "LossOutput", "Message",
+    "MetricConfig", "MetricSpec", "ModelError", "OptimizerConfig", "OptimizerSpec", "PeftConfig", "PeftMethodSpec",
+    "PlanView", "PlannedStage", "PluginError", "PreftuneError", "ReaderSpec", "Record", "RewardConfig",
+    "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Row", "RowError", "Run", "Sampling", "Schedule",
+    "Score", "ScoreRequest", "Scorer", "ScorerContext", "Section", "Span", "StageConfig", "StageResult",
+    "StageSpec", "Step", "TextPart", "TextSetSpec", "TooLong", "TrackerConfig", "TrackerSpec", "TrainOn",
+    "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "Work", "check_regex",
+    "disk_guard", "find_files", "heatmap", "hookimpl", "html_table", "markdown_table", "read_rows", "require",
+    "summarise", "text_of", "texts_of", "to_messages", "to_text", "words_of",
 ]  # fmt: skip
 
 RENAMED: dict[str, Renamed] = {}

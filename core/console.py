@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from core.planning.plan import Plan
+    from core.results import StageResult
     from core.tokens.heatmap import TokenRow
 
 _SHOWN = ("loss", "reward", "score", "accuracy", "kl", "entropy", "completion_tokens", "tokens_per_s")
@@ -67,8 +68,8 @@ class Console:
             table.add_row(
                 stage.title,
                 stage.state,
-                str(info.get("train", {}).get("records", "")),
-                str(info.get("heldout", {}).get("records", "")),
+                str(info.train.records),
+                str(info.heldout.records),
                 str(preview.get("total_steps", "")),
                 preview.get("batch", {}).get("text", ""),
                 preview.get("time_estimate", ""),
@@ -86,10 +87,8 @@ class Console:
                 self.line(f"  {part:<13} {getattr(target, part).name}")
         from core.report.sets import mixture_pairs, transform_pairs
 
-        for label, pairs in (
-            ("source", mixture_pairs(target.dataset.info)),
-            ("transform", transform_pairs(target.dataset.info)),
-        ):
+        told = target.dataset.info.to_json()
+        for label, pairs in (("source", mixture_pairs(told)), ("transform", transform_pairs(told))):
             for name, text in pairs:
                 self.line(f"  {label:<13} {name}: {text}")
         for stage in plan.stages:
@@ -160,7 +159,7 @@ class Console:
             self._progress.stop()
             self._progress = self._task = None
 
-    def summary(self, plan: Plan, results: list[dict[str, Any] | None]) -> None:
+    def summary(self, plan: Plan, results: Sequence[StageResult | None]) -> None:
         """Before and after of each stage, and where everything is."""
         from rich.table import Table
 
@@ -172,30 +171,30 @@ class Console:
                 continue
             table.add_row(
                 stage.title + (" (reused)" if stage.state == "reuse" else ""),
-                str(result["metric"]),
-                _number(result["before"]),
-                _number(result["after"]),
-                " … ".join(_number(value) for value in result["interval"] or []),
-                f"{result['tokens']:,}",
-                f"{result['seconds']:.0f}",
-                "yes" if result["verified"] else "NO",
+                result.metric,
+                _number(result.before),
+                _number(result.after),
+                " … ".join(_number(value) for value in result.interval or []),
+                f"{result.tokens:,}",
+                f"{result.seconds:.0f}",
+                "yes" if result.verified else "NO",
             )
         self.rich.print(table)
         last = results[-1]
         if last is None:
             return
-        if last.get("start") is not None:
-            self.line(f"{last['metric']}: start {_number(last['start'])} → end {_number(last['after'])}")
-        for label, key in (("learned reward", "reward"),):
-            if last.get(f"{key}_after") is not None:
-                self.line(f"{label}: {_number(last[f'{key}_before'])} → {_number(last[f'{key}_after'])}")
-        if last.get("kl_to_reference") is not None:
-            self.line(f"KL to the reference: {last['kl_to_reference']:.3f} nats a completion")
+        if last.start is not None:
+            self.line(f"{last.metric}: start {_number(last.start)} → end {_number(last.after)}")
+        if last.reward_after is not None:
+            name = plan.target.cfg.reward.name
+            self.line(f"reward ({name}): {_number(last.reward_before)} → {_number(last.reward_after)}")
+        if last.kl_to_reference is not None:
+            self.line(f"KL to the reference: {last.kl_to_reference:.3f} nats a completion")
         from core.report.format import change_text
 
-        for row in last.get("retention") or []:
+        for row in last.retention:
             self.line(f"{row['name'].replace('_', ' ')}: {change_text(row)}")
-        self.line(f"peak memory: {last['peak_memory_gb']:.2f} GB")
+        self.line(f"peak memory: {last.peak_memory_gb:.2f} GB")
         folder = plan.target.run_dir
         for label, name in (("report", "report.html"), ("artifact", "artifact"), ("metrics", "metrics.jsonl")):
             self.line(f"{label + ':':<10} {folder}/{name}")

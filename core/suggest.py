@@ -6,10 +6,13 @@ import difflib
 from collections.abc import Iterable
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known name that looks most like `word`; empty where none does. Never `word` itself: that was typed."""
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that looks most like `word`; empty where none does. Never `word` itself: that was typed.
+
+    cutoff: least likeness, 0 to 1.
+    """
     others = [name for name in known if name != word]
-    found = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(word, others, n=1, cutoff=cutoff)
     return found[0] if found else ""
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
+
+from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+M = TypeVar("M", default=Any)
+"""A micro-batch of a stage."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Rollout:
 
 
 class RolloutEngine(Protocol):
-    """Makes completions. Implementations are built by `build(config, run)` of their module."""
+    """Makes completions. Built by `build(config, start, module)` of its module, see EngineSpec."""
 
     name: str
 
@@ -102,19 +107,72 @@ class LossOutput:
     loss: torch.Tensor
     metrics: dict[str, float] = field(default_factory=dict)
     """Summed over the micro-batches of an update, averaged over the updates of a step that have them; no prefix."""
+    peaks: dict[str, float] = field(default_factory=dict)
+    """Metrics of which the largest counts, over all micro-batches of the step."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A metric that may not grow beyond a setting. It is looked at when it has been summed over all micro-batches and
+    processes, so each of them decides alike."""
+
+    metric: str
+    """Name as in LossOutput.metrics or Batch.metrics."""
+    most: float
+    setting: str
+    """Key of the setting that gives `most`, for the message."""
+
+    def exceeded(self, metrics: Mapping[str, float]) -> str:
+        """What is exceeded, in words; empty where nothing is."""
+        value = metrics.get(self.metric)
+        if value is None or value <= self.most:
+            return ""
+        return f"{self.metric} is {value:.3g}, over {self.setting}={self.most}"
 
 
 @dataclass
-class Batch:
+class Batch(Generic[M]):
     """One step's work: updates in order, each a list of micro-batches whose losses add up to one optimizer step."""
 
-    updates: list[list[Any]]
+    updates: list[list[M]]
     metrics: dict[str, float] = field(default_factory=dict)
     """Known before the update, e.g. reward means."""
     tokens: int = 0
     """Real tokens that go through the policy."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Rows for the sample table."""
+    skip_rest: Limit | None = None
+    """The step's remaining updates are left out once an update exceeds it."""
+    stop: Limit | None = None
+    """The run ends after this step when its metrics exceed it."""
+
+
+@dataclass
+class Evaluation:
+    """What a held-out evaluation found."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Names without prefix; `score` is the headline where it exists, else `reward`, else `heldout_loss`."""
+    items: list[float | None] = field(default_factory=list)
+    """Score of each held-out item, for intervals; None where an item could not be scored."""
+    headline: str = ""
+    """What people call the headline metric; empty takes the usual name."""
+    requests: list[ScoreRequest] = field(default_factory=list)
+    """The completions that were scored: `eval.metrics` over completions are taken of them."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Rows for the sample table."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage does with each record beside one forward and backward pass, for the plan's estimate."""
+
+    completions: int = 1
+    """Completions that are sampled for a record."""
+    new_tokens: int = 0
+    """Longest of these in tokens; 0 where nothing is sampled."""
+    passes: int = 1
+    """Times that a step's examples are trained on."""
 
 
 @dataclass

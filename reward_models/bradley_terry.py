@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from core.api import ModelError, Score, ScoreRequest
-
-if TYPE_CHECKING:
-    from core.scoring.guarded import ScorerContext
-    from reward_models import LearnedConfig
+from core.api import ModelError, Score, ScorerContext, ScoreRequest
+from reward_models import LearnedConfig
 
 
 class BradleyTerry:
@@ -20,7 +16,7 @@ class BradleyTerry:
     """
 
     def __init__(self, config: LearnedConfig, context: ScorerContext) -> None:
-        self.config, self.run = config, context.run
+        self.config, self.parts = config, context.parts
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """One Score for each request; completions of one prompt share its computation.
@@ -31,7 +27,7 @@ class BradleyTerry:
 
         from core.torch_api import PromptGroup, pack, split_by_tokens
 
-        model = self.run.models.reward_model
+        model = self.parts.models.reward_model
         if model is None:
             raise ModelError("the run has no reward model", "reward=learned", "set reward.source=FOLDER")
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)

@@ -67,7 +67,8 @@ class Embedding:
     def _model(self) -> tuple[Any, Any]:
         """The body of a transformers model, in eval mode, and its tokenizer."""
         if not self.config.source:
-            policy, codec = self.context.run.models.policy, self.context.run.codec
+            models = self.context.parts.models
+            policy, codec = models.policy, models.codec
             return getattr(policy.base, policy.base.base_model_prefix), codec.tokenizer
         if self.own is None:
             from core.torch_api import plain_body

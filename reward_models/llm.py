@@ -19,7 +19,7 @@ class LlmJudge:
     verdict says, 1 or 0. A reply without verdict is an error of that request alone."""
 
     def __init__(self, config: LlmConfig, context: ScorerContext) -> None:
-        self.config, self.run = config, context.run
+        self.config, self.parts = config, context.parts
         self.guest: Any = None
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
@@ -45,11 +45,10 @@ class LlmJudge:
     def _engine(self) -> tuple[RolloutEngine, Any, int]:
         """Engine, codec, and the longest sequence in tokens."""
         if not self.config.source:
-            return self.run.engine(), self.run.codec, self.run.max_sequence_tokens
+            start = self.parts.models.start
+            return self.parts.engine(), start.codec, start.max_length
         if self.guest is None:
-            from core.torch_api import Guest
-
-            self.guest = Guest(self.run, self.config.source)
+            self.guest = self.parts.guest(self.config.source)
         return self.guest.engine, self.guest.codec, self.guest.max_sequence_tokens
 
     def close(self) -> None:

@@ -9,9 +9,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,13 +20,12 @@ from safetensors.torch import save_file
 from core.data.records import Message
 from core.errors import ArtifactError, ModelError
 from core.files import atomic_folder, disk_guard, sha256_file, write_json
-from core.models.adapters import merged_weights, settle
+from core.models.adapters import is_prompt_learning, merged_weights, settle
 from core.models.loading import OFFSET_KEY, RECORD
-from core.models.roles import Models, ScoreModel, TokenModel, is_prompt_learning
+from core.models.roles import Models, ScoreModel, TokenModel
+from core.models.start import Start
 from core.models.sync import fixed_text
-
-if TYPE_CHECKING:
-    from core.training.run import StageRun
+from core.planning.plan import StagePlan
 
 ARTIFACT_VERSION = 1
 _PROBE_POSITIONS = 24
@@ -33,19 +33,21 @@ _VERIFY_TIMEOUT_S = 900
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes", "preftune")
 
 
-def trained_model(run: StageRun, models: Models) -> TokenModel | ScoreModel:
+def trained_model(plan: StagePlan, models: Models) -> TokenModel | ScoreModel:
     """The model that the stage exists to make."""
-    model = models.policy if run.plan.spec.makes == "policy" else models.reward_model
+    model = models.policy if plan.spec.makes == "policy" else models.reward_model
     if model is None:
-        raise ModelError(f"the stage makes a {run.plan.spec.makes}, but has none", run.stage_name)
+        raise ModelError(f"the stage makes a {plan.spec.makes}, but has none", plan.stage)
     return model
 
 
-def export_models(run: StageRun, models: Models, folder: Path) -> None:
-    """Write the trained model into `folder`: an adapter as an adapter (and merged, where asked), else all weights."""
-    model = trained_model(run, models)
-    module = model.module
-    codec = run.codec
+def export_model(plan: StagePlan, models: Models, folder: Path, final: Path) -> None:
+    """Write the trained model into `folder`: an adapter as an adapter (and merged, where asked), else all weights.
+
+    final: where the folder will stand when it is whole.
+    """
+    model = trained_model(plan, models)
+    module, start, codec, peft = model.module, models.start, models.codec, plan.cfg.peft
     record: dict[str, Any] = {"version": 1}
     if isinstance(model, ScoreModel):
         setattr(model.config, OFFSET_KEY, model.offset)
@@ -56,30 +58,30 @@ def export_models(run: StageRun, models: Models, folder: Path) -> None:
         generation.eos_token_id = codec.eos
         generation.pad_token_id = codec.pad
         generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
-    if run.cfg.peft.method != "none":
+    if peft.method != "none":
         settle(module)
-        base = run.engine_folder.resolve()
-        record |= {"quant": run.cfg.quant.value, "base": os.path.relpath(base, (run.dir / "artifact").resolve())}
+        base = start.plain.resolve()
+        record |= {"quant": plan.cfg.quant.value, "base": os.path.relpath(base, final.resolve())}
         for config in module.peft_config.values():  # type: ignore[operator]
             config.base_model_name_or_path = str(base)
         module.save_pretrained(folder)  # type: ignore[operator]
         if isinstance(model, TokenModel):
             model.base.generation_config.save_pretrained(folder)
-        if run.cfg.peft.merge and not is_prompt_learning(module):
-            _save_merged(run, model, folder / "merged")
+        if peft.merge and not is_prompt_learning(module):
+            _save_merged(start, model, folder / "merged")
     else:
         module.save_pretrained(folder)  # type: ignore[operator]
     if len(record) > 1:
         (folder / RECORD).write_text(json.dumps(record))
     codec.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(_card(run), encoding="utf-8")
+    (folder / "README.md").write_text(_card(plan, start), encoding="utf-8")
 
 
-def _save_merged(run: StageRun, model: TokenModel | ScoreModel, folder: Path) -> None:
+def _save_merged(start: Start, model: TokenModel | ScoreModel, folder: Path) -> None:
     """The adapter merged into plain weights, in a folder of transformers' format."""
     folder.mkdir(parents=True)
     base = model.base
-    tensors = {name: tensor.to(run.dtype).cpu().contiguous() for name, tensor in merged_weights(model.module)}
+    tensors = {name: tensor.to(start.dtype).cpu().contiguous() for name, tensor in merged_weights(model.module)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = copy.deepcopy(base.config)
     if hasattr(config, "quantization_config"):
@@ -87,35 +89,24 @@ def _save_merged(run: StageRun, model: TokenModel | ScoreModel, folder: Path) ->
     config.save_pretrained(folder)
     if isinstance(model, TokenModel):
         base.generation_config.save_pretrained(folder)
-    run.codec.tokenizer.save_pretrained(folder)
+    start.codec.tokenizer.save_pretrained(folder)
 
 
-def save_plain(run: StageRun, folder: Path) -> None:
-    """The stage's starting weights as a plain model without adapter, for engines that can load nothing else."""
-    from core.models.loading import load_module
-
-    module = load_module(run.start_folder, run.cfg, run.dtype, "CAUSAL_LM")
-    with atomic_folder(folder) as part:
-        module.save_pretrained(part)  # type: ignore[operator]
-        run.codec.tokenizer.save_pretrained(part)
-
-
-def _card(run: StageRun) -> str:
-    plan = run.plan
-    parents = "".join(f"\n- {parent['stage']}: `{parent['key']}`" for parent in run.parents) or "\n- none"
+def _card(plan: StagePlan, start: Start) -> str:
+    parents = "".join(f"\n- {parent.stage}: `{parent.key}`" for parent in plan.parents.values()) or "\n- none"
     return f"""---
 library_name: transformers
 tags: [preftune, {plan.stage}]
 ---
 # {plan.title}
 
-Made by preftune {metadata.version("preftune")} from `{run.cfg.model.source}`.
+Made by preftune {metadata.version("preftune")} from `{plan.cfg.model.source}`.
 
 - key: `{plan.key}`
 - method: {plan.spec.summary} {f"({plan.spec.paper})" if plan.spec.paper else ""}
-- records: {plan.dataset.info.get("train", {}).get("records", 0)}, fingerprint `{plan.dataset.info["fingerprint"][:16]}`
-- adapter: {run.cfg.peft.title}; base weights: {run.cfg.quant.value}
-- computed in {str(run.dtype).removeprefix("torch.")}
+- records: {plan.dataset.info.train.records}, fingerprint `{plan.dataset.info.fingerprint[:16]}`
+- adapter: {plan.cfg.peft.title}; base weights: {plan.cfg.quant.value}
+- computed in {str(start.dtype).removeprefix("torch.")}
 
 Parents:{parents}
 
@@ -123,10 +114,16 @@ The resolved config, the metrics and the verification stand beside this folder i
 """
 
 
-def probe(run: StageRun, model: TokenModel | ScoreModel) -> dict[str, torch.Tensor]:
+def probe(
+    start: Start, model: TokenModel | ScoreModel, prompt: Sequence[int] | None, new_tokens: int
+) -> dict[str, torch.Tensor]:
     """What the model in memory says of a fixed text: logits [P, V] of its last tokens or scores [T], and the greedy
-    continuation of a fixed prompt."""
-    ids = torch.tensor([fixed_text(run)], device=run.device)
+    continuation of a prompt by at most `new_tokens`.
+
+    prompt: token ids; None takes a fixed one.
+    """
+    codec = start.codec
+    ids = torch.tensor([fixed_text(codec)], device=start.device)
     tensors = {"ids": ids.cpu()}
     with torch.no_grad():
         logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
@@ -134,65 +131,64 @@ def probe(run: StageRun, model: TokenModel | ScoreModel) -> dict[str, torch.Tens
             tensors["scores"] = logits.float().flatten().cpu()
             return tensors
         tensors["logits"] = logits[0, -_PROBE_POSITIONS:].float().cpu().contiguous()
-        prompt = run.codec.prompts([[Message("user", "Say hello.")]])[0]
-        if run.eval_records():
-            prompt = run.codec.prompts([run.eval_records()[0].prompt])[0]
-        prompt_ids = torch.tensor([prompt], device=run.device)
+        asked = prompt if prompt is not None else codec.prompts([[Message("user", "Say hello.")]])[0]
+        prompt_ids = torch.tensor([list(asked)], device=start.device)
         out = model.module.generate(  # type: ignore[operator]
             input_ids=prompt_ids, attention_mask=torch.ones_like(prompt_ids), do_sample=False,
-            max_new_tokens=run.cfg.eval.max_new_tokens,
-            eos_token_id=run.codec.eos, pad_token_id=run.codec.pad,
+            max_new_tokens=new_tokens, eos_token_id=codec.eos, pad_token_id=codec.pad,
         )  # fmt: skip
         tensors["prompt"] = prompt_ids.cpu()
         tensors["generated"] = out[:, prompt_ids.shape[1] :].cpu().contiguous()
     return tensors
 
 
-def seal(run: StageRun) -> dict[str, Any]:
+def seal(
+    plan: StagePlan, models: Models, run_dir: Path, export: Callable[[Path], None], prompt: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Export, hash, verify in a fresh process, and write artifact.json. Returns its contents.
 
+    export: writes the artifact into the folder that it is given. prompt: token ids that a policy continues as a probe.
     An artifact that fails its verification keeps its record, with `ok` false, and is never reused.
     """
-    assert run.models is not None
-    folder = run.dir / "artifact"
-    model = trained_model(run, run.models)
+    folder = run_dir / "artifact"
+    model, start = trained_model(plan, models), models.start
     trainable = sum(parameter.numel() for _, parameter in model.trainable())
     total = sum(parameter.numel() for parameter in model.module.parameters())
     with atomic_folder(folder) as part:
-        run.hook.export(run=run, models=run.models, folder=part)
+        export(part)
     # Hashed before they are verified: what changes afterwards is noticed when the artifact is to be reused.
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     hashes = {name: sha256_file(path) for name, path in files.items()}
     sizes = {name: path.stat().st_size for name, path in files.items()}
-    expected = run.dir / ".probe.safetensors"
-    tensors = probe(run, model)
+    expected = run_dir / ".probe.safetensors"
+    tensors = probe(start, model, prompt, plan.cfg.eval.max_new_tokens)
     try:
         with disk_guard(expected):
             save_file(tensors, expected)
-        verification = verify_in_fresh_process(_verification_job(run, folder, expected))
+        verification = verify_in_fresh_process(_verification_job(plan, start, folder, expected))
     finally:
         expected.unlink(missing_ok=True)
     artifact = {
         "version": ARTIFACT_VERSION,
-        "key": run.key,
-        "stage": run.stage_name,
-        "algorithm": run.plan.algorithm,
-        "makes": run.plan.spec.makes,
-        "owner": run.plan.owner,
-        "parents": run.parents,
+        "key": plan.key,
+        "stage": plan.stage,
+        "algorithm": plan.algorithm,
+        "makes": plan.spec.makes,
+        "owner": plan.owner,
+        "parents": plan.parents_json(),
         "files": hashes,
         "sizes": sizes,
         "versions": _versions(),
         "trained": {
             "trainable": trainable,
             "total": total,
-            "peft": run.cfg.peft.title,
-            "quant": run.cfg.quant.value,
-            "dtype": str(run.dtype).removeprefix("torch."),
+            "peft": plan.cfg.peft.title,
+            "quant": plan.cfg.quant.value,
+            "dtype": str(start.dtype).removeprefix("torch."),
         },
         "verification": verification,
     }
-    write_json(run.dir / "artifact.json", artifact)
+    write_json(run_dir / "artifact.json", artifact)
     return artifact
 
 
@@ -210,20 +206,20 @@ def _python_path() -> str:
     return os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
 
 
-def _verification_job(run: StageRun, folder: Path, expected: Path) -> dict[str, Any]:
+def _verification_job(plan: StagePlan, start: Start, folder: Path, expected: Path) -> dict[str, Any]:
     """What core.artifacts.verify needs to know."""
     return {
         "folder": str(folder.resolve()),
         "expected": str(expected.resolve()),
-        "makes": run.plan.spec.makes,
-        "dtype": str(run.dtype).removeprefix("torch."),
-        "eos": run.codec.eos,
-        "pad": run.codec.pad,
+        "makes": plan.spec.makes,
+        "dtype": str(start.dtype).removeprefix("torch."),
+        "eos": start.codec.eos,
+        "pad": start.codec.pad,
         "offset_key": OFFSET_KEY,
         "threads": torch.get_num_threads(),
-        "quant": run.cfg.quant.value,
-        "remote_code": bool(run.cfg.model.trust_remote_code),
-        "device": str(run.device),
+        "quant": plan.cfg.quant.value,
+        "remote_code": bool(plan.cfg.model.trust_remote_code),
+        "device": str(start.device),
     }
 
 

@@ -21,19 +21,18 @@ rounds to the number format, and int8 layers round their inputs, which merged on
 
 def _load(job: dict[str, Any], dtype: Any) -> tuple[Any, list[str]]:
     """The model, and the names of the weights that no file of the artifact holds."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from core.models.adapters import keep_differentiable, quantization_config
+    from core.settings.schema import Quant
 
     folder = Path(job["folder"])
     causal = job["makes"] == "policy"
     kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     extra: dict[str, Any] = {"trust_remote_code": job["remote_code"], **({} if causal else {"num_labels": 1})}
     adapter = folder / "adapter_config.json"
-    if job["quant"] == "int8":
-        extra["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    elif job["quant"] == "nf4":
-        extra["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        )
+    if (quantization := quantization_config(Quant(job["quant"]), dtype)) is not None:
+        extra["quantization_config"] = quantization
     if not adapter.is_file():
         loaded: Any = kind.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **extra
@@ -41,8 +40,6 @@ def _load(job: dict[str, Any], dtype: Any) -> tuple[Any, list[str]]:
         model, info = loaded
         return model, sorted(info["missing_keys"])
     from peft import PeftModel
-
-    from core.models.adapters import keep_differentiable
 
     base = json.loads(adapter.read_text())["base_model_name_or_path"]
     # The same road through 4-bit layers as in training; the CPU's other one rounds to bf16.

@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.execute import check_device, load_torch
-from core.commands.launch import print_warnings, typed_config, with_stage
+from core.commands.chain import check_device, load_torch
+from core.config.typed import print_warnings, typed_config, with_stage
 from core.console import Console
 from core.errors import ConfigError
-from core.planning.ledger import Ledger
 from core.planning.make import engine_for, make_plan
 from core.platform.registry import Registry
 from core.quiet import set_environment
-from core.training.opening import open_stage
 
 if TYPE_CHECKING:
     from core.training.run import StageRun
@@ -36,7 +34,7 @@ def sampling_run(command: str, settings: list[str]) -> Iterator[StageRun]:
     registry = Registry.load()
     print_warnings(registry)
     quiet = [] if any(word.startswith("tracker=") for word in settings) else ["tracker=none"]
-    cfg, registry, config_json = typed_config([*with_stage(settings, registry), *quiet])
+    cfg, registry, config_json = typed_config([*with_stage(settings, registry), *quiet], registry)
     check_device(cfg)
     whole = make_plan(cfg, registry)
     plan = whole.target
@@ -47,15 +45,18 @@ def sampling_run(command: str, settings: list[str]) -> Iterator[StageRun]:
         )  # fmt: skip
     plan.engine = engine_for(cfg, plan.spec, registry)
     load_torch(cfg)
-    from core.models.loading import frozen_policy
+    from core.models.by_role import frozen_policy
     from core.models.roles import Models
+    from core.training.opening import open_stage
 
     with tempfile.TemporaryDirectory(prefix="preftune-") as folder:
         plan.run_dir = Path(folder)
-        run = open_stage(whole, plan, Console(), cfg, config_json, "", Ledger(Path(cfg.runs_dir)))
-        run.stage_name = command
+        opened = open_stage(whole, plan, registry, Console(), config_json, name=command)
+        run = opened.run
         try:
-            run.models = Models(tokenizer=run.codec.tokenizer, policy=frozen_policy(run))
+            for note in run.codec.notes:
+                run.log.warn(note)
+            run.parts.hold(Models(run.start, policy=frozen_policy(run.start)), 0)
             yield run
         finally:
-            run.close()
+            opened.close()

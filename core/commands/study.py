@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 import os
 import platform
 import statistics
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from core import __version__
-from core.commands.launch import launch, print_warnings, typed_config
+from core.commands.run import run as run_command_line
 from core.config.overrides import words
 from core.config.presets import all_presets
+from core.config.typed import print_warnings, typed_config
 from core.console import Console
 from core.errors import ConfigError, PreftuneError, Reported
 from core.files import write_json
@@ -29,6 +29,7 @@ from core.platform.registry import Registry
 from core.report.comparison import ArmRun, compare
 from core.report.format import seconds
 from core.report.study_page import claim_rows, result_rows, write_pages
+from core.results import StageResult
 from core.settings.schema import RunConfig
 from core.training.stage_process import run_apart
 
@@ -48,13 +49,14 @@ def command(arguments: list[str]) -> int:
             key = argument.partition("=")[0]
             raise ConfigError(f"'{key}' is set by the study for each of its runs", argument,
                               "set study.seeds=[…], or run one arm by its own overrides without 'study'")  # fmt: skip
-    cfg, registry, _ = typed_config(arguments)
+    registry = Registry.load()
+    cfg, _, _ = typed_config(arguments, registry)
     if not cfg.study.arms:
         raise ConfigError(f"experiment '{names[0]}' names no arms to compare", f"experiment={names[0]}",
                           f"one of: {', '.join(_studies(registry)) or '(none is installed)'}")  # fmt: skip
     print_warnings(registry)
     _check_files(cfg)
-    return _Study(names[0], cfg, arguments).carry_out()
+    return _Study(names[0], cfg, arguments).run()
 
 
 def _studies(registry: Registry) -> dict[str, str]:
@@ -120,11 +122,11 @@ class _Study:
         if found.state != "reuse" or found.folder is None:
             return False
         run.read(found.folder, list(self.study.metrics))
-        result = json.loads((found.folder / "result.json").read_text(encoding="utf-8"))
-        run.seconds = result["wall_seconds"]
+        result = StageResult.read(found.folder)
+        run.seconds = result.wall_seconds if result is not None else None
         return True
 
-    def carry_out(self) -> int:
+    def run(self) -> int:
         """Run what is not done, write the pages after each run. Returns the exit code."""
         say = self.console.line
         done = sum(run.state == "done" for run in self.runs)
@@ -138,13 +140,13 @@ class _Study:
             if run.state == "done":
                 continue
             say(f"run {number} of {len(self.runs)}: arm {run.arm}, seed {run.seed}{self._left(number - 1)}")
-            self._carry_out(run)
+            self._run_arm(run)
             self._write()
         self._write()
         self._summary()
         return int(any(run.state == "failed" for run in self.runs))
 
-    def _carry_out(self, run: ArmRun) -> None:
+    def _run_arm(self, run: ArmRun) -> None:
         began = time.monotonic()
         try:
             run_apart(_run, self._words(run))
@@ -205,4 +207,4 @@ class _Study:
 
 def _run(arguments: list[str]) -> None:
     """One run, in a process of its own."""
-    sys.exit(launch(arguments))
+    sys.exit(run_command_line(arguments))

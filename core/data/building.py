@@ -11,6 +11,7 @@ from typing import Any
 
 from core.data.dataset import Dataset, load_dataset
 from core.data.formats import BUILT_IN, Formats
+from core.data.info import DatasetInfo, PartInfo
 from core.data.mixing import mixed
 from core.data.records import Record, fingerprint
 from core.data.transforms import BoundTransform, apply_transforms
@@ -43,7 +44,7 @@ def build_dataset(
     parts = list(loaded.values())
     brought = _in_turn([part.heldout for part in parts if part.brings_heldout])
     drawn = _in_turn([part.heldout for part in parts if not part.brings_heldout])
-    train = _training(
+    train, known = _training(
         loaded, {record.prompt_key for part in parts for record in (*part.heldout, *part.heldout_prompts)}
     )
     built = apply_transforms(train, drawn, brought, transforms, seed)
@@ -52,20 +53,25 @@ def build_dataset(
     prompts = prompts_of(
         record for record in _in_turn([part.heldout_prompts for part in parts]) if record.prompt_key not in gone
     )
-    info = _info(loaded)
+    described: dict[str, dict[str, Any]] = {}
     if isinstance(places, Mapping):
-        train, info["mixture"] = mixed(cfg, train, heldout, seed, {name: part.info for name, part in loaded.items()})
-        info["mixing"] = cfg.mixing.value
+        train, described = mixed(cfg, train, heldout, seed, known)
         train = train[: cfg.limit]
     if cfg.system:
         train, heldout, prompts = (
             [with_system(record, cfg.system) for record in part] for part in (train, heldout, prompts)
         )
-    info["train"] |= {"records": len(train)}
-    info["heldout"] |= {"records": len(heldout), "prompts": len(prompts)}
-    if built.reports:
-        info["transforms"] = built.reports
-    info["fingerprint"] = fingerprint(chain(train, heldout, prompts))
+    # Of the one source the facts as they are, of a mixture the sums.
+    alone = loaded[""].info if "" in loaded else None
+    info = DatasetInfo(
+        train=replace(known[""] if alone else PartInfo(), records=len(train)),
+        heldout=replace(alone.heldout if alone else PartInfo(), records=len(heldout), prompts=len(prompts)),
+        quarantined=sum(part.info.quarantined for part in parts),
+        fingerprint=fingerprint(chain(train, heldout, prompts)),
+        mixture=described,
+        mixing=cfg.mixing.value if described else "",
+        transforms=built.reports,
+    )
     warnings = [*dict.fromkeys(chain(*(part.warnings for part in parts), built.warnings))]
     quarantined = [row for part in parts for row in part.quarantined]
     return Dataset(train, heldout, prompts, info, quarantined, built.set_aside, warnings, bool(brought))
@@ -92,25 +98,21 @@ def _under(name: str, record: Record) -> Record:
     return replace(record, meta={**record.meta, "source": name, "file": f"{name}/{record.meta['file']}"})
 
 
-def _training(loaded: Mapping[str, Dataset], heldout: set[str]) -> list[Record]:
-    """The training records of all sources, those left out whose prompt another source holds out."""
+def _training(loaded: Mapping[str, Dataset], heldout: set[str]) -> tuple[list[Record], dict[str, PartInfo]]:
+    """The training records of all sources, those left out whose prompt another source holds out, and what is known of
+    each source."""
     kept: list[Record] = []
+    known: dict[str, PartInfo] = {}
     for name, part in loaded.items():
         own = [record for record in part.train if record.prompt_key not in heldout]
         if not own:
             what = "every training record has a prompt of the held-out part"
             raise DataError(what, f"data.mixture.{name}", "leave the source out, or take other held-out records")
-        if len(own) < len(part.train):
-            part.info["train"]["also_heldout"] = part.info["train"].get("also_heldout", 0) + len(part.train) - len(own)
+        known[name] = part.info.train
+        if gone := len(part.train) - len(own):
+            known[name] = replace(known[name], also_heldout=(known[name].also_heldout or 0) + gone)
         kept += own
-    return kept
-
-
-def _info(loaded: Mapping[str, Dataset]) -> dict[str, Any]:
-    """The plan's facts: of the one source as they are, of a mixture the sums."""
-    if "" in loaded:
-        return loaded[""].info
-    return {"train": {}, "heldout": {}, "quarantined": sum(part.info["quarantined"] for part in loaded.values())}
+    return kept, known
 
 
 def _in_turn(parts: Sequence[Sequence[Record]]) -> list[Record]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from core.data.draws import shuffled
 from core.data.files import find_files
 from core.data.formats import BUILT_IN, Formats
+from core.data.info import DatasetInfo, PartInfo
 from core.data.loading import describe, load_records
 from core.data.placeholders import placeholder_warnings
 from core.data.record_store import StoredRecords, hash_keys
@@ -35,8 +35,7 @@ class Dataset:
     """Records of the same schema; no prompt of theirs is in `train`."""
     heldout_prompts: Sequence[Record]
     """Held-out prompts to generate for, each once, with `answer` where they have one; empty for raw text."""
-    info: dict[str, Any]
-    """JSON values for the plan."""
+    info: DatasetInfo
     quarantined: list[BadRow] = field(default_factory=list)
     """Rows that became no record."""
     set_aside: list[BadRow] = field(default_factory=list)
@@ -78,6 +77,7 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int, form
         train = _shuffled(train, seed)
     train = train[: cfg.limit]
     heldout: Sequence[Record] = []
+    doubled: int | None = None
     if held is not None:
         if cfg.folds:
             what = "data.folds holds out parts of the training rows, but the data brings a held-out part"
@@ -99,16 +99,12 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int, form
     digest = hashlib.sha256()
     for part in (train, heldout, prompts):
         hash_keys(digest, part)
-    info: dict[str, Any] = {
-        "train": {"records": len(train), "unfit": unfit, **described},
-        "heldout": {"records": len(heldout), "prompts": len(prompts)},
-        "quarantined": len(quarantined) + (len(held.quarantined) if held else 0),
-        "fingerprint": digest.hexdigest(),
-    }
-    if held is not None:
-        info["train"]["also_heldout"] = doubled
-
-        info["heldout"] |= describe(held)
+    info = DatasetInfo(
+        train=PartInfo(len(train), unfit, doubled, **described),
+        heldout=PartInfo(len(heldout), prompts=len(prompts), **(describe(held) if held is not None else {})),
+        quarantined=len(quarantined) + (len(held.quarantined) if held else 0),
+        fingerprint=digest.hexdigest(),
+    )
     quarantined = [*quarantined, *(held.quarantined if held else [])]
     looked_at = train if isinstance(train, list) else train[:_LOOKED_AT]
     return Dataset(train, heldout, prompts, info, quarantined, [], placeholder_warnings(looked_at), brings_heldout)

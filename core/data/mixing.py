@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.data.draws import shuffled
+from core.data.info import PartInfo
 from core.data.records import Record
 from core.errors import DataError, PluginError
 from core.settings.data_schema import DataConfig, Mixing
@@ -74,7 +75,7 @@ def mix(sources: Mapping[str, Sequence[Record]], drawn: Mapping[str, int], seed:
 
 
 def mixed(
-    cfg: DataConfig, train: Sequence[Record], heldout: Sequence[Record], seed: int, known: Mapping[str, dict[str, Any]]
+    cfg: DataConfig, train: Sequence[Record], heldout: Sequence[Record], seed: int, known: Mapping[str, PartInfo]
 ) -> tuple[list[Record], dict[str, Any]]:
     """The mixture of `cfg.mixture` out of all sources' training records, and what the plan says of each source.
 
@@ -105,7 +106,7 @@ def mixed(
             "records": drawn[name],
             "passes": round(drawn[name] / sizes[name], 4),
             "heldout": held[name],
-            **{key: value for key, value in known[name]["train"].items() if key != "records"},
+            **{key: value for key, value in known[name].to_json().items() if key != "records"},
         }
         for name in by_source
     }

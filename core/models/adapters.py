@@ -32,7 +32,17 @@ _IDENTITY_START = {"fourierft": {"init_weights": True}, "c3a": {"init_weights": 
 _DEFAULT_VIRTUAL_TOKENS = 20
 
 
-def add_adapter(module: nn.Module, cfg: PeftConfig, task: str, total_steps: int) -> nn.Module:
+def base_model(module: nn.Module) -> nn.Module:
+    """The plain transformers model inside a possible peft wrapper."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
+
+
+def is_prompt_learning(module: nn.Module) -> bool:
+    """Whether the module's adapter puts virtual tokens or prefixes before the input, and so changes no layer."""
+    return bool(getattr(getattr(module, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def add_adapter(module: nn.Module, cfg: PeftConfig, task: str) -> nn.Module:
     """The model with a fresh adapter; everything else frozen.
 
     task: "CAUSAL_LM" or "SEQ_CLS" (whose scoring head trains too).
@@ -46,7 +56,7 @@ def add_adapter(module: nn.Module, cfg: PeftConfig, task: str, total_steps: int)
         raise ConfigError(f"peft has no method '{cfg.method}'", "peft.method", f"one of: {', '.join(sorted(classes))}")
     config_class = classes[cfg.method]
     known = {item.name for item in fields(config_class)}
-    options = _options(cfg, known, total_steps)
+    options = _options(cfg, known)
     tied = _ties_embeddings(module)
     if tied and "ensure_weight_tying" in known and _touches_embeddings(options):
         options.setdefault("ensure_weight_tying", True)
@@ -68,7 +78,7 @@ def add_adapter(module: nn.Module, cfg: PeftConfig, task: str, total_steps: int)
     return adapted
 
 
-def _options(cfg: PeftConfig, known: set[str], total_steps: int) -> dict[str, Any]:
+def _options(cfg: PeftConfig, known: set[str]) -> dict[str, Any]:
     """Our words and the user's options as fields of the method's config; ConfigError for what it does not know."""
     options: dict[str, Any] = {**_IDENTITY_START.get(cfg.method, {}), **cfg.options}
     for word, names in _SYNONYMS.items():
@@ -83,8 +93,6 @@ def _options(cfg: PeftConfig, known: set[str], total_steps: int) -> dict[str, An
         options.setdefault("target_modules", cfg.targets[0] if cfg.targets == ["all-linear"] else list(cfg.targets))
     if "num_virtual_tokens" in known:
         options.setdefault("num_virtual_tokens", _DEFAULT_VIRTUAL_TOKENS)
-    if "total_step" in known:
-        options.setdefault("total_step", max(total_steps, 1))
     unknown = sorted(set(options) - known)
     if unknown:
         raise ConfigError(
@@ -118,7 +126,15 @@ def _set_budget(options: dict[str, Any]) -> None:
             "peft.options.target_r",
             "set peft.r above peft.options.target_r",
         )
-    options["total_step"] = max(options["total_step"], 2 + options.get("tinit", 0) + options.get("tfinal", 0))
+    # Until `plan_ranks` knows the steps of the run.
+    options["total_step"] = max(
+        options.get("total_step", 1), _least_steps(options.get("tinit", 0), options.get("tfinal", 0))
+    )
+
+
+def _least_steps(first: int, last: int) -> int:
+    """AdaLoRA's warm-up and final phases in steps, and a budget phase of two."""
+    return 2 + first + last
 
 
 _EMBEDDINGS = ("embed", "wte", "word_embeddings", "lm_head", "output_projection")
@@ -200,7 +216,7 @@ def merged_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     from peft.utils import ModulesToSaveWrapper
     from peft.utils.other import TrainableTokensWrapper
 
-    if getattr(module.active_peft_config, "is_prompt_learning", False):
+    if is_prompt_learning(module):
         raise ModelError("a prompt method changes no weight and cannot be merged", "peft.method")
     base = module.get_base_model()  # type: ignore[operator]
     done: list[str] = []
@@ -305,6 +321,15 @@ def orthogonality(module: nn.Module) -> Tensor | None:
 def is_rank_scheduled(module: nn.Module) -> bool:
     """Whether the adapter spreads its rank by importance while it trains (AdaLoRA)."""
     return hasattr(getattr(module, "base_model", None), "update_and_allocate")
+
+
+def plan_ranks(module: nn.Module, cfg: PeftConfig, total_steps: int) -> None:
+    """Let the adapter's rank schedule end with the run, unless the user named its steps."""
+    if not is_rank_scheduled(module) or "total_step" in cfg.options:
+        return
+    config: Any = module.active_peft_config
+    steps = max(total_steps, _least_steps(config.tinit, config.tfinal))
+    module.base_model.rankallocator.set_total_step(steps)  # type: ignore[union-attr, operator]
 
 
 def spread_rank(module: nn.Module, step: int) -> None:

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 
 from core.errors import ModelError
 from core.models.loading import load_module
+from core.models.start import Start
 from core.planning.sources import resolve_source
 from core.settings.schema import ModelConfig
-from core.tokens.codec import load_codec
-
-if TYPE_CHECKING:
-    from core.training.run import StageRun
+from core.types import RolloutEngine
 
 
 class Guest:
-    """A causal language model from `source`, and the engine that samples from a module's own weights on top of it.
+    """A causal language model from a source of its own, and the engine that samples from its weights.
 
-    source: as model.source. max_sequence_tokens: the model's own context length.
+    start: that of the guest, its source as model.source. build: makes an engine on top of a module's own weights.
+    max_sequence_tokens: the model's own context length.
     Raises: ConfigError or ModelError when it cannot be had.
     """
 
-    def __init__(self, run: StageRun, source: str) -> None:
-        cfg = ModelConfig(source=source)
-        folder = resolve_source(cfg)
-        self.codec = load_codec(folder, cfg)
-        module = load_module(folder, run.cfg, run.dtype, "CAUSAL_LM").to(run.device).eval().requires_grad_(False)
-        self.max_sequence_tokens = int(getattr(module.config, "max_position_embeddings", None) or cfg.max_length)
-        name = run.sharing_engine()
-        spec = run.registry.engines[name].spec
-        stand_in = SimpleNamespace(models=SimpleNamespace(policy=SimpleNamespace(module=module)))
-        self.engine = run.registry.resolve(spec)(spec.config(name=name), stand_in)
+    def __init__(self, start: Start, build: Callable[[Start, nn.Module], RolloutEngine]) -> None:
+        self.codec = start.codec
+        module = load_module(start.folder, start.cfg, start.dtype, "CAUSAL_LM")
+        module = module.to(start.device).eval().requires_grad_(False)
+        self.max_sequence_tokens = int(getattr(module.config, "max_position_embeddings", None) or start.max_length)
+        self.engine = build(start, module)
 
     def close(self) -> None:
         """Give the engine's memory back."""

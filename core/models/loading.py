@@ -1,24 +1,19 @@
-"""From folders to models by role: weights, number format, quantization, adapters."""
+"""From a folder to a transformers module: weights, number format, quantization, an adapter merged into its base."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from core.config.combinations import changes_base
 from core.errors import ModelError
-from core.models.adapters import add_adapter, keep_differentiable, merged_weights, quantization_config
-from core.models.roles import Models, ScoreModel, TokenModel, check_packed
+from core.models.adapters import keep_differentiable, merged_weights, quantization_config
 from core.planning.sources import resolve_source
-from core.settings.schema import ModelConfig, Quant, RunConfig, ShapedPeftConfig
-
-if TYPE_CHECKING:
-    from core.training.run import StageRun
+from core.settings.schema import ModelConfig, Quant, RunConfig
 
 OFFSET_KEY = "preftune_reward_offset"
 """Key of the transformers config under which a reward model's offset is saved."""
@@ -34,7 +29,7 @@ def load_module(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, qua
     Raises ModelError when the folder cannot be loaded.
     """
     if (folder / "adapter_config.json").is_file():
-        # A quantized start is made from the merged weights, see StageRun.engine_folder.
+        # A quantized start is made from the merged weights, see Start.plain.
         return _load_merged(folder, cfg, dtype, task)
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -52,7 +47,7 @@ def load_module(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, qua
             str(folder),
             "check that the folder holds config.json and whole safetensors weights",
         ) from error
-    if not _has_head(folder):
+    if not has_head(folder):
         generator = torch.Generator().manual_seed(cfg.runtime.seed)
         head = module.score.weight
         with torch.no_grad():
@@ -61,7 +56,7 @@ def load_module(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, qua
     return keep_differentiable(module)
 
 
-def _has_head(folder: Path) -> bool:
+def has_head(folder: Path) -> bool:
     """Whether the weights hold a scoring head; without it transformers would draw one unseen."""
     from safetensors import SafetensorError, safe_open
 
@@ -122,80 +117,3 @@ def _load_merged(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str) ->
     if OFFSET_KEY in record:
         setattr(plain.config, OFFSET_KEY, record[OFFSET_KEY])
     return plain
-
-
-def _adapted(run: StageRun, module: nn.Module, task: str) -> nn.Module:
-    """Mark what trains: everything, or a fresh adapter."""
-    cfg = run.cfg
-    if cfg.peft.method == "none":
-        module.requires_grad_(True)
-        return module
-    torch.manual_seed(cfg.runtime.seed)
-    adapted = add_adapter(module, cfg.peft, task, run.total_steps or 1000)
-    if isinstance(cfg.peft, ShapedPeftConfig):
-        entry = run.registry.peft_methods[cfg.peft.shaped_by]
-        shape = run.registry.resolve(entry.spec)
-        with run.providers.at(entry.owner, f"'{entry.spec.impl}'"):
-            shape(adapted, cfg.peft)
-    return adapted
-
-
-def _plain_start(run: StageRun) -> Path:
-    """Folder of the starting weights. An adapter is trained on a plain model that stands on disk, since its artifact
-    names it; so does a quantized base, which is read from plain weights."""
-    return run.engine_folder if run.cfg.peft.method != "none" else run.start_folder
-
-
-def trainable_policy(run: StageRun) -> TokenModel:
-    """The policy to be trained, checked for packed rows."""
-    module = load_module(_plain_start(run), run.cfg, run.dtype, "CAUSAL_LM", run.cfg.quant)
-    model = TokenModel(_adapted(run, module, "CAUSAL_LM")).to(run.device).eval()
-    check_packed(model)
-    return model
-
-
-def trainable_scorer(run: StageRun, folder: Path) -> ScoreModel:
-    """A score model to be trained, initialised from `folder` (a reward model keeps its head and offset)."""
-    if folder == run.start_folder:
-        folder = _plain_start(run)
-    module = load_module(folder, run.cfg, run.dtype, "SEQ_CLS", run.cfg.quant)
-    return ScoreModel(_adapted(run, module, "SEQ_CLS")).to(run.device).eval()
-
-
-def frozen_policy(run: StageRun) -> TokenModel:
-    """A frozen copy of the starting policy."""
-    module = load_module(_plain_start(run), run.cfg, run.dtype, "CAUSAL_LM", run.cfg.quant)
-    return TokenModel(module).to(run.device).eval().requires_grad_(False)
-
-
-def frozen_scorer(run: StageRun, folder: Path) -> ScoreModel:
-    """A frozen reward model. Raises ModelError for a folder without a scoring head: a random one would score."""
-    if not _has_head(folder):
-        raise ModelError(
-            "the reward model has no scoring head in its weights", str(folder), "name a folder that stage=reward made"
-        )
-    module = load_module(folder, run.cfg, run.dtype, "SEQ_CLS")
-    return ScoreModel(module).to(run.device).eval().requires_grad_(False)
-
-
-def models_for_roles(run: StageRun) -> Models:
-    """The default models: one for each role of the stage, from the artifacts of the chain or the configured source.
-
-    With an adapter the reference is the policy with its adapter off; there is no second copy, unless the adapter
-    changes the base weights.
-    """
-    roles = run.plan.spec.roles
-    models = Models(tokenizer=run.codec.tokenizer)
-    if "policy" in roles:
-        models.policy = trainable_policy(run)
-    if "reference" in roles:
-        if run.cfg.peft.method != "none" and not changes_base(run.cfg.peft):
-            models.reference_is_adapter_off = True
-        else:
-            models.reference = frozen_policy(run)
-    reward_folder = run.reward_model_folder()
-    if "reward_model" in roles and reward_folder is not None:
-        models.reward_model = frozen_scorer(run, reward_folder)
-    if "value_model" in roles:
-        models.value_model = trainable_scorer(run, reward_folder or run.start_folder)
-    return models

@@ -11,25 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import ModelError
+from core.models.adapters import base_model, is_prompt_learning
 from core.models.attention import ATTENTION, register_attention
 from core.models.logprobs import linear_logprobs, logits_logprobs
-from core.models.packed import Packed
+from core.models.packed import Packed, PromptGroup, pack
+from core.models.start import Start
+from core.tokens.codec import ChatCodec
 
 _HEAD_EXTRAS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_soft_cap")
 """Config keys that say that the logits are more than hidden @ weight.T."""
 
 PACKED_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 """Largest accepted difference in logits between packed and plain forward, by number format."""
-
-
-def base_model(module: nn.Module) -> nn.Module:
-    """The plain transformers model inside a possible peft wrapper."""
-    return module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
-
-
-def is_prompt_learning(module: nn.Module) -> bool:
-    """True for peft methods that put virtual tokens before the input and so change no layer."""
-    return bool(getattr(getattr(module, "active_peft_config", None), "is_prompt_learning", False))
 
 
 class _PackedModel(nn.Module):
@@ -242,8 +235,6 @@ def check_packed(model: TokenModel) -> None:
 
     Raises ModelError naming the largest difference.
     """
-    from core.models.packed import PromptGroup, pack
-
     if model.padded:
         return
     vocabulary = model.config.vocab_size
@@ -266,26 +257,27 @@ def check_packed(model: TokenModel) -> None:
 
 @dataclass
 class Models:
-    """Models by role; a role that the run does not have is None.
+    """Models by role, and what they started from; a role that the run does not have is None."""
 
-    reference_is_adapter_off: the reference is the policy with its adapter switched off; no second copy stands.
-    """
-
+    start: Start
+    """Weights, tokenizer, number format and device that the stage began with."""
     policy: TokenModel | None = None
     reference: TokenModel | None = None
     reward_model: ScoreModel | None = None
     value_model: ScoreModel | None = None
-    teacher: TokenModel | None = None
-    tokenizer: Any = None
     reference_is_adapter_off: bool = False
+    """The reference is the policy with its adapter switched off; no second copy stands."""
     lr_by_role: dict[str, float] = field(default_factory=dict)
     """Peak learning rate of a role where it differs from the stage's."""
-    wrapped: dict[str, nn.Module] = field(default_factory=dict)
-    """Trained models as the loop prepared them for one or many processes."""
+
+    @property
+    def codec(self) -> ChatCodec:
+        """The tokenizer that belongs to the policy."""
+        return self.start.codec
 
     def by_role(self) -> dict[str, _PackedModel]:
         """The roles that exist."""
-        roles = ("policy", "reference", "reward_model", "value_model", "teacher")
+        roles = ("policy", "reference", "reward_model", "value_model")
         return {role: getattr(self, role) for role in roles if getattr(self, role) is not None}
 
     def trained(self) -> dict[str, _PackedModel]:
@@ -293,8 +285,8 @@ class Models:
         return {role: model for role, model in self.by_role().items() if model.trainable()}
 
     def call(self, role: str, *args: Any, **kwargs: Any) -> Any:
-        """Forward pass of a role through the wrapper that the loop made for it."""
-        return self.wrapped.get(role, self.by_role()[role])(*args, **kwargs)
+        """Forward pass of a role."""
+        return self.by_role()[role](*args, **kwargs)
 
     def reference_logprobs(self, packed: Packed, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of the completion tokens under the reference, detached, [M]."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from core.data.records import Message
 from core.errors import TrainingError
 from core.models.adapters import merged_weights
 from core.models.packed import pack_texts
+from core.models.roles import Models
 from core.platform.specs import EngineSpec
+from core.tokens.codec import ChatCodec
 from core.types import RolloutEngine
-
-if TYPE_CHECKING:
-    from core.training.run import StageRun
 
 TOLERANCE = {torch.float32: 0.005, torch.bfloat16: 0.3, torch.float16: 0.05}
 """Largest accepted mean difference in nats of a token's log-probability, by number format.
@@ -25,35 +22,35 @@ by 3 nats and more.
 """
 
 
-def fixed_text(run: StageRun) -> list[int]:
+def fixed_text(codec: ChatCodec) -> list[int]:
     """Token ids that both sides score after each sync: a rendered prompt and a plain sentence."""
-    prompt = run.codec.prompts([[Message("user", "Name the days of the week.")]])[0]
-    return [*prompt, *run.codec.completions(["Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and Sunday."])[0]]
+    prompt = codec.prompts([[Message("user", "Name the days of the week.")]])[0]
+    return [*prompt, *codec.completions(["Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and Sunday."])[0]]
 
 
-def hand_over(run: StageRun, engine: RolloutEngine, spec: EngineSpec) -> None:
+def hand_over(models: Models, engine: RolloutEngine, spec: EngineSpec, version: int) -> float:
     """Give the engine the policy's weights as they are now; compare log-probabilities of a fixed text.
 
-    Raises TrainingError when log-probabilities differ on average by more than the tolerance: the engine would sample
-    from another policy than the one that is trained.
+    version: of the policy. Returns the mean difference in nats of a token's log-probability; 0 where nothing was
+    copied. Raises TrainingError when it exceeds the tolerance: the engine would not sample from the trained policy.
     """
-    assert run.models is not None and run.models.policy is not None
-    policy = run.models.policy
-    engine.sync(iter(()) if spec.shares_policy else merged_weights(policy.module), run.policy_version)
+    policy, start = models.policy, models.start
+    assert policy is not None
+    engine.sync(iter(()) if spec.shares_policy else merged_weights(policy.module), version)
     if spec.shares_policy:
-        return
-    ids = fixed_text(run)
+        return 0.0
+    ids = fixed_text(start.codec)
     theirs = torch.tensor(engine.score([ids])[0])
     with torch.no_grad():
         ours = policy(pack_texts([ids]))[0].cpu()
     difference = (theirs - ours).abs().mean().item()
-    run.sync_difference = difference
-    tolerance = run.cfg.rollout.sync_tolerance or TOLERANCE[run.dtype]
+    tolerance = start.cfg.rollout.sync_tolerance or TOLERANCE[start.dtype]
     if not difference <= tolerance:
         raise TrainingError(
             f"after the weight sync the engine '{engine.name}' and the trainer disagree by {difference:.3g} nats a "
             f"token on a fixed text (tolerance {tolerance:g})",
-            f"stage {run.stage_name}, policy version {run.policy_version}",
+            f"policy version {version}",
             "the engine does not hold the trained weights; try rollout=transformers, or raise rollout.sync_tolerance "
             "if the gap is one of number format",
         )
+    return difference

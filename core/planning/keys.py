@@ -48,7 +48,7 @@ def _reward_fingerprint(cfg: RunConfig) -> str | None:
 def _built_with(plan: StagePlan) -> dict[str, Any]:
     """The sources without the places that they were read from, and versions and owners of the transforms."""
     mixture = {name: {**to_plain(source), "path": None} for name, source in plan.cfg.data.mixture.items()}
-    made = [[step["name"], step["version"], step["owner"]] for step in plan.dataset.info.get("transforms", [])]
+    made = [[step["name"], step["version"], step["owner"]] for step in plan.dataset.info.transforms]
     return {"mixture": mixture, "made": made}
 
 
@@ -61,7 +61,7 @@ def artifact_key(plan: StagePlan) -> str:
         **_start_parts(plan),
         "peft": to_plain(cfg.peft),
         "optimizer": {**to_plain(cfg.optimizer), "owner": to_plain(plan.optimizer.owner)},
-        "data": {**to_plain(cfg.data), "fingerprint": plan.dataset.info["fingerprint"], **_built_with(plan)},
+        "data": {**to_plain(cfg.data), "fingerprint": plan.dataset.info.fingerprint, **_built_with(plan)},
         "eval": to_plain(cfg.eval),
         "retention": to_plain(cfg.retention),
     }
@@ -76,7 +76,7 @@ def artifact_key(plan: StagePlan) -> str:
 def build_key(plan: StagePlan, settings: dict[str, Any]) -> str:
     """Hash of all that examples made with the rollout engine depend on, 24 hex digits: the starting weights, engine,
     judge, records, and the stage's own `settings` for making them; not the settings of training."""
-    parts = {**_start_parts(plan), "records": plan.dataset.info["fingerprint"], "settings": settings}
+    parts = {**_start_parts(plan), "records": plan.dataset.info.fingerprint, "settings": settings}
     return _digest(parts)
 
 

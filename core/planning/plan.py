@@ -6,6 +6,7 @@ artifact with that key is reused; an interrupted run with that key is resumed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ class StagePlan:
         """Stage and algorithm for people."""
         return f"{self.stage} ({self.algorithm})" if self.algorithm else self.stage
 
+    def parents_json(self) -> list[dict[str, str]]:
+        """The artifacts that this stage starts from, as JSON values."""
+        return [{"stage": one.stage, "key": one.key, "run_dir": str(one.run_dir)} for one in self.parents.values()]
+
     def take(self, found: Found) -> None:
         """Take over what the ledger knows of the key."""
         self.state, self.run_dir = found.state, found.folder
@@ -81,7 +86,7 @@ class StagePlan:
         sources = {}
         for role in self.spec.roles:
             parent = self.parents.get("reward_model")
-            if role in ("policy", "teacher"):
+            if role == "policy":
                 sources[role] = f"{start}"
             elif role == "reference":
                 sources[role] = f"{start}, frozen" + (" (adapter off)" if self._shares_reference() else "")
@@ -110,8 +115,13 @@ class Plan:
         """The stage that was asked for."""
         return self.stages[-1]
 
-    def to_json(self, current: StagePlan | None = None) -> dict[str, Any]:
-        """Contents of plan.json for the stage `current` (default: the target)."""
+    def to_json(
+        self, current: StagePlan | None = None, warnings: Sequence[str] = (), quarantined: int | None = None
+    ) -> dict[str, Any]:
+        """Contents of plan.json for the stage `current` (default: the target).
+
+        warnings, quarantined: those of the run, where it has begun.
+        """
         stage = current or self.target
         return {
             "version": PLAN_VERSION,
@@ -132,11 +142,11 @@ class Plan:
             ],
             "model": {"source": stage.cfg.model.source},
             "roles": {role: {"from": source} for role, source in stage.roles().items()},
-            "data": stage.dataset.info,
+            "data": stage.dataset.info.to_json(quarantined),
             "optimizer": stage.optimizer.spec.name,
             "engine": stage.engine.name if stage.engine else None,
             "reward": stage.cfg.reward.name if stage.reward else None,
             "judge": stage.judge.name if stage.judge else None,
             **stage.preview,
-            "warnings": stage.warnings,
+            "warnings": list(warnings or stage.warnings),
         }

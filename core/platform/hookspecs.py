@@ -1,5 +1,5 @@
-"""The hooks. Registration hooks are answered by torch-free entry modules; stage hooks by the one chosen stage, with
-`core.training.defaults` behind it; observer hooks by anyone, and a failing observer never ends a run."""
+"""The hooks. Registration hooks are answered by torch-free entry modules; stage hooks by the one chosen stage; observer
+hooks by anyone, and a failing observer never ends a run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from core.models.roles import Models
-    from core.planning.plan import Plan
+    from core.platform.run_view import PlanView, Run
     from core.platform.specs import (
         CommandSpec,
         DataSourceSpec,
@@ -27,16 +26,16 @@ if TYPE_CHECKING:
         TrackerSpec,
         TransformSpec,
     )
+    from core.results import StageResult
     from core.settings.schema import RunConfig
-    from core.training.run import StageRun
-    from core.types import Batch, LossOutput, Section
+    from core.types import Batch, Evaluation, LossOutput, Section
 
 PROJECT = "preftune"
 """Name of the plugin system, of the entry-point group, and prefix of the environment variables."""
 
-API_VERSION = 1
+API_VERSION = 2
 """Raised when a hook, or a name of `core.api`, is taken away or changes its meaning; additions leave it as it is."""
-OLDEST_API = 1
+OLDEST_API = 2
 """Plugins built for an earlier version are refused."""
 API_ATTRIBUTE = "PREFTUNE_API"
 """Attribute of an entry module: the API version that it was built for."""
@@ -110,55 +109,64 @@ class RegistrationHooks:
         """Folders with YAML presets, e.g. `pkg://acme_orpo.conf`."""
 
     @hookspec
-    def modify_plan(self, cfg: RunConfig, plan: Plan) -> None:
+    def modify_plan(self, cfg: RunConfig, plan: PlanView) -> None:
         """Edit the plan in place: add warnings, change roles. Called in the order of plugin names."""
 
 
 class StageHooks:
-    """Answered by the chosen stage, else by `core.training.defaults`; the first answer counts."""
+    """Answered by the chosen stage, a core.torch_api.Stage, whose methods have these names and the types that are left
+    open here; another package may wrap any of them with `@hookimpl(wrapper=True)` and ask for `run` too.
+
+    models: core.torch_api.Models. data: what `build_data` returned. recorder: core.torch_api.Recorder.
+    """
 
     @hookspec(firstresult=True)
-    def build_data(self, run: StageRun) -> Any:
-        """The stage's examples: an object with `train` and `heldout` sequences."""
+    def build_data(self, run: Run) -> Any:
+        """The stage's examples: an object with `train` and `heldout` sequences. Loads no weights."""
 
     @hookspec(firstresult=True)
-    def build_models(self, run: StageRun) -> Models:
+    def build_models(self, run: Run) -> Any:
         """Models by role."""
 
     @hookspec(firstresult=True)
-    def make_data(self, run: StageRun, models: Models, data: Any) -> Any:
+    def make_data(self, run: Run, models: Any, data: Any) -> Any:
         """What takes the place of `data` once the models stand: examples made with the rollout engine."""
 
     @hookspec(firstresult=True)
-    def total_steps(self, run: StageRun, data: Any) -> int:
+    def total_steps(self, run: Run, data: Any) -> int:
         """Number of steps of the run."""
 
     @hookspec(firstresult=True)
-    def collect_batch(self, run: StageRun, models: Models, data: Any, step: int) -> Batch:
+    def collect_batch(self, run: Run, models: Any, data: Any, step: int) -> Batch:
         """The work of step `step` (counted from 0). Must depend only on its arguments and on saved state."""
 
     @hookspec(firstresult=True)
-    def compute_loss(self, run: StageRun, models: Models, micro_batch: Any) -> LossOutput:
+    def compute_loss(self, run: Run, models: Any, micro_batch: Any) -> LossOutput:
         """Loss of one micro-batch of the batch."""
 
     @hookspec(firstresult=True)
-    def evaluate(self, run: StageRun, models: Models, data: Any, step: int) -> dict[str, float]:
-        """Held-out metrics; `score` is the headline where it exists. Must not change training randomness."""
+    def evaluate(self, run: Run, models: Any, data: Any, step: int) -> Evaluation:
+        """Held-out metrics. Must not change training randomness."""
 
     @hookspec(firstresult=True)
-    def fit(self, run: StageRun, models: Models, data: Any) -> dict[str, float]:
-        """The whole loop. Core's step loop by default; a stage may replace it with an outside trainer."""
+    def fit(self, run: Run, models: Any, data: Any, recorder: Any) -> Any:
+        """The whole loop, a core.torch_api.Fitted. Core's step loop by default; a stage may bring a trainer of its own,
+        which one process alone can run."""
 
     @hookspec(firstresult=True)
-    def export(self, run: StageRun, models: Models, folder: Path) -> bool:
-        """Write the trained model into `folder`; True when that is done."""
+    def finish(self, run: Run, models: Any, data: Any) -> None:
+        """After the last step, before the export: what the finished model still needs."""
 
     @hookspec(firstresult=True)
-    def save_state(self, run: StageRun) -> dict[str, Any]:
+    def export(self, run: Run, models: Any, folder: Path) -> None:
+        """Write the trained model into `folder`."""
+
+    @hookspec(firstresult=True)
+    def save_state(self, run: Run) -> dict[str, Any]:
         """What the stage must find again after a resume, as JSON values."""
 
-    @hookspec
-    def load_state(self, run: StageRun, state: dict[str, Any]) -> None:
+    @hookspec(firstresult=True)
+    def load_state(self, run: Run, state: dict[str, Any]) -> None:
         """Counterpart of `save_state`, called before the first step of a resumed run."""
 
 
@@ -166,33 +174,33 @@ class ObserverHooks:
     """Called for every observer apart; an exception is logged and survived. Observers return nothing."""
 
     @hookspec
-    def on_run_start(self, run: StageRun) -> None:
+    def on_run_start(self, run: Run) -> None:
         """The run folder and the models stand; no step was made yet."""
 
     @hookspec
-    def on_step_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+    def on_step_end(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """After each step; metric names carry the stage prefix."""
 
     @hookspec
-    def on_eval_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+    def on_eval_end(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """After each held-out evaluation."""
 
     @hookspec
-    def on_samples(self, run: StageRun, step: int, rows: list[dict[str, Any]]) -> None:
+    def on_samples(self, run: Run, step: int, rows: list[dict[str, Any]]) -> None:
         """Sample completions worth showing."""
 
     @hookspec
-    def on_checkpoint(self, run: StageRun, step: int, path: Path) -> None:
+    def on_checkpoint(self, run: Run, step: int, path: Path) -> None:
         """After a checkpoint was written and renamed into place."""
 
     @hookspec
-    def on_run_end(self, run: StageRun, result: dict[str, Any]) -> None:
-        """After the artifact was verified; `result` is result.json."""
+    def on_run_end(self, run: Run, result: StageResult) -> None:
+        """After the artifact was verified; `result` is what result.json holds."""
 
     @hookspec
-    def on_run_error(self, run: StageRun, phase: str, step: int, error: BaseException) -> None:
+    def on_run_error(self, run: Run, phase: str, step: int, error: BaseException) -> None:
         """The run is about to end with `error`."""
 
     @hookspec
-    def report_section(self, run: StageRun, result: dict[str, Any]) -> Section | None:
+    def report_section(self, run: Run, result: StageResult) -> Section | None:
         """A part of the report, or None."""

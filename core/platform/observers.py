@@ -13,7 +13,8 @@ from core.types import Section
 if TYPE_CHECKING:
     import pluggy
 
-    from core.training.run import StageRun
+    from core.platform.run_view import Run
+    from core.results import StageResult
 
 
 class Observers:
@@ -33,35 +34,35 @@ class Observers:
         self.seconds_by_plugin: dict[str, float] = defaultdict(float)
         self.failures: dict[tuple[str, str], int] = defaultdict(int)
 
-    def on_run_start(self, run: StageRun) -> None:
+    def on_run_start(self, run: Run) -> None:
         """See ObserverHooks.on_run_start."""
         self._call("on_run_start", run=run)
 
-    def on_step_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+    def on_step_end(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """See ObserverHooks.on_step_end."""
         self._call("on_step_end", run=run, step=step, metrics=metrics)
 
-    def on_eval_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+    def on_eval_end(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """See ObserverHooks.on_eval_end."""
         self._call("on_eval_end", run=run, step=step, metrics=metrics)
 
-    def on_samples(self, run: StageRun, step: int, rows: list[dict[str, Any]]) -> None:
+    def on_samples(self, run: Run, step: int, rows: list[dict[str, Any]]) -> None:
         """See ObserverHooks.on_samples."""
         self._call("on_samples", run=run, step=step, rows=rows)
 
-    def on_checkpoint(self, run: StageRun, step: int, path: Path) -> None:
+    def on_checkpoint(self, run: Run, step: int, path: Path) -> None:
         """See ObserverHooks.on_checkpoint."""
         self._call("on_checkpoint", run=run, step=step, path=path)
 
-    def on_run_end(self, run: StageRun, result: dict[str, Any]) -> None:
+    def on_run_end(self, run: Run, result: StageResult) -> None:
         """See ObserverHooks.on_run_end."""
         self._call("on_run_end", run=run, result=result)
 
-    def on_run_error(self, run: StageRun, phase: str, step: int, error: BaseException) -> None:
+    def on_run_error(self, run: Run, phase: str, step: int, error: BaseException) -> None:
         """See ObserverHooks.on_run_error."""
         self._call("on_run_error", run=run, phase=phase, step=step, error=error)
 
-    def report_sections(self, run: StageRun, result: dict[str, Any]) -> list[Section]:
+    def report_sections(self, run: Run, result: StageResult) -> list[Section]:
         """Sections of every plugin, by their `order`; what is not a Section is told like an exception and left out."""
         sections = []
         for name, answer in self._call("report_section", run=run, result=result):

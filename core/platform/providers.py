@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,24 @@ class Providers:
         with self.counted(owner), blamed(owner, doing):
             yield
 
+    def watched(self, call: Callable[..., Any], owner: Owner, doing: str) -> Callable[..., Any]:
+        """`call`, its seconds counted for `owner`, which is blamed for what goes wrong."""
+
+        def around(*args: Any, **kwargs: Any) -> Any:
+            with self.at(owner, doing):
+                return call(*args, **kwargs)
+
+        return around
+
     def counted(self, owner: Owner) -> AbstractContextManager[None]:
         """Count the block's wall-clock seconds for `owner`."""
         return self._watch.counted(owner.plugin)
 
-    def watch_hooks(self, manager: pluggy.PluginManager, plugin: object, owner: Owner, hooks: tuple[str, ...]) -> None:
-        """Stand around those of `hooks` that `plugin` answers, outside any other wrapper."""
-        own = {caller.name for caller in manager.get_hookcallers(plugin) or ()}
-        watch = type("Watch", (), {name: staticmethod(self._around(owner, name)) for name in hooks if name in own})
-        manager.register(watch(), f"watch of {owner.plugin}")
+    def watch_hooks(self, manager: pluggy.PluginManager, owner: Owner, hooks: Iterable[str]) -> object:
+        """Stand around these hooks, which `owner` answers, outside any other wrapper. Returns what was registered."""
+        watch = type("Watch", (), {name: staticmethod(self._around(owner, name)) for name in hooks})()
+        manager.register(watch, f"watch of {owner.plugin}")
+        return watch
 
     def _around(self, owner: Owner, name: str) -> Callable[..., Any]:
         @_hookimpl(wrapper=True, tryfirst=True)
@@ -99,11 +108,4 @@ class Watched:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._target, name)
-        if name not in self._methods:
-            return value
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self._providers.at(self._owner, name):
-                return value(*args, **kwargs)
-
-        return call
+        return self._providers.watched(value, self._owner, name) if name in self._methods else value

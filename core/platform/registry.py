@@ -30,7 +30,6 @@ from core.platform.hookspecs import (
 from core.platform.installing import importable, install_hint
 from core.platform.kinds import KINDS
 from core.platform.owners import Owner, PluginRecord, Registered
-from core.platform.providers import blamed
 from core.platform.spec_checks import LoadedSpec, Spec, check_spec, specs_of, structured
 from core.platform.specs import (
     CommandSpec,
@@ -320,22 +319,18 @@ class Registry:
             what = f"'{spec.name}' cannot be found: module {module_name} has no '{attribute}'"
             raise PluginError(what, where=where, mend="repair or update the plugin") from None
 
-    def activate(self, spec: StageSpec | TrackerSpec, *args: Any) -> object:
-        """Import `spec.impl`, make one instance with `args` and register it; PluginError when that fails.
+    def register(self, made: object, name: str, spec: Spec) -> object:
+        """Register what was made of `spec`, the chosen stage or tracker, for the hooks that it answers; returns it.
 
-        Called for the chosen stage (no arguments) and the chosen tracker (its config).
+        Raises PluginError for a hook that does not exist or asks for what it is not given.
         """
-        owner = self.owner_of(spec)
-        with blamed(owner, f"'{spec.impl}'"):
-            made = self.resolve(spec)(*args)
-        name = f"{type(spec).__name__.removesuffix('Spec').lower()}:{spec.name}"
         try:
             self.manager.register(made, name)
             self.manager.check_pending()
         except (pluggy.PluginValidationError, ValueError) as error:
             if self.manager.has_plugin(name):
                 self.manager.unregister(name=name)
-            where = f"{owner}, impl '{spec.impl}'"
+            where = f"{self.owner_of(spec)}, impl '{getattr(spec, 'impl', '')}'"
             raise PluginError(" ".join(str(error).split()), where=where, mend="repair or update the plugin") from error
         return made
 

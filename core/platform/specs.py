@@ -9,7 +9,7 @@ from typing import Any
 from core.settings.data_schema import TransformConfig
 from core.settings.schema import MetricConfig, OptimizerConfig, RewardConfig, RolloutConfig, StageConfig, TrackerConfig
 
-ROLES = ("policy", "reference", "reward_model", "value_model", "teacher")
+ROLES = ("policy", "reference", "reward_model", "value_model")
 SCHEMAS = ("sft", "preference", "prompts", "text", "corpus", "feedback")
 
 
@@ -19,8 +19,8 @@ class StageSpec:
 
     name: what the user types after `stage=`.
     config: dataclass that extends StageConfig; its fields are `stage.<field>`.
-    impl: "package.module:Class", imported only when the stage was chosen and its config accepted; one instance is
-        made for each run and registered for the stage hooks.
+    impl: "package.module:Class", a core.torch_api.Stage, imported only when the stage was chosen and its config
+        accepted; one instance is made for each run.
     data: schema of the records it trains on, one of SCHEMAS.
     roles: models it needs, out of ROLES.
     algorithm: name of the variant; empty for a stage without variants.
@@ -60,8 +60,8 @@ class StageSpec:
 class RewardSpec:
     """A reward model, which is a judge too: see RewardConfig.threshold.
 
-    `impl` is "package.module:build"; build(config, context) returns a Scorer, where `context` has `run` (the StageRun
-    or None), `device` and `dtype`.
+    `impl` is "package.module:build"; build(config, context) returns a Scorer, where `context` has `parts` (the models
+    and engines of the run, or None), `device` and `dtype`.
     """
 
     name: str
@@ -81,7 +81,10 @@ class RewardSpec:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """A rollout engine. `impl` is "package.module:build"; build(config, run) returns a RolloutEngine."""
+    """A rollout engine. `impl` is "package.module:build"; build(config, start, module) returns a RolloutEngine.
+
+    `start` is the core.torch_api.Start of the policy, `module` the policy itself, a transformers module or PeftModel.
+    """
 
     name: str
     config: type[RolloutConfig]

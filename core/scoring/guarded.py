@@ -34,8 +34,8 @@ if typing.TYPE_CHECKING:
 class ScorerContext:
     """Second argument of a reward model's `build(config, context)`."""
 
-    run: Any = None
-    """The StageRun, or None outside a run and in a worker process."""
+    parts: Any = None
+    """The run's core.torch_api.Parts: its models, engines and guests; None outside a run and in a worker process."""
     device: Any = "cpu"
     """Where a scorer with a model puts it."""
     dtype: Any = "fp32"

@@ -14,6 +14,7 @@ from typing import Any
 from core.settings.data_schema import DataConfig
 from core.settings.rules import MISSING, require
 from core.settings.study_schema import StudyConfig
+from core.types import Work
 
 
 class Dtype(str, Enum):
@@ -114,6 +115,10 @@ class StageConfig:
     def files(self) -> list[str]:
         """Files whose content the stage's result depends on, beside the data; their hashes go into the key."""
         return []
+
+    def work(self) -> Work:
+        """What the stage does with each record, for the plan's estimate of tokens and time."""
+        return Work()
 
 
 @dataclass

@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.console import Console
-from core.planning.ledger import Ledger
 from core.planning.make import make_plan
-from core.platform.registry import Registry
 from core.testing.run import read_rows
+from core.training.loop import StepLoop
 from core.training.opening import open_stage
-from core.training.trainer import StepLoop
 
 
 class Bench:
@@ -22,22 +20,30 @@ class Bench:
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
         """arguments: words of the command line; folder: the run folder, which must not exist."""
-        cfg, _, config_json = typed_config(arguments)
-        whole = make_plan(cfg, Registry.load())
-        plan = whole.target
+        cfg, registry, config_json = typed_config(arguments)
+        chain = make_plan(cfg, registry)
+        plan = chain.target
         plan.run_dir = folder
         folder.mkdir(parents=True)
-        self.run = open_stage(whole, plan, Console(), cfg, config_json, "test", Ledger(Path(cfg.runs_dir)))
-        self.hook = self.run.hook
+        self.opened = open_stage(chain, plan, registry, Console(), config_json, "test")
+        self.run, self.recorder, self.hook = self.opened.run, self.opened.recorder, self.opened.run.hooks
+        self.stage: Any = self.opened.registered[0]
+        """The instance of the stage's class."""
         self.data = self.hook.build_data(run=self.run)
-        self.run.total_steps = self.hook.total_steps(run=self.run, data=self.data)
-        self.models = self.run.models = self.hook.build_models(run=self.run)
+        self.models = self.hook.build_models(run=self.run)
+        self.run.parts.hold(self.models, 0)
+        self.fitted: Any = None
+        """What the last `fit` returned."""
 
     def make_data(self) -> Any:
         """Let the stage make its examples with the model, as a run does before its first step."""
         self.data = self.hook.make_data(run=self.run, models=self.models, data=self.data)
-        self.run.total_steps = self.hook.total_steps(run=self.run, data=self.data)
+        self.recorder.made(getattr(self.data, "facts", {}), resumed=False)
         return self.data
+
+    def total_steps(self) -> int:
+        """Steps of the run."""
+        return self.hook.total_steps(run=self.run, data=self.data)
 
     def collect(self, step: int = 0) -> Any:
         """One iteration's batch."""
@@ -54,15 +60,22 @@ class Bench:
         """The stage's answer for one micro-batch."""
         return self.hook.compute_loss(run=self.run, models=self.models, micro_batch=micro_batch)
 
+    def evaluate(self, step: int = 0) -> Any:
+        """The stage's held-out evaluation."""
+        with torch.no_grad():
+            return self.hook.evaluate(run=self.run, models=self.models, data=self.data, step=step)
+
     def fit(self) -> list[dict[str, float]]:
-        """Make all steps through the hook, offset and all; the training metrics of each, without the stage's name."""
-        self.counts = self.hook.fit(run=self.run, models=self.models, data=self.data)
+        """Make all steps through the hooks, and finish; the training metrics of each, without the stage's name."""
+        hooks, more = self.hook, {"run": self.run, "models": self.models, "data": self.data}
+        self.fitted = hooks.fit(recorder=self.recorder, **more)
+        hooks.finish(**more)
         return self.steps()
 
     def steps(self) -> list[dict[str, float]]:
         """The training metrics recorded so far."""
-        prefix = f"{self.run.stage_name}/"
-        rows = read_rows(self.run.dir / "metrics.jsonl")
+        prefix = f"{self.run.name}/"
+        rows = read_rows(self.run.folder / "metrics.jsonl")
         trained = [{k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)} for row in rows]
         return [row for row in trained if row]
 
@@ -73,8 +86,8 @@ class Bench:
 
     def loop(self) -> StepLoop:
         """A step loop that has made no step."""
-        return StepLoop(self.run, self.models, self.data)
+        return StepLoop(self.run, self.models, self.data, self.recorder)
 
     def close(self) -> None:
         """Give engines, workers and models back."""
-        self.run.close()
+        self.opened.close()

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 
 from core.data.records import Record
 from core.files import atomic_folder, write_json
+from core.tokens.examples import Demonstration
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from core.tokens.examples import Demonstration
 
 SHARD_ROWS = 4096
 """Records of one shard; at 500 tokens each it takes 4 MB."""
@@ -55,8 +54,6 @@ class Shard:
     def example(self, place: int) -> Demonstration:
         """The example at `place`, its lists in memory."""
         import numpy as np
-
-        from core.tokens.examples import Demonstration  # which imports the modules that use this one
 
         start, end = self.starts[place], self.starts[place + 1]
         first, last = np.searchsorted(self.runs, start, "right") - 1, np.searchsorted(self.runs, end, "left")

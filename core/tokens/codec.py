@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,6 +142,12 @@ class ChatCodec:
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts as they stand: the tokenizer adds nothing."""
         return self._pieces(texts) if texts else []
+
+    @cached_property
+    def begin_ids(self) -> list[int]:
+        """[BOS] of a tokenizer that puts one before every text by itself, else nothing."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
 
     def _padding(self) -> int:
         """The padding token, or another special token that the template does not use where that is the end-of-turn

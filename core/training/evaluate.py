@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from core.models.roles import Models
 from core.scoring.guarded import summarise
-from core.types import Sampling, ScoreRequest
-
-if TYPE_CHECKING:
-    from core.training.run import StageRun
+from core.training.run import StageRun, heldout_prompts
+from core.types import Evaluation, Sampling, ScoreRequest
 
 _RESAMPLES = 2000
 
@@ -37,40 +36,38 @@ def paired_interval(before: list[float | None], after: list[float | None]) -> tu
     return bootstrap([b - a for a, b in pairs])
 
 
-def score_heldout(run: StageRun, models: Models) -> dict[str, float]:
+def score_heldout(run: StageRun, models: Models) -> Evaluation:
     """Generate greedily for the held-out prompts and score what came.
 
-    Returns `score` (mean of the true scorer over items without error), `reward` (mean of the run's reward where it
-    differs), `finished` (share that ended by themselves), `completion_tokens` (mean) and `score_errors`. Keeps the
-    items' scores in `run.eval_items` for the interval, and hands samples to the observers.
+    Metrics: `score` (mean of the true scorer over items without error), `reward` (mean of the run's reward where it
+    differs), `finished` (share that ended by themselves), `completion_tokens` (mean) and `score_errors`. Empty where
+    there is no prompt to answer, or no policy.
     """
-    records = run.eval_records()
-    if not records or models.policy is None:
-        return {}
-    prompts = run.codec.prompts([record.prompt for record in records], [record.tools for record in records])
+    held = heldout_prompts(run, models.codec)
+    if not held or models.policy is None:
+        return Evaluation()
     sampling = Sampling(
         max_new_tokens=run.cfg.eval.max_new_tokens, temperature=0.0, seed=run.seed_for("eval"),
-        stop_token_ids=(run.codec.eos,),
+        stop_token_ids=(models.codec.eos,),
     )  # fmt: skip
-    rollouts = run.evaluation_engine().generate(prompts, sampling)
+    rollouts = run.parts.evaluation_engine().generate([ids for _, ids in held], sampling)
     requests = [
         ScoreRequest(
             prompt=record.prompt[-1].content,
-            completion=run.codec.text(rollout.completion_ids),
+            completion=models.codec.text(rollout.completion_ids),
             prompt_ids=tuple(rollout.prompt_ids),
             completion_ids=tuple(rollout.completion_ids),
             answer=record.answer,
             meta=dict(record.meta),
         )
-        for record, rollout in zip(records, rollouts, strict=True)
+        for (record, _), rollout in zip(held, rollouts, strict=True)
     ]
-    run.eval_requests = requests
     metrics = {
         "finished": sum(rollout.finished for rollout in rollouts) / len(rollouts),
         "completion_tokens": sum(len(rollout.completion_ids) for rollout in rollouts) / len(rollouts),
     }
     columns: dict[str, list[float | None]] = {}
-    for name, scorer in (("score", run.true_scorer()), ("reward", run.reward_scorer())):
+    for name, scorer in (("score", run.parts.true_scorer()), ("reward", run.parts.reward())):
         if scorer is None:
             continue
         scores = scorer.score(requests)
@@ -80,8 +77,7 @@ def score_heldout(run: StageRun, models: Models) -> dict[str, float]:
             metrics[name] = summary["mean"]
         if summary["errors"]:
             metrics[f"{name}_errors"] = summary["errors"] or 0.0
-    run.eval_items = columns.get("score") or columns.get("reward") or []
-    rows = [
+    samples = [
         {
             "index": index,
             "prompt": request.prompt,
@@ -91,28 +87,25 @@ def score_heldout(run: StageRun, models: Models) -> dict[str, float]:
         }
         for index, request in enumerate(requests[: run.cfg.eval.samples])
     ]
-    run.eval_samples(rows)
-    return metrics
+    items = columns.get("score") or columns.get("reward") or []
+    return Evaluation(metrics, items, requests=requests, samples=samples)
 
 
-def headline(run: StageRun) -> dict[str, Any]:
-    """Before, after and intervals of the run's own metric, for result.json."""
-    before, after = run.first_eval or {}, run.last_eval or {}
+def headline(first: Evaluation | None, last: Evaluation | None, measured: Sequence[str] = ()) -> dict[str, Any]:
+    """Before, after and intervals of the run's own metric, by the names of core.results.StageResult.
+
+    measured: names of the metrics that `eval.metrics` gave.
+    """
+    start, end = first or Evaluation(), last or Evaluation()
+    before, after = start.metrics, end.metrics
     name = "score" if "score" in after else next((key for key in ("reward", "heldout_loss") if key in after), None)
-    items_before, items_after = before.get("items", []), after.get("items", [])
-    known = [item for item in items_after if item is not None]
+    known = [item for item in end.items if item is not None]
     binary = bool(known) and all(item in (0.0, 1.0) for item in known)
     labels = {"score": "held-out accuracy" if binary else "held-out score", "reward": "held-out reward"}
-    label = run.eval_metric or labels.get(name or "", (name or "").replace("_", " "))
-    delta = paired_interval(items_before, items_after)
+    delta = paired_interval(start.items, end.items)
     prefix = "heldout_loss/"
-    by_source = {
-        key.removeprefix(prefix): {"before": before.get(key), "after": value}
-        for key, value in after.items()
-        if key.startswith(prefix)
-    }
     return {
-        "metric": label,
+        "metric": end.headline or labels.get(name or "", (name or "").replace("_", " ")),
         "before": before.get(name) if name else None,
         "after": after.get(name) if name else None,
         "interval": list(bootstrap(known)) if known else None,
@@ -121,6 +114,12 @@ def headline(run: StageRun) -> dict[str, Any]:
         "reward_before": before.get("reward"),
         "reward_after": after.get("reward"),
         "kl_to_reference": after.get("kl_to_reference"),
-        "metrics": [{"name": name, "before": before.get(name), "after": after.get(name)} for name in run.metric_names],
-        **({"heldout_loss_by_source": by_source} if by_source else {}),
+        "metrics": [{"name": key, "before": before.get(key), "after": after.get(key)} for key in measured],
+        "heldout_loss_by_source": {
+            key.removeprefix(prefix): {"before": before.get(key), "after": value}
+            for key, value in after.items()
+            if key.startswith(prefix)
+        },
+        "first": before,
+        "last": after,
     }

@@ -2,7 +2,6 @@
 
 A build lives in `<runs_dir>/.builds/<key>/rows.jsonl`, where the key is a hash of all that its rows depend on. A build
 that was interrupted goes on after its last whole batch; a finished one serves every run that asks for the same.
-Torch-free.
 """
 
 from __future__ import annotations
@@ -14,16 +13,14 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from core.errors import PluginError
 from core.files import disk_guard, write_text
 from core.jsonl import append_whole, line_of, read_rows
 from core.planning.keys import build_key
 from core.planning.ledger import lock_folder
-
-if TYPE_CHECKING:
-    from core.training.run import StageRun
+from core.training.run import StageRun
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -59,7 +56,7 @@ def build_rows(
     with lock_folder(folder):
         rows = _finished(path, len(items), batch_size)
         if rows:
-            run.say(f"{len(rows)} of {len(items)} examples are taken from {folder}")
+            run.log.say(f"{len(rows)} of {len(items)} examples are taken from {folder}")
         if len(rows) < len(items):
             _make_missing(run, items, rows, make, path, batch_size)
     return rows
@@ -76,7 +73,7 @@ def _make_missing(
             batch = items[len(rows) : len(rows) + batch_size]
             made = list(make(batch))
             if len(made) != len(batch):
-                raise PluginError(f"{len(made)} rows were made of {len(batch)} items", run.stage_name)
+                raise PluginError(f"{len(made)} rows were made of {len(batch)} items", run.name)
             append_whole(file, b"".join(line_of(row) for row in made), path)
             with disk_guard(path):
                 os.fsync(file.fileno())
@@ -86,7 +83,7 @@ def _make_missing(
             if now - said >= _SAY_EVERY_S or len(rows) == len(items):
                 said = now
                 rate = (len(rows) - begun_with) / (now - began)
-                run.say(f"{run.stage_name}: {len(rows)} of {len(items)} examples made ({rate:.1f} a second)")
+                run.log.say(f"{run.name}: {len(rows)} of {len(items)} examples made ({rate:.1f} a second)")
 
 
 def _finished(path: Path, count: int, batch_size: int) -> list[Row]:

@@ -54,7 +54,7 @@ class Peers:
         """This process's part of a step's micro-batches; may be empty."""
         return items[self.rank :: self.count]
 
-    def told(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value, in every process."""
         if self.count == 1:
             return value
@@ -65,7 +65,7 @@ class Peers:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def add(self, tensor: Tensor) -> None:
+    def all_reduce(self, tensor: Tensor) -> None:
         """Make `tensor` the sum of every process's, in place."""
         if self.count > 1:
             import torch.distributed as dist
@@ -73,15 +73,22 @@ class Peers:
             with _others():
                 dist.all_reduce(tensor)
 
-    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
+    def all_reduce_sums(self, values: Mapping[str, float]) -> dict[str, float]:
         """The sums over the processes, by name; a process need not have every name."""
         total: dict[str, float] = defaultdict(float)
-        for part in self.all(dict(values)):
+        for part in self.all_gather(dict(values)):
             for name, value in part.items():
                 total[name] += value
         return dict(total)
 
-    def all(self, value: T) -> list[T]:
+    def all_reduce_peaks(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The largest over the processes, by name; a process need not have every name."""
+        peaks: dict[str, float] = {}
+        for part in self.all_gather(dict(values)):
+            peaks |= {name: max(value, peaks.get(name, value)) for name, value in part.items()}
+        return peaks
+
+    def all_gather(self, value: T) -> list[T]:
         """Every process's value, in order of rank."""
         if self.count == 1:
             return [value]
@@ -97,10 +104,10 @@ class Peers:
         """The block in the first process, then in the others, which find its files. An exception in the first one is
         left to the launcher, which ends the others."""
         if not self.first:
-            self.told(None)
+            self.broadcast(None)
         yield
         if self.first:
-            self.told(None)
+            self.broadcast(None)
 
 
 ALONE = Peers()

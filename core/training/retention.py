@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ from core.models.packed import PromptGroup, pack
 from core.models.roles import Models
 from core.tokens.examples import split_by_tokens
 from core.training.evaluate import bootstrap
-
-if TYPE_CHECKING:
-    from core.training.run import StageRun
+from core.training.run import StageRun
 
 
 @dataclass
@@ -51,11 +49,11 @@ class Retention:
         self.models, self.limit = models, run.cfg.stage.micro_batch_tokens
         self.dialogues: list[PromptGroup] = []
         if cfg.general:
-            prompts = run.codec.prompts([[Message("user", question)] for question, _ in GENERAL])
-            answers = run.codec.completions([answer for _, answer in GENERAL])
+            prompts = models.codec.prompts([[Message("user", question)] for question, _ in GENERAL])
+            answers = models.codec.completions([answer for _, answer in GENERAL])
             self.dialogues = [PromptGroup(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)]
-        self.tokenizer = run.codec.tokenizer
-        self.lead = _lead(self.tokenizer)
+        self.tokenizer = models.codec.tokenizer
+        self.lead = models.codec.begin_ids
         self.pieces = self._pieces(load_text(cfg.texts), cfg.piece_tokens, cfg.max_items) if cfg.texts else []
         longest = run.cfg.model.max_length
         self.questions = {
@@ -183,12 +181,6 @@ def _named(values: dict[str, Values]) -> dict[str, float]:
 
 def _tokens(group: PromptGroup) -> int:
     return len(group.prompt) + sum(map(len, group.completions))
-
-
-def _lead(tokenizer: Any) -> list[int]:
-    """What the tokenizer itself puts before a text: BOS, or nothing."""
-    ids = tokenizer("a")["input_ids"]
-    return ids[:1] if tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id] else []
 
 
 def _add_means(values: Values, per_token_M: Tensor, completion_M: Tensor, completions: int) -> None:

@@ -99,8 +99,8 @@ def command(arguments: list[str]) -> int:
             "model": {"source": run.cfg.model.source, "fingerprint": run.plan.fingerprint},
             "engine": run.plan.engine.name if run.plan.engine else "",
             "seed": run.cfg.runtime.seed,
-            "records": {"count": info["train"]["records"], "quarantined": info["quarantined"],
-                        "fingerprint": info["fingerprint"]},
+            "records": {"count": info.train.records, "quarantined": info.quarantined,
+                        "fingerprint": info.fingerprint},
             "settings": making,
             "texts": len(sources),
             "translations": len(rows),
@@ -111,8 +111,10 @@ def command(arguments: list[str]) -> int:
         write_text(asked.out.with_suffix(".lineage.json"), json.dumps(lineage, indent=2, ensure_ascii=False) + "\n")
         save_rows(asked.out.parent, asked.out.stem, rows)
         why = ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
-        run.say(f"{lineage['taken']} of {len(rows)} translations are taken" + (f"; refused: {why}" if why else ""))
-        run.say(f"written: {asked.out}; train with data.transforms=[{{name: augment_translated, file: {asked.out}}}]")
+        run.log.say(f"{lineage['taken']} of {len(rows)} translations are taken" + (f"; refused: {why}" if why else ""))
+        run.log.say(
+            f"written: {asked.out}; train with data.transforms=[{{name: augment_translated, file: {asked.out}}}]"
+        )
     return 0
 
 
@@ -174,13 +176,13 @@ def _answers(run: StageRun, asked: Namespace, template: str, texts: Sequence[str
         return []
     requests = [(Message("user", _filled(template, asked, text)),) for text in texts]
     prompts = run.codec.prompts(requests)
-    fits = [len(prompt) + asked.max_new_tokens <= run.max_sequence_tokens for prompt in prompts]
+    fits = [len(prompt) + asked.max_new_tokens <= run.start.max_length for prompt in prompts]
     room = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
     sampling = Sampling(
         max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, top_p=asked.top_p, n=count,
         seed=run.seed_for("back-translate", template, texts[0]), stop_token_ids=(run.codec.eos,),
     )  # fmt: skip
-    rollouts = iter(run.engine().generate(room, sampling) if room else [])
+    rollouts = iter(run.parts.engine().generate(room, sampling) if room else [])
     return [[_answer(run, next(rollouts)) for _ in range(count)] if fit else [Answer("", "too long")] for fit in fits]
 
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
 
-from core.api import ConfigError, StageSpec, TextSetSpec, hookimpl, require
+from core.api import ConfigError, PlanView, StageSpec, TextSetSpec, hookimpl, require
 from plugins.cft.library import KIND, NEGATIVE, STUDY
 from plugins.shared.text_config import TextStageConfig, check_files
-
-if TYPE_CHECKING:
-    from core.planning.plan import Plan
 
 
 class Arm(str, Enum):
@@ -83,7 +79,7 @@ def register_text_sets() -> list[TextSetSpec]:
 
 
 @hookimpl
-def modify_plan(plan: Plan) -> None:
+def modify_plan(plan: PlanView) -> None:
     """Refuse what cannot work before anything is loaded."""
     for stage in plan.stages:
         cfg = stage.cfg.stage

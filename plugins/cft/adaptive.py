@@ -71,7 +71,7 @@ def written_directives(
     answers: the answer that belongs to each passage, or an empty text.
     room: most tokens of a directive.
     """
-    file = run.dir / FILE
+    file = run.folder / FILE
     if not file.is_file():
         kinds = [categories[run.seed_for("category", index) % len(categories)] for index in range(len(passages))]
         requests = [
@@ -82,7 +82,7 @@ def written_directives(
             max_new_tokens=room, temperature=_TEMPERATURE, seed=run.seed_for("directives"),
             stop_token_ids=(run.codec.eos,),
         )  # fmt: skip
-        rollouts = run.evaluation_engine().generate(run.codec.prompts(requests), sampling)
+        rollouts = run.parts.evaluation_engine().generate(run.codec.prompts(requests), sampling)
         rows = [
             judged(index, kinds[index], run.codec.text(rollout.completion_ids), passages[index], answers[index])
             for index, rollout in enumerate(rollouts)
@@ -90,7 +90,7 @@ def written_directives(
         _save(file, rows)
     rows = [Written(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
     counts = Counter(row.state for row in rows)
-    run.say("directives written: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    run.log.say("directives written: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     return {row.index: row.text for row in rows if row.state == "used"}
 
 

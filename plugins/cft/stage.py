@@ -13,25 +13,21 @@ document. Of an instruction record the directive opens the first user message, a
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from core.api import Batch, ConfigError, DataError, Record, Section, hookimpl
-from core.torch_api import (
-    Demonstration,
-    StageData,
-    StageRun,
-    demonstrations,
-    step_items,
-    weighted_rows,
-)
+from typing_extensions import override
+
+from core.api import Batch, ConfigError, DataError, Record, Section, StageResult
+from core.torch_api import ChatCodec, Demonstration, Models, StageRun
 from plugins.cft import Arm, CftConfig
 from plugins.cft.adaptive import written_directives
 from plugins.cft.library import KIND
+from plugins.sft.stage import WeightedRow, weighted_rows
 from plugins.shared.texts import (
     HeldText,
+    TextData,
     TextStage,
-    begin_ids,
     closed_texts,
     end_id,
     held_text,
@@ -75,13 +71,6 @@ class Passage:
         return self.first.trained
 
 
-@dataclass
-class CftData(StageData):
-    """`train` holds passages, `heldout` examples without directive."""
-
-    held: HeldText = field(default_factory=lambda: HeldText([], 0))
-
-
 def chunk_example(begin: Sequence[int], directive: Sequence[int], chunk: Sequence[int]) -> Demonstration:
     """BEGIN, directive, chunk; the chunk's tokens have weight 1."""
     return Demonstration.of([*begin, *directive], chunk)
@@ -97,61 +86,66 @@ def with_directive(record: Record, directive: str) -> Record:
     raise ValueError("the record has no user message")
 
 
-class Cft(TextStage):
-    """The stage."""
+class Cft(TextStage[CftConfig]):
+    """The stage. Its data's `train` holds passages, `heldout` examples without directive."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: StageRun) -> None:
+        super().__init__(run)
         self.texts: list[str] = []
         self.categories: list[str] = []
         self.ids: dict[str, list[int]] = {}
         self.begin: list[int] = []
         self.written: dict[int, str] = {}
 
-    @hookimpl
-    def build_data(self, run: StageRun) -> CftData:
+    @override
+    def build_data(self) -> TextData:
         """Passages with the directives of the first pass, and the text that is scored."""
-        cfg: CftConfig = run.cfg.stage
-        self._read_directives(run)
-        end = end_id(run, cfg.end_token)
-        self.begin = begin_ids(run) or [end]
+        run, cfg, codec = self.run, self.cfg, self.run.codec
+        self._read_directives()
+        end = end_id(codec, cfg.end_token)
+        self.begin = codec.begin_ids or [end]
         size = cfg.chunk_tokens or run.cfg.model.max_length - cfg.directive_tokens - 2
         documents = [record for record in run.plan.dataset.train if record.text is not None]
         train: list[Passage] = []
-        for ids in closed_texts(run, documents, cfg.end_token):
+        for ids in closed_texts(codec, documents, cfg.end_token, run.log.drop):
             chunks = [ids[start : start + size] for start in range(0, len(ids), size)]
             if cfg.end_every_chunk:
                 chunks[:-1] = [[*chunk, end] for chunk in chunks[:-1]]
             for chunk in chunks:
-                example = self.behind(run, chunk, self.directive(run, len(train), 0))
+                example = self.behind(chunk, self.directive(len(train), 0))
                 train.append(Passage(len(train), tuple(chunk), None, example))
-        for record in self._instructions(run):
-            for example in demonstrations(run, [self.opened(record, self.directive(run, len(train), 0))]):
+        for record in self._instructions():
+            for example in run.examples.demonstrations([self.opened(record, self.directive(len(train), 0))]):
                 train.append(Passage(len(train), (), record, example))
         heldout = run.plan.dataset.heldout
         texts = [record for record in heldout if record.text is not None]
-        held = held_text(run, texts, cfg.end_token, size, cfg.eval_tokens) if texts else _held_dialogues(run, heldout)
-        return CftData(train, held.examples, held)
+        if texts:
+            held = held_text(run, codec, texts, cfg.end_token, size, cfg.eval_tokens)
+        else:
+            held = _held_dialogues(run, heldout)
+        return TextData(train, held.examples, held=held)
 
-    def _instructions(self, run: StageRun) -> list[Record]:
+    def _instructions(self) -> list[Record]:
         """Instruction records that leave room for a directive, the same ones in every arm."""
-        limit = run.cfg.model.max_length - run.cfg.stage.directive_tokens - 2
+        run = self.run
+        limit = run.cfg.model.max_length - self.cfg.directive_tokens - 2
         kept = []
         for record in run.plan.dataset.train:
             if record.text is not None:
                 continue
             if not any(message.role == "user" for message in record.prompt):
-                run.drop(record, "no user message that a directive could open")
+                run.log.drop(record, "no user message that a directive could open")
                 continue
-            for example in demonstrations(run, [record]):
+            for example in run.examples.demonstrations([record]):
                 if example.tokens <= limit:
                     kept.append(record)
                 else:
-                    run.drop(record, f"{example.tokens} tokens leave no room for a directive")
+                    run.log.drop(record, f"{example.tokens} tokens leave no room for a directive")
         return kept
 
-    def _read_directives(self, run: StageRun) -> None:
+    def _read_directives(self) -> None:
         """The texts that the arm draws from, checked against their room."""
-        cfg: CftConfig = run.cfg.stage
+        run, cfg = self.run, self.cfg
         if cfg.arm is Arm.cpt:
             return
         if cfg.directives_path and cfg.arm is not Arm.cft_negative:
@@ -161,14 +155,14 @@ class Cft(TextStage):
         else:
             name = cfg.negative if cfg.arm is Arm.cft_negative else cfg.directives
             where = "stage.negative" if cfg.arm is Arm.cft_negative else "stage.directives"
-            known = {key: entry.spec for key, entry in run.registry.text_sets.items() if entry.spec.kind == KIND}
+            known = run.parts.text_sets(KIND)
             if name not in known:
                 raise ConfigError(f"there is no set of directives '{name}'", where, f"one of: {', '.join(known)}")
             sets = known[name].texts
         self.categories = list(sets)
         self.texts = [text for texts in sets.values() for text in texts]
         for text in self.texts:
-            if len(self._directive_ids(run, text)) > cfg.directive_tokens:
+            if len(self._directive_ids(text)) > cfg.directive_tokens:
                 raise ConfigError(
                     f"a directive is longer than stage.directive_tokens={cfg.directive_tokens}: {text[:60]!r}", where,
                     "shorten it, or raise stage.directive_tokens",
@@ -176,93 +170,93 @@ class Cft(TextStage):
         if cfg.arm is Arm.cft_fixed:
             self.texts = [self.texts[run.seed_for("fixed directive") % len(self.texts)]]
 
-    def _directive_ids(self, run: StageRun, text: str) -> list[int]:
+    def _directive_ids(self, text: str) -> list[int]:
         """Token ids of directive and separator; tokenised apart from the passage, so nothing merges over the border."""
         if text not in self.ids:
-            self.ids[text] = token_ids(run, [text + SEPARATOR])[0]
+            self.ids[text] = token_ids(self.run.codec, [text + SEPARATOR])[0]
         return self.ids[text]
 
-    @hookimpl(wrapper=True)
-    def fit(self, run: StageRun, data: CftData) -> Generator[None, dict[str, float], dict[str, float]]:
-        """Before core's loop: adaptive directives, where they are asked for."""
-        cfg: CftConfig = run.cfg.stage
-        if cfg.adaptive:
-            texts = [
-                run.codec.text(passage.chunk) if passage.record is None else passage.record.completion or ""
-                for passage in data.train
-            ]
-            answers = [(passage.record.answer or "") if passage.record else "" for passage in data.train]
-            with run.timed("directives"):
-                written = written_directives(run, texts, answers, self.categories, cfg.directive_tokens)
-            self.written = {
-                index: text for index, text in written.items()
-                if len(self._directive_ids(run, text)) <= cfg.directive_tokens
-            }  # fmt: skip
-            if not self.written:
-                raise DataError("no written directive can be used", "stage.adaptive", "set stage.adaptive=false")
-        return (yield)
+    @override
+    def make_data(self, models: Models, data: TextData) -> TextData:
+        """Adaptive directives, where they are asked for."""
+        run, cfg = self.run, self.cfg
+        if not cfg.adaptive:
+            return data
+        texts = [
+            run.codec.text(passage.chunk) if passage.record is None else passage.record.completion or ""
+            for passage in data.train
+        ]
+        answers = [(passage.record.answer or "") if passage.record else "" for passage in data.train]
+        with run.log.timed("directives"):
+            written = written_directives(run, texts, answers, self.categories, cfg.directive_tokens)
+        self.written = {
+            index: text for index, text in written.items() if len(self._directive_ids(text)) <= cfg.directive_tokens
+        }
+        if not self.written:
+            raise DataError("no written directive can be used", "stage.adaptive", "set stage.adaptive=false")
+        return data
 
-    def directive(self, run: StageRun, index: int, epoch: int) -> str | None:
+    def directive(self, index: int, epoch: int) -> str | None:
         """The directive of passage `index` in pass `epoch`; None in the arm without any."""
         if not self.texts:
             return None
         if index in self.written:
             return self.written[index]
-        return random.Random(f"{run.seed_for('directive')}:{epoch}:{index}").choice(self.texts)
+        return random.Random(f"{self.run.seed_for('directive')}:{epoch}:{index}").choice(self.texts)
 
-    def behind(self, run: StageRun, chunk: Sequence[int], directive: str | None) -> Demonstration:
+    def behind(self, chunk: Sequence[int], directive: str | None) -> Demonstration:
         """A chunk behind its directive."""
-        return chunk_example(self.begin, self._directive_ids(run, directive) if directive else [], chunk)
+        return chunk_example(self.begin, self._directive_ids(directive) if directive else [], chunk)
 
     def opened(self, record: Record, directive: str | None) -> Record:
         """An instruction record opened by its directive."""
         return with_directive(record, directive) if directive else record
 
-    def example(self, run: StageRun, passage: Passage, epoch: int) -> Demonstration:
+    def example(self, passage: Passage, epoch: int) -> Demonstration:
         """The example of a passage in pass `epoch`."""
-        directive = self.directive(run, passage.index, epoch)
+        directive = self.directive(passage.index, epoch)
         if passage.record is None:
-            return self.behind(run, passage.chunk, directive)
-        (made,) = demonstrations(run, [self.opened(passage.record, directive)])
+            return self.behind(passage.chunk, directive)
+        (made,) = self.run.examples.demonstrations([self.opened(passage.record, directive)])
         return made
 
-    @hookimpl
-    def collect_batch(self, run: StageRun, data: CftData, step: int) -> Batch:
+    @override
+    def collect_batch(self, models: Models, data: TextData, step: int) -> Batch[WeightedRow]:
         """The next `batch_size` passages, each with the directive drawn for it and for this pass."""
-        cfg = run.cfg.stage
-        passages = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
+        cfg = self.cfg
+        passages = self.next_examples(data.train, step)
         epochs = [(step * cfg.batch_size + place) // len(data.train) for place in range(cfg.batch_size)]
-        examples = [self.example(run, passage, epoch) for passage, epoch in zip(passages, epochs, strict=True)]
+        examples = [self.example(passage, epoch) for passage, epoch in zip(passages, epochs, strict=True)]
         counts = {
             "target_tokens": sum(example.trained for example in examples),
             "context_tokens": sum(example.tokens - example.trained for example in examples),
         }
         return Batch(
-            updates=[list(weighted_rows(examples, cfg.micro_batch_tokens))],
+            updates=[weighted_rows(examples, cfg.micro_batch_tokens)],
             tokens=sum(example.tokens for example in examples),
             metrics={name: float(value) for name, value in counts.items()},
-            samples=[_sample(run, example) for example in examples[:_SHOWN]] if step == 0 else [],
+            samples=[_sample(models.codec, example) for example in examples[:_SHOWN]] if step == 0 else [],
         )
 
-    @hookimpl
-    def report_section(self, run: StageRun) -> Section | None:
+    @override
+    def report_section(self, result: StageResult) -> Section | None:
         """The held-out part before and after, and what stood before the passages."""
         own = f", {len(self.written)} passages have one of their own" if self.written else ""
-        note = f"Arm {run.cfg.stage.arm.value}: {len(self.texts)} directives to draw from{own}."
-        return score_section(run.first_eval, run.last_eval, note)
+        note = f"Arm {self.cfg.arm.value}: {len(self.texts)} directives to draw from{own}."
+        return score_section(result, note)
 
 
 def _held_dialogues(run: StageRun, records: Sequence[Record]) -> HeldText:
     """Held-out instruction records without a directive."""
-    kept = [(record, demonstrations(run, [record])) for record in records if record.prompt]
+    kept = [(record, run.examples.demonstrations([record])) for record in records if record.prompt]
     size = sum(len((record.completion or "").encode()) for record, made in kept if made)
     return HeldText([example for _, made in kept for example in made], size)
 
 
-def _sample(run: StageRun, example: Demonstration) -> dict[str, str]:
+def _sample(codec: ChatCodec, example: Demonstration) -> dict[str, str]:
     """Context and trained text of an example."""
     sides = {
         name: [token for token, weight in zip(example.ids, example.weights, strict=True) if (weight != 0) == trained]
         for name, trained in (("prompt", False), ("completion", True))
     }
-    return {name: run.codec.text(ids) for name, ids in sides.items()}
+    return {name: codec.text(ids) for name, ids in sides.items()}

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
 
-from core.api import ConfigError, StageSpec, hookimpl, require
+from core.api import ConfigError, PlanView, StageSpec, hookimpl, require
 from plugins.shared.text_config import TextStageConfig, check_files
-
-if TYPE_CHECKING:
-    from core.planning.plan import Plan
 
 ROW_METHODS = ("none", "lora")
 """Adapter methods that can train new rows of the embedding."""
@@ -86,7 +82,7 @@ def register_stages() -> list[StageSpec]:
 
 
 @hookimpl
-def modify_plan(plan: Plan) -> None:
+def modify_plan(plan: PlanView) -> None:
     """Refuse what cannot work before anything is loaded."""
     for stage in plan.stages:
         cfg = stage.cfg.stage

@@ -13,30 +13,33 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from core.api import Batch, Section, hookimpl
-from core.torch_api import (
-    Demonstration,
-    Models,
-    StageData,
-    StageRun,
-    models_for_roles,
-    weighted_rows,
-)
+from typing_extensions import override
+
+from core.api import Batch, Section, StageResult
+from core.torch_api import ChatCodec, Demonstration, Models, StageRun, models_for_roles
 from plugins.domain import DomainConfig, NewRows
 from plugins.domain.rows import RowsFirst
 from plugins.domain.vocabulary import Extension, extend_codec, extended_start
-from plugins.shared.texts import HeldText, TextStage, chunked, document_ids, held_text, score_section, text_example
+from plugins.sft.stage import WeightedRow, weighted_rows
+from plugins.shared.texts import (
+    TextData,
+    TextStage,
+    chunked,
+    document_ids,
+    held_text,
+    score_section,
+    text_example,
+)
 
 
 @dataclass
-class DomainData(StageData):
+class DomainData(TextData):
     """`train` holds the domain's chunks, each once."""
 
     order: list[Demonstration] = field(default_factory=list)
     """Domain and replay chunks in the order in which steps take them, all passes."""
     replayed: list[bool] = field(default_factory=list)
     """For each chunk of `order`, whether it is replay."""
-    held: HeldText = field(default_factory=lambda: HeldText([], 0))
 
 
 def shuffled_passes(items: Sequence[Demonstration], seed: int) -> Iterator[Demonstration]:
@@ -78,61 +81,73 @@ def mixed(
     return order, replayed
 
 
-class Domain(TextStage):
+class Domain(TextStage[DomainConfig, DomainData]):
     """The stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: StageRun) -> None:
+        super().__init__(run)
         self.rows: RowsFirst | None = None
         self.extension: Extension | None = None
+        self.codec: ChatCodec | None = None
+        """The tokenizer with the new tokens."""
 
-    @hookimpl
-    def build_data(self, run: StageRun) -> DomainData:
+    @override
+    def build_data(self) -> DomainData:
         """The chunks, their order, and the text that is scored."""
-        cfg: DomainConfig = run.cfg.stage
+        run, cfg = self.run, self.cfg
         records = run.plan.dataset.train
+        codec = run.codec
         if cfg.new_tokens:
-            self.extension = extend_codec(run, [record.text or "" for record in records], cfg.new_tokens)
+            self.extension, codec = extend_codec(run.start, [record.text or "" for record in records], cfg.new_tokens)
+            self.codec = codec
+            if len(self.extension.pieces) < cfg.new_tokens:
+                found = len(self.extension.pieces)
+                run.log.warn(f"the documents yield {found} new tokens, not stage.new_tokens={cfg.new_tokens}")
         size = cfg.chunk_tokens or run.cfg.model.max_length
-        train = [text_example(chunk) for chunk in chunked(document_ids(run, records, cfg.end_token), size, cfg.join)]
+        documents = document_ids(codec, records, cfg.end_token, run.log.drop)
+        train = [text_example(chunk) for chunk in chunked(documents, size, cfg.join)]
         replay: list[Demonstration] = []
         if cfg.replay.path:
-            general = document_ids(run, run.records_from(cfg.replay.path, "text"), cfg.end_token)
+            general = document_ids(codec, run.records_from(cfg.replay.path, "text"), cfg.end_token, run.log.drop)
             replay = [text_example(chunk) for chunk in chunked(general, size, cfg.join)]
         count = None if cfg.max_steps is None else cfg.max_steps * cfg.batch_size
         order: list[Demonstration] = []
         replayed: list[bool] = []
         if train:
             order, replayed = mixed(train, replay, cfg.replay.fraction, count, cfg.epochs, run.seed_for("order"))
-        held = held_text(run, run.plan.dataset.heldout, cfg.end_token, size, cfg.eval_tokens)
-        return DomainData(train, held.examples, order, replayed, held)
+        held = held_text(run, codec, run.plan.dataset.heldout, cfg.end_token, size, cfg.eval_tokens)
+        return DomainData(train, held.examples, held=held, order=order, replayed=replayed)
 
-    @hookimpl
-    def total_steps(self, run: StageRun, data: DomainData) -> int:
+    @override
+    def total_steps(self, data: DomainData) -> int:
         """All chunks of the order, `batch_size` a step."""
-        return math.ceil(len(data.order) / run.cfg.stage.batch_size)
+        return math.ceil(len(data.order) / self.cfg.batch_size)
 
-    @hookimpl
-    def build_models(self, run: StageRun) -> Models:
+    @override
+    def build_models(self) -> Models:
         """The policy; with new tokens, an adapter trains their rows too."""
-        cfg: DomainConfig = run.cfg.stage
-        if self.extension is None:
-            return models_for_roles(run)
-        folder, layers = extended_start(run, self.extension, cfg.new_rows is NewRows.pieces)
-        run.start_from(folder)
+        run, cfg = self.run, self.cfg
+        if self.extension is None or self.codec is None:
+            return super().build_models()
+        folder = run.folder / "extended"
+        start, layers = extended_start(
+            run.start, self.codec, self.extension, folder, cfg.new_rows is NewRows.pieces
+        )  # fmt: skip
         peft = run.cfg.peft
         if peft.method != "none" and not {"trainable_token_indices", "modules_to_save"} & set(peft.options):
             # Only now are the ids known.
             rows = {layer: list(self.extension.ids) for layer in layers}
-            run.cfg.peft = dataclasses.replace(peft, options={**peft.options, "trainable_token_indices": rows})
-        models = models_for_roles(run)
+            peft = dataclasses.replace(peft, options={**peft.options, "trainable_token_indices": rows})
+            start = dataclasses.replace(start, cfg=dataclasses.replace(run.cfg, peft=peft))
+        models = models_for_roles(start, run.plan.spec.roles, run.parts.shape())
         assert models.policy is not None
         self.rows = RowsFirst(models.policy, self.extension.ids, cfg.new_rows_steps)
         return models
 
-    @hookimpl
-    def collect_batch(self, run: StageRun, data: DomainData, step: int) -> Batch:
+    @override
+    def collect_batch(self, models: Models, data: DomainData, step: int) -> Batch[WeightedRow]:
         """The next `batch_size` chunks of the order."""
-        cfg = run.cfg.stage
+        cfg = self.cfg
         if self.rows is not None:
             self.rows.at(step)
         part = slice(step * cfg.batch_size, (step + 1) * cfg.batch_size)
@@ -140,13 +155,13 @@ class Domain(TextStage):
         replayed = sum(chunk.trained for chunk, flag in zip(examples, data.replayed[part], strict=True) if flag)
         trained = sum(chunk.trained for chunk in examples)
         return Batch(
-            updates=[list(weighted_rows(examples, cfg.micro_batch_tokens))],
+            updates=[weighted_rows(examples, cfg.micro_batch_tokens)],
             tokens=sum(chunk.tokens for chunk in examples),
             metrics={"target_tokens": float(trained), "replay_tokens": float(replayed)},
         )
 
-    @hookimpl
-    def report_section(self, run: StageRun) -> Section | None:
+    @override
+    def report_section(self, result: StageResult) -> Section | None:
         """The held-out documents before and after, and what the new tokens save."""
         note = ""
         if self.extension is not None:
@@ -155,4 +170,4 @@ class Domain(TextStage):
                 f"documents before, {self.extension.bytes_after:.3g} with them. Only bits per byte can be compared "
                 "over two vocabularies."
             )
-        return score_section(run.first_eval, run.last_eval, note)
+        return score_section(result, note)

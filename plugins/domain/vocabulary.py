@@ -12,7 +12,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from core.api import ModelError
-from core.torch_api import StageRun, atomic_folder, load_codec, load_module
+from core.torch_api import ChatCodec, Start, atomic_folder, load_codec, load_module
 
 RECORD = "new_tokens.json"
 _FIRST_SYMBOL = 0x10000
@@ -192,45 +192,45 @@ class Extension:
         return range(self.first_id, self.first_id + len(self.pieces))
 
 
-def extend_codec(run: StageRun, texts: Sequence[str], count: int) -> Extension:
-    """Learn at most `count` pieces from the texts and let the run go on with the larger vocabulary. Loads no weights.
+def extend_codec(start: Start, texts: Sequence[str], count: int) -> tuple[Extension, ChatCodec]:
+    """Learn at most `count` pieces from the texts; the pieces, and the tokenizer with them. Loads no weights.
 
     Raises ModelError when the extended tokenizer, saved and loaded again, does not do what it should.
     """
-    old = run.codec.tokenizer
+    old = start.codec.tokenizer
     pieces = learn_pieces(old, texts, count)
-    if len(pieces) < count:
-        run.warn(f"the documents yield {len(pieces)} new tokens, not stage.new_tokens={count}")
     first_id = max(old.get_vocab().values()) + 1
     with tempfile.TemporaryDirectory(prefix="preftune-tokenizer-") as folder:
         old.save_pretrained(folder)
         extend_tokenizer(Path(folder), pieces, first_id)
-        run.codec = load_codec(Path(folder), run.cfg.model)
+        codec = load_codec(Path(folder), start.cfg.model)
     sample = list(texts[:_BATCH])
-    before, after = (one(sample, add_special_tokens=False)["input_ids"] for one in (old, run.codec.tokenizer))
+    before, after = (one(sample, add_special_tokens=False)["input_ids"] for one in (old, codec.tokenizer))
     _check(before, after, pieces, first_id)
     size = sum(len(text.encode()) for text in sample)
-    return Extension(pieces, first_id, *(size / max(sum(map(len, ids)), 1) for ids in (before, after)))
+    extension = Extension(pieces, first_id, *(size / max(sum(map(len, ids)), 1) for ids in (before, after)))
+    return extension, codec
 
 
-def extended_start(run: StageRun, extension: Extension, from_pieces: bool) -> tuple[Path, list[str]]:
-    """Folder of the stage's starting model with the new tokens, made once for a run; and the names of the layers that
-    have a row for each token."""
-    folder = run.dir / "extended"
+def extended_start(
+    start: Start, codec: ChatCodec, extension: Extension, folder: Path, from_pieces: bool
+) -> tuple[Start, list[str]]:
+    """The start with the new tokens, its model written into `folder` where it is not there yet; and the names of the
+    layers that have a row for each token."""
     record = folder / RECORD
     if not folder.is_dir():
-        module: Any = load_module(run.start_folder, run.cfg, run.dtype, "CAUSAL_LM")
+        module: Any = load_module(start.folder, start.cfg, start.dtype, "CAUSAL_LM")
         extend_model(module, extension.pieces, extension.first_id, from_pieces)
         with atomic_folder(folder) as part:
             module.save_pretrained(part)
-            run.codec.tokenizer.save_pretrained(part)
+            codec.tokenizer.save_pretrained(part)
             told = {
                 "first_id": extension.first_id,
                 "layers": _end_names(module),
-                "pieces": [run.codec.tokenizer.decode([token]) for token in extension.ids],
+                "pieces": [codec.tokenizer.decode([token]) for token in extension.ids],
             }
             (part / RECORD).write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
-    return folder, json.loads(record.read_text(encoding="utf-8"))["layers"]
+    return replace(start, weights=folder, own_codec=codec), json.loads(record.read_text(encoding="utf-8"))["layers"]
 
 
 def _check(before: Sequence[list[int]], after: Sequence[list[int]], pieces: Sequence[Piece], first_id: int) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from core.api import StageSpec, TrainOn, hookimpl, require
-from plugins.shared.supervised_config import SupervisedConfig
+from plugins.sft import SftConfig
 
 
 @dataclass
-class InstructConfig(SupervisedConfig):
+class InstructConfig(SftConfig):
     """Settings of `stage=instruct`."""
 
     lr: float = 2e-5

@@ -131,10 +131,9 @@ class Phrasebook:
         return record
 
 
-def columns_of(info: Mapping[str, Any]) -> dict[str, str]:
-    """Canonical field to column, from the description of the training part; empty where the files differ."""
-    mapping = info.get("train", {}).get("mapping", {})
-    return {name: column for name, column in mapping.items() if isinstance(column, str)}
+def columns_of(mapping: Mapping[str, Any] | None) -> dict[str, str]:
+    """Canonical field to column, from the mapping of the training part; empty where the files differ."""
+    return {name: column for name, column in (mapping or {}).items() if isinstance(column, str)}
 
 
 def _read(path: Path) -> list[Phrasing]:

@@ -5,22 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from core.api import DataError, Record
-from core.torch_api import StageRun
+from plugins.instruct import InstructConfig
 from plugins.instruct.phrasings import Phrasebook, columns_of
-from plugins.shared.supervised import SupervisedStage
+from plugins.sft.stage import Sft
 
 
-class Instruct(SupervisedStage):
+class Instruct(Sft[InstructConfig]):
     """The stage."""
 
-    def records(self, run: StageRun, records: Sequence[Record]) -> Sequence[Record]:
+    @override
+    def records(self, records: Sequence[Record]) -> Sequence[Record]:
         """The records, each in a phrasing drawn for it where one fits."""
-        cfg = run.cfg.stage
+        run, cfg = self.run, self.cfg
         if not cfg.templates or not records:
             return records
         book = Phrasebook.read(cfg.templates)
-        names = columns_of(run.plan.dataset.info)
+        names = columns_of(run.plan.dataset.info.train.mapping)
         phrased = [book.phrase(record, run.seed_for("phrasing"), cfg.options_frac, names) for record in records]
         fitting = sum("phrasing" in record.meta for record in phrased)
         if not fitting:
@@ -30,5 +33,5 @@ class Instruct(SupervisedStage):
                 "name templates whose variables are columns of the data: "
                 + ", ".join(sorted(book.variables(records[0], names))),
             )
-        run.say(f"{fitting} of {len(records)} records are phrased by {len(book.phrasings)} templates")
+        run.log.say(f"{fitting} of {len(records)} records are phrased by {len(book.phrasings)} templates")
         return phrased

@@ -28,7 +28,7 @@ def distinct(config: DistinctConfig, run: StageRun) -> Measure:
 
 def scored(config: ScoredConfig, run: StageRun) -> Measure:
     """Mean score under the scorer's name. Raises TrainingError where every completion fails to be scored."""
-    scorer = run.rule_scorer(config.scorer)
+    scorer = run.parts.rule(config.scorer)
 
     def measure(requests: Sequence[ScoreRequest]) -> dict[str, float]:
         scores = scorer.score(list(requests))

@@ -8,7 +8,8 @@ from functools import cache
 from typing import Any
 
 from core.api import DataError, MetricConfig
-from core.torch_api import Demonstration, Models, StageRun, demonstrations, weighted_nll, weighted_rows
+from core.torch_api import Demonstration, Models, StageRun
+from plugins.sft.stage import weighted_nll, weighted_rows
 
 
 def perplexity(config: MetricConfig, run: StageRun) -> Callable[[Models, Any], float]:
@@ -21,7 +22,7 @@ def perplexity(config: MetricConfig, run: StageRun) -> Callable[[Models, Any], f
     @cache
     def examples() -> list[Demonstration]:
         held = [record for record in run.plan.dataset.heldout if record.completion or record.chosen]
-        found = list(demonstrations(run, held)) if held else []
+        found = list(run.examples.demonstrations(held)) if held else []
         if not found:
             raise DataError(
                 "no held-out record has a completion", "eval.metrics (perplexity)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from core.api import Schedule, StageConfig, StageSpec, hookimpl, require
+from core.api import Schedule, StageConfig, StageSpec, Work, hookimpl, require
 
 
 class Completions(str, Enum):
@@ -160,6 +160,10 @@ class NlftConfig(StageConfig):
         for name, words in (("judge_prompt", ("{prompt}", "{judgement}")), ("correct_prompt", ("{prompt}", "{gold}"))):
             text = getattr(self, name)
             require(all(word in text for word in words), f"stage.{name}", f"a text with {' and '.join(words)}", text)
+
+    def work(self) -> Work:
+        """An answer of each prompt, made before the first step."""
+        return Work(1, self.max_new_tokens)
 
 
 @hookimpl

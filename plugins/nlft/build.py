@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.api import Sampling, Score, ScoreRequest
-from core.torch_api import build_rows, save_rows
+from core.torch_api import StageRun, build_rows, save_rows
 from plugins.nlft import NlftConfig
 from plugins.nlft.items import Item, filled
-
-if TYPE_CHECKING:
-    from core.training.run import StageRun
 
 RULE = "The answer is wrong. The right answer is: {gold}"
 """The judgement where the judge has no words of its own."""
@@ -29,18 +26,17 @@ class Built:
     failures: list[str]
 
 
-def build_items(run: StageRun, items: Sequence[Item], name: str = "feedback") -> Built:
+def build_items(run: StageRun, items: Sequence[Item], cfg: NlftConfig, name: str = "feedback") -> Built:
     """Fill in what the items lack, and save what was made as `built/<name>.jsonl` in the run folder.
 
     What fails costs its item, is counted and told in `failures`, and never ends the run.
     """
-    cfg: NlftConfig = run.cfg.stage
     waiting = [item for item in items if item.right is None or _unjudged(item)]
     rows: list[dict[str, Any]] = []
     if waiting:
         settings = {"part": name, **{key: getattr(cfg, key) for key in BUILD_SETTINGS}}
-        rows = build_rows(run, waiting, partial(_made, run), settings, cfg.build_batch)
-        save_rows(run.dir / "built", name, [row for row in rows if not row["error"]])
+        rows = build_rows(run, waiting, partial(_made, run, cfg), settings, cfg.build_batch)
+        save_rows(run.folder / "built", name, [row for row in rows if not row["error"]])
     made = {item.record.key: row for item, row in zip(waiting, rows, strict=True)}
     built = Built([], [])
     for item in items:
@@ -66,17 +62,16 @@ def _read(item: Item, row: dict[str, Any]) -> Item:
     )  # fmt: skip
 
 
-def _made(run: StageRun, items: Sequence[Item]) -> list[dict[str, Any]]:
+def _made(run: StageRun, cfg: NlftConfig, items: Sequence[Item]) -> list[dict[str, Any]]:
     """One row for each item; see docs/nlft.md for its fields."""
-    answered = _answered(run, items)
-    with run.timed("judge"):
-        scores = run.judge().score([_request(item) for item in answered])
+    answered = _answered(run, cfg, items)
+    with run.log.timed("judge"):
+        scores = run.parts.judge().score([_request(item) for item in answered])
     return [_row(*_judged(item, score, run.cfg.judge.threshold)) for item, score in zip(answered, scores, strict=True)]
 
 
-def _answered(run: StageRun, items: Sequence[Item]) -> list[Item]:
+def _answered(run: StageRun, cfg: NlftConfig, items: Sequence[Item]) -> list[Item]:
     """The items, with the start model's own answers where rows bring none."""
-    cfg: NlftConfig = run.cfg.stage
     asked = [item for item in items if item.answer is None]
     if not asked:
         return list(items)
@@ -84,8 +79,9 @@ def _answered(run: StageRun, items: Sequence[Item]) -> list[Item]:
         cfg.max_new_tokens, cfg.temperature, seed=run.seed_for("build", asked[0].record.key),
         stop_token_ids=(run.codec.eos,),
     )  # fmt: skip
-    with run.timed("rollout"):
-        rollouts = iter(run.engine().generate(run.codec.prompts([item.record.prompt for item in asked]), sampling))
+    with run.log.timed("rollout"):
+        prompts = run.codec.prompts([item.record.prompt for item in asked])
+        rollouts = iter(run.parts.engine().generate(prompts, sampling))
     answered = []
     for item in items:
         if item.answer is None:

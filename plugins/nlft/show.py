@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from core.api import Section, heatmap
 
 if TYPE_CHECKING:
-    from core.training.run import StageRun
+    from core.torch_api import RunLog
 
 LEGEND = "green (above 0) is made likelier, orange (below 0) less likely; plain tokens count for nothing"
 
@@ -32,13 +32,13 @@ class AnnotatedAnswer:
         return f"{self.kind} answer, {self.seeds} of {len(self.tokens)} tokens {what}"
 
 
-def print_heat_maps(run: StageRun, answers: Sequence[AnnotatedAnswer]) -> None:
+def print_heat_maps(log: RunLog, answers: Sequence[AnnotatedAnswer]) -> None:
     """A few annotated answers for the terminal."""
     if answers:
-        run.say(f"token weights: {LEGEND}")
+        log.say(f"token weights: {LEGEND}")
     for answer in answers:
-        run.say(f"{answer.title}: {answer.prompt[-120:].strip()!r}")
-        run.console.heat_map(answer.tokens, answer.weights)
+        log.say(f"{answer.title}: {answer.prompt[-120:].strip()!r}")
+        log.heat_map(answer.tokens, answer.weights)
 
 
 def annotation_section(answers: Sequence[AnnotatedAnswer], counts: dict[str, int]) -> Section:

@@ -20,19 +20,20 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from core.api import Batch, ConfigError, DataError, LossOutput, Record, Section, heatmap, hookimpl
-from core.torch_api import (
-    Models,
-    StageData,
-    StageRun,
-    demonstrations,
-    score_heldout,
-    split_by_tokens,
-    step_items,
-    weighted_nll,
-    weighted_rows,
+from core.api import (
+    Batch,
+    ConfigError,
+    DataError,
+    Evaluation,
+    LossOutput,
+    Record,
+    Section,
+    StageResult,
+    heatmap,
 )
+from core.torch_api import ChatCodec, Models, Stage, StageData, StageRun, score_heldout, split_by_tokens
 from plugins.nlft import Annotator, Arm, NegativeNll, NlftConfig
 from plugins.nlft.build import build_items
 from plugins.nlft.items import Item, conditioned, item_of, marked, tokens_of_spans
@@ -49,6 +50,7 @@ from plugins.nlft.rows import (
 )
 from plugins.nlft.saliency import Annotation
 from plugins.nlft.show import AnnotatedAnswer, annotation_section, print_heat_maps
+from plugins.sft.stage import weighted_nll, weighted_rows
 
 
 @dataclass
@@ -59,10 +61,11 @@ class NlftData(StageData):
     probes: list[Item] = field(default_factory=list)
 
 
-class Nlft:
+class Nlft(Stage[NlftConfig, NlftData, NlftRow]):
     """The stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: StageRun) -> None:
+        super().__init__(run)
         self.examples: list[Example] = []
         self.annotations: list[Annotation] = []
         """Of the start model, one for each example."""
@@ -71,19 +74,20 @@ class Nlft:
         self.shown: list[AnnotatedAnswer] = []
         self.counts: dict[str, int] = {}
 
-    @hookimpl
-    def build_data(self, run: StageRun) -> NlftData:
+    @override
+    def build_data(self) -> NlftData:
         """What the records bring; answers are made once the model stands. Held out: the gold answers."""
-        cfg = run.cfg.stage
+        run, cfg = self.run, self.cfg
         items = [item_of(record, cfg) for record in run.plan.dataset.train]
         held = [item_of(record, cfg) for record in run.plan.dataset.heldout]
         gold = [Record(item.record.prompt, item.gold, meta=item.record.meta) for item in held if item.gold]
-        return NlftData(_fitting(run, items), demonstrations(run, gold), _fitting(run, held[: cfg.heldout_answers]))
+        probes = self._fitting(held[: cfg.heldout_answers])
+        return NlftData(self._fitting(items), run.examples.demonstrations(gold), probes=probes)
 
-    @hookimpl
-    def make_data(self, run: StageRun, models: Models, data: NlftData) -> NlftData:
+    @override
+    def make_data(self, models: Models, data: NlftData) -> NlftData:
         """The answers, judgements and token weights of the model as it starts."""
-        cfg = run.cfg.stage
+        run, cfg = self.run, self.cfg
         assert models.policy is not None
         if models.policy.padded and (cfg.cluster or cfg.negative_nll is NegativeNll.misaligned):
             raise ConfigError(
@@ -91,51 +95,68 @@ class Nlft:
                 f"peft={run.cfg.peft.method}",
                 "set stage.cluster=false and stage.negative_nll=judge, or take peft=lora",
             )  # fmt: skip
-        built = build_items(run, data.train)
-        probes = build_items(run, data.probes, "heldout_feedback").items
-        run.close_engines()
-        self.examples, dropped = examples_of(run, built.items)
-        self._tell(run, built.failures + dropped)
-        with run.timed("annotate"), torch.no_grad():
+        built = build_items(run, data.train, cfg)
+        probes = build_items(run, data.probes, cfg, "heldout_feedback").items
+        run.parts.close_engines()
+        self.examples, dropped = examples_of(run, built.items, cfg)
+        self._tell(built.failures + dropped)
+        with run.log.timed("annotate"), torch.no_grad():
             self.annotations = annotate(models, self.examples, cfg)
-            held = examples_of(run, probes)[0]
+            held = examples_of(run, probes, cfg)[0]
             self.probes = list(zip(held, annotate(models, held, cfg), strict=True))
-        self._show(run)
+        self._show()
         # The loop counts its steps by it: what failed takes none.
         data.train = [example for example in self.examples if example.right or cfg.arm is not Arm.sft]
         return data
 
-    def _tell(self, run: StageRun, failures: list[str]) -> None:
+    def _fitting(self, items: list[Item]) -> list[Item]:
+        """Items whose prompt leaves room for the answer; the others go to quarantine."""
+        run, limit = self.run, self.run.cfg.model.max_length
+        prompts = run.codec.prompts([item.record.prompt for item in items])
+        answers = run.codec.completions([item.answer or "" for item in items])
+        fitting = []
+        for item, prompt, answer in zip(items, prompts, answers, strict=True):
+            trained = self.cfg.max_new_tokens if item.answer is None else len(answer)
+            tokens = len(prompt) + trained
+            if tokens > limit:
+                run.log.drop(item.record, f"{tokens} tokens, more than model.max_length={limit}")
+            else:
+                fitting.append(replace(item, tokens=tokens, trained=trained))
+        return fitting
+
+    def _tell(self, failures: list[str]) -> None:
+        run = self.run
         wrong = sum(not example.right for example in self.examples)
         self.counts = {"right": len(self.examples) - wrong, "wrong": wrong, "left out": len(failures)}
         if failures:
             reasons = ", ".join(f"{count} × {reason}" for reason, count in Counter(failures).most_common(3))
-            run.warn(f"{len(failures)} answers are left out: {reasons}")
+            run.log.warn(f"{len(failures)} answers are left out: {reasons}")
         if not self.examples:
-            raise DataError("no answer is left to train on", run.stage_name, f"see {run.dir}/log.txt")
-        run.say(f"answers: {self.counts['right']} right, {wrong} wrong, {len(failures)} left out")
+            raise DataError("no answer is left to train on", run.name, f"see {run.folder}/log.txt")
+        run.log.say(f"answers: {self.counts['right']} right, {wrong} wrong, {len(failures)} left out")
 
-    def _show(self, run: StageRun) -> None:
-        cfg = run.cfg.stage
+    def _show(self) -> None:
+        run, cfg = self.run, self.cfg
         seeds = [int(annotation.seed_T.sum()) for annotation in self.annotations]
         bare = sum(not count and not example.right for count, example in zip(seeds, self.examples, strict=True))
         if bare:
-            run.say(f"answers: in {bare} of {self.counts['wrong']} wrong ones the judgement singles out no token")
+            run.log.say(f"answers: in {bare} of {self.counts['wrong']} wrong ones the judgement singles out no token")
         self.counts["wrong without a negative token"] = bare
         # One right and one wrong answer in turn, those with something to see first.
         order = sorted(range(len(seeds)), key=lambda index: not seeds[index])
         sides = [[i for i in order if self.examples[i].right], [i for i in order if not self.examples[i].right]]
         turns = [side[place] for place in range(len(seeds)) for side in sides if place < len(side)]
         self.shown = [
-            annotated_answer(run, self.examples[index], self.annotations[index]) for index in turns[: 4 * cfg.heat_maps]
+            annotated_answer(run.codec, self.examples[index], self.annotations[index])
+            for index in turns[: 4 * cfg.heat_maps]
         ]
-        print_heat_maps(run, self.shown[: cfg.heat_maps])
+        print_heat_maps(run.log, self.shown[: cfg.heat_maps])
 
-    @hookimpl
-    def collect_batch(self, run: StageRun, data: NlftData, step: int) -> Batch:
+    @override
+    def collect_batch(self, models: Models, data: NlftData, step: int) -> Batch[NlftRow]:
         """The next `batch_size` answers."""
-        cfg = run.cfg.stage
-        examples = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
+        cfg = self.cfg
+        examples = self.next_examples(data.train, step)
         frozen = cfg.annotation is Annotator.frozen
         notes = [self.annotations[example.place] for example in examples] if frozen else None
         rows = training_rows(examples, notes, cfg)
@@ -146,10 +167,10 @@ class Nlft:
             tokens=sum(row.layout.packed.tokens for row in rows),
         )  # fmt: skip
 
-    @hookimpl
-    def compute_loss(self, run: StageRun, models: Models, micro_batch: NlftRow) -> LossOutput:
+    @override
+    def compute_loss(self, models: Models, micro_batch: NlftRow) -> LossOutput:
         """Weighted likelihood and unlikelihood of the answers' tokens."""
-        cfg = run.cfg.stage
+        cfg = self.cfg
         if micro_batch.annotations is not None:
             pull_M, push_M = token_weights(micro_batch, micro_batch.annotations, cfg)
             kept_M = (pull_M != 0) | (push_M != 0)
@@ -161,47 +182,32 @@ class Nlft:
         loss = signed_loss(logprob_M, *token_weights(micro_batch, annotations, cfg))
         return LossOutput(loss, _counts(annotations, micro_batch.examples))
 
-    @hookimpl
-    def evaluate(self, run: StageRun, models: Models, data: StageData) -> dict[str, float]:
+    @override
+    def evaluate(self, models: Models, data: NlftData, step: int) -> Evaluation:
         """Scored held-out completions; `heldout_loss` of the gold answers in nats a token; mean probability of the
         first answers' salient and negative tokens (those of the start model's annotation)."""
-        cfg = run.cfg.stage
-        metrics = score_heldout(run, models)
+        cfg = self.cfg
+        found = score_heldout(self.run, models)
         if data.heldout:
             rows = weighted_rows(data.heldout, cfg.micro_batch_tokens)
-            metrics["heldout_loss"] = sum(weighted_nll(models, row).item() for row in rows)
+            found.metrics["heldout_loss"] = sum(weighted_nll(models, row).item() for row in rows)
         trained = list(zip(self.examples, self.annotations, strict=True))[: cfg.probe_items]
         held = followed(models, self.probes, cfg)
-        return metrics | followed(models, trained, cfg) | {f"heldout_{name}": value for name, value in held.items()}
+        found.metrics |= followed(models, trained, cfg) | {f"heldout_{name}": value for name, value in held.items()}
+        return found
 
-    @hookimpl
-    def report_section(self) -> Section:
+    @override
+    def report_section(self, result: StageResult) -> Section | None:
         """The token weights of some answers."""
         return annotation_section(self.shown, self.counts)
 
 
-def _fitting(run: StageRun, items: list[Item]) -> list[Item]:
-    """Items whose prompt leaves room for the answer; the others go to quarantine."""
-    cfg = run.cfg.stage
-    prompts = run.codec.prompts([item.record.prompt for item in items])
-    answers = run.codec.completions([item.answer or "" for item in items])
-    fitting = []
-    for item, prompt, answer in zip(items, prompts, answers, strict=True):
-        trained = cfg.max_new_tokens if item.answer is None else len(answer)
-        tokens = len(prompt) + trained
-        if tokens > run.cfg.model.max_length:
-            run.drop(item.record, f"{tokens} tokens, more than model.max_length={run.cfg.model.max_length}")
-        else:
-            fitting.append(replace(item, tokens=tokens, trained=trained))
-    return fitting
-
-
-def examples_of(run: StageRun, items: list[Item]) -> tuple[list[Example], list[str]]:
+def examples_of(run: StageRun, items: list[Item], cfg: NlftConfig) -> tuple[list[Example], list[str]]:
     """Token ids of finished items, and why others are left out."""
     examples: list[Example] = []
     dropped: list[str] = []
     for item in items:
-        example = _example(run, item)
+        example = _example(run.codec, item, cfg)
         names = list(example.prompts)
         if max(example.tokens_under([name]) for name in names) > run.cfg.model.max_length:
             dropped.append(f"longer than model.max_length={run.cfg.model.max_length} with its judgement or gold answer")
@@ -210,9 +216,8 @@ def examples_of(run: StageRun, items: list[Item]) -> tuple[list[Example], list[s
     return examples, dropped
 
 
-def _example(run: StageRun, item: Item) -> Example:
-    cfg: NlftConfig = run.cfg.stage
-    codec, prompt = run.codec, item.record.prompt
+def _example(codec: ChatCodec, item: Item, cfg: NlftConfig) -> Example:
+    prompt = item.record.prompt
     text = item.answer or ""
     # A sampled answer is taken as it was drawn: tokenized again, other ids could stand for the same text.
     answer = list(item.answer_ids) or codec.completions([text])[0]
@@ -286,9 +291,9 @@ def _counts(annotations: list[Annotation], examples: list[Example]) -> dict[str,
     return counts
 
 
-def annotated_answer(run: StageRun, example: Example, annotation: Annotation) -> AnnotatedAnswer:
+def annotated_answer(codec: ChatCodec, example: Example, annotation: Annotation) -> AnnotatedAnswer:
     """What the heat map of an answer shows."""
-    tokenizer = run.codec.tokenizer
+    tokenizer = codec.tokenizer
     tokens = heatmap.token_texts(tokenizer, example.answer)
     asked = tokenizer.decode(example.prompts["base"], skip_special_tokens=True)
     kind = "right" if example.right else "wrong" if example.marked is None else "marked"

@@ -8,23 +8,14 @@ the mean over the chosen completions of the training set becomes the model's off
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
-from core.api import Batch, DataError, LossOutput, hookimpl
-from core.torch_api import (
-    Models,
-    PairRow,
-    StageData,
-    StageRun,
-    pair_rows,
-    pairs,
-    step_items,
-    trainable_scorer,
-)
+from core.api import Batch, DataError, Evaluation, LossOutput
+from core.torch_api import Models, PairRow, Stage, StageData, pair_rows, trainable_scorer
+from plugins.reward import RewardStageConfig
 
 _OFFSET_PAIRS = 128
 """Training pairs whose chosen completions give the offset."""
@@ -49,41 +40,37 @@ def pair_rewards(models: Models, row: PairRow) -> tuple[Tensor, Tensor]:
     return rewards[0::2], rewards[1::2]
 
 
-class Reward:
+class Reward(Stage[RewardStageConfig, StageData, PairRow]):
     """The stage."""
 
-    @hookimpl
-    def build_data(self, run: StageRun) -> StageData:
+    @override
+    def build_data(self) -> StageData:
         """Training and held-out pairs."""
-        heldout = [record for record in run.plan.dataset.heldout if record.chosen and record.rejected]
-        data = StageData(pairs(run, run.plan.dataset.train), pairs(run, heldout))
-        if run.cfg.stage.margin and not any(pair.margin for pair in data.train):
+        dataset, examples = self.run.plan.dataset, self.run.examples
+        heldout = [record for record in dataset.heldout if record.chosen and record.rejected]
+        data = StageData(examples.pairs(dataset.train), examples.pairs(heldout))
+        if self.cfg.margin and not any(pair.margin for pair in data.train):
             raise DataError(
                 "stage.margin=true, but no pair has a margin", "data", "name its column with data.columns.margin=COLUMN"
             )
         return data
 
-    @hookimpl
-    def build_models(self, run: StageRun) -> Models:
+    @override
+    def build_models(self) -> Models:
         """The reward model, from the starting weights with a new head."""
-        models = Models(tokenizer=run.codec.tokenizer)
-        models.reward_model = trainable_scorer(run, run.start_folder)
-        return models
+        start = self.run.start
+        return Models(start, reward_model=trainable_scorer(start, self.run.parts.shape()))
 
-    @hookimpl
-    def collect_batch(self, run: StageRun, data: StageData, step: int) -> Batch:
+    @override
+    def collect_batch(self, models: Models, data: StageData, step: int) -> Batch[PairRow]:
         """The next `batch_size` pairs."""
-        cfg = run.cfg.stage
-        examples = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
-        return Batch(
-            updates=[list(pair_rows(examples, cfg.micro_batch_tokens))],
-            tokens=sum(pair.tokens for pair in examples),
-        )
+        pairs = self.next_examples(data.train, step)
+        return Batch(updates=[pair_rows(pairs, self.cfg.micro_batch_tokens)], tokens=sum(pair.tokens for pair in pairs))
 
-    @hookimpl
-    def compute_loss(self, run: StageRun, models: Models, micro_batch: PairRow) -> LossOutput:
+    @override
+    def compute_loss(self, models: Models, micro_batch: PairRow) -> LossOutput:
         """Mean Bradley-Terry loss over the step's pairs."""
-        cfg = run.cfg.stage
+        cfg = self.cfg
         chosen, rejected = pair_rewards(models, micro_batch)
         margin = micro_batch.margin_B.to(chosen.device) if cfg.margin else None
         loss = bradley_terry_loss(chosen, rejected, margin, cfg.centering).sum() / micro_batch.total
@@ -96,32 +83,27 @@ class Reward:
             }
         return LossOutput(loss, metrics)
 
-    @hookimpl
-    def evaluate(self, run: StageRun, models: Models, data: StageData) -> dict[str, float]:
+    @override
+    def evaluate(self, models: Models, data: StageData, step: int) -> Evaluation:
         """`score`: share of held-out pairs whose chosen completion gets the higher reward; `margin`: mean gap."""
         if not data.heldout:
-            return {}
-        run.eval_metric = "held-out pair accuracy"
+            return Evaluation()
         flags: list[float | None] = []
         gap = 0.0
-        for row in pair_rows(data.heldout, run.cfg.stage.micro_batch_tokens):
+        for row in pair_rows(data.heldout, self.cfg.micro_batch_tokens):
             chosen, rejected = pair_rewards(models, row)
             flags += (chosen > rejected).float().tolist()
             gap += (chosen - rejected).sum().item()
-        run.eval_items = flags
         known = [flag for flag in flags if flag is not None]
-        return {"score": sum(known) / len(known), "margin": gap / len(known)}
+        metrics = {"score": sum(known) / len(known), "margin": gap / len(known)}
+        return Evaluation(metrics, flags, headline="held-out pair accuracy")
 
-    @hookimpl(wrapper=True)
-    def fit(
-        self, run: StageRun, models: Models, data: StageData
-    ) -> Generator[None, dict[str, float], dict[str, float]]:
-        """After core's loop: the mean reward of chosen training completions becomes the offset."""
-        counts = yield
+    @override
+    def finish(self, models: Models, data: StageData) -> None:
+        """The mean reward of chosen training completions becomes the offset."""
         assert models.reward_model is not None
         rewards = []
         with torch.no_grad():
-            for row in pair_rows(data.train[:_OFFSET_PAIRS], run.cfg.stage.micro_batch_tokens):
+            for row in pair_rows(data.train[:_OFFSET_PAIRS], self.cfg.micro_batch_tokens):
                 rewards.append(pair_rewards(models, row)[0])
         models.reward_model.offset += torch.cat(rewards).mean().item()
-        return counts

@@ -3,7 +3,7 @@ out to the samples, finished rows leave the batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from core.api import Rollout, Sampling, TrainingError
+from core.torch_api import Start, is_prompt_learning
 from plugins.rollout_transformers import TransformersRolloutConfig
 from plugins.shared.sampling import check_prompts, request_seed, sample_tokens
 
@@ -21,9 +22,10 @@ SCORE_TOKENS = 2048
 """Most tokens (padding included) in one scoring pass; bounds the [tokens, vocabulary] logits in memory."""
 
 
-def build(config: TransformersRolloutConfig, run: Any) -> TransformersEngine:
-    """Engine over `run.models.policy.module`, which is looked up at each call, so it may be set later."""
-    return TransformersEngine(lambda: run.models.policy.module, config)
+def build(config: TransformersRolloutConfig, start: Start, module: nn.Module) -> TransformersEngine:
+    """Engine over the policy's own module."""
+    del start
+    return TransformersEngine(module, config)
 
 
 @dataclass
@@ -41,8 +43,8 @@ class _Row:
 class TransformersEngine:
     """RolloutEngine over a transformers module or PeftModel.
 
-    module: the module, or a function that gives it. It is used in eval mode without gradient, its training flags are
-        put back afterwards, and the caller's autocast context applies.
+    module: used in eval mode without gradient; its training flags are put back afterwards, and the caller's autocast
+        context applies.
 
     A rollout depends on the weights, its prompt, its index in the call and `sampling`; other rows in the batch touch
     it only through rounding. The global random state is neither read nor changed.
@@ -50,8 +52,8 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, module: nn.Module | Callable[[], nn.Module], config: TransformersRolloutConfig) -> None:
-        self._resolve: Callable[[], nn.Module] | None = (lambda: module) if isinstance(module, nn.Module) else module
+    def __init__(self, module: nn.Module, config: TransformersRolloutConfig) -> None:
+        self._held: nn.Module | None = module
         self._config = config
         self._version = 0
 
@@ -65,7 +67,7 @@ class TransformersEngine:
         check_prompts(prompts, sampling.max_new_tokens, None, self.name)
         rows: dict[tuple[int, int], _Row] = {}
         with _evaluating(module), torch.no_grad():
-            for batch in self._batches(prompts, sampling, equal_lengths=_is_prompt_learning(module)):
+            for batch in self._batches(prompts, sampling, equal_lengths=is_prompt_learning(module)):
                 for row in self._generate_batch(module, prompts, batch, sampling):
                     rows[row.prompt_index, row.sample_index] = row
         return [
@@ -88,7 +90,7 @@ class TransformersEngine:
         module = self._module()
         check_prompts(sequences, 0, None, self.name)
         scores: list[list[float]] = [[] for _ in sequences]
-        equal_lengths = _is_prompt_learning(module)
+        equal_lengths = is_prompt_learning(module)
         order = sorted((i for i in range(len(sequences)) if len(sequences[i]) > 1), key=lambda i: len(sequences[i]))
         with _evaluating(module), torch.no_grad():
             for batch in _by_length(order, [len(s) for s in sequences], 1, SCORE_TOKENS, equal_lengths):
@@ -108,12 +110,12 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Let go of the module. Safe to call twice."""
-        self._resolve = None
+        self._held = None
 
     def _module(self) -> nn.Module:
-        if self._resolve is None:
+        if self._held is None:
             raise TrainingError("the rollout engine was closed", where=f"rollout={self.name}", mend="build it again")
-        return self._resolve()
+        return self._held
 
     def _batches(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, equal_lengths: bool
@@ -143,7 +145,7 @@ class TransformersEngine:
         ]
         counts_B = torch.tensor([len(samples) for _, samples in batch], device=device)
         source_R = torch.arange(len(batch), device=device).repeat_interleave(counts_B)
-        decoder = (_Recomputing if _is_prompt_learning(module) else _Caching)(
+        decoder = (_Recomputing if is_prompt_learning(module) else _Caching)(
             module, ids_BT, mask_BT, longest + sampling.max_new_tokens
         )
         logits_RV = decoder.prefill()[source_R]
@@ -342,11 +344,6 @@ def _padded(
         ids_BT[row, place] = torch.as_tensor(sequence, dtype=torch.long)
         mask_BT[row, place] = 1
     return ids_BT.to(device), mask_BT.to(device)
-
-
-def _is_prompt_learning(module: nn.Module) -> bool:
-    """Whether the module is a PeftModel whose adapter puts virtual tokens or prefixes in front of the input."""
-    return bool(getattr(getattr(module, "active_peft_config", None), "is_prompt_learning", False))
 
 
 def _device(module: nn.Module) -> torch.device:

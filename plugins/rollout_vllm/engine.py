@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.api import PluginError, Rollout, Sampling, TrainingError
+from core.torch_api import Start
 from plugins.rollout_vllm import VllmRolloutConfig
 from plugins.shared.sampling import check_prompts, draw, request_seed, uniforms
 
@@ -45,16 +46,17 @@ HEAD = "lm_head.weight"
 EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
 
-def build(config: VllmRolloutConfig, run: Any) -> VllmEngine:
-    """Engine from the checkpoint in `run.engine_folder`, in the number format and with the seed of
-    `run.cfg.runtime`, for sequences of up to `run.max_sequence_tokens` tokens.
+def build(config: VllmRolloutConfig, start: Start, module: nn.Module) -> VllmEngine:
+    """Engine from the plain checkpoint that the policy starts from, in its number format and with the run's seed; the
+    weights of `module` come with the first sync.
 
     Raises: PluginError when vLLM does not import or start, or when several processes run and their process group
     does not stand yet.
     """
-    runtime = run.cfg.runtime
+    del module
+    runtime = start.cfg.runtime
     dtype = "fp32" if runtime.dtype == "fp32" else "bf16"
-    return VllmEngine(config, run.engine_folder, dtype, runtime.seed, run.max_sequence_tokens)
+    return VllmEngine(config, start.plain, dtype, runtime.seed, start.max_length)
 
 
 class VllmEngine:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from core.api import ConfigError, StageConfig, StageSpec, check_regex, hookimpl, require
-from plugins.shared.supervised_config import SupervisedConfig
+from core.api import ConfigError, StageConfig, StageSpec, Work, check_regex, hookimpl, require
+from plugins.sft import SftConfig
 
 REWRITE_PROMPT = """\
 Answer the question below in your own words. A reference shows what the right answer is; write a complete answer of
@@ -39,7 +39,7 @@ LEAKS = [
 
 
 @dataclass
-class SelfConfig(SupervisedConfig):
+class SelfConfig(SftConfig):
     """Settings of `stage=s3ft algorithm=ssr`, and what all variants share. The papers' learning rate, epochs, batch and
     decoding are not published; these are ours."""
 
@@ -74,6 +74,10 @@ class SelfConfig(SupervisedConfig):
                 f"'stage.samples' is {self.samples}, but greedy samples are all alike",
                 mend="set stage.temperature=0.7, or stage.samples=1",
             )
+
+    def work(self) -> Work:
+        """Answers of each prompt, made before the first step."""
+        return Work(self.samples, self.max_new_tokens)
 
 
 @dataclass

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from typing_extensions import TypeVar, override
 
-from core.api import Message, Rollout, Sampling, Score, ScoreRequest, Section, hookimpl
+from core.api import Message, Rollout, Sampling, Score, ScoreRequest, Section, StageResult
 from core.torch_api import (
     Demonstration,
     Models,
@@ -19,16 +20,18 @@ from core.torch_api import (
     StageData,
     StageRun,
     build_rows,
-    demonstrations,
     encoded_prompts,
     pack,
     save_rows,
     split_by_tokens,
     sum_by_completion,
 )
+from plugins.s3ft import RewriteConfig, SelfConfig
 from plugins.s3ft.composition import composition, section
 from plugins.s3ft.route import PARAPHRASE, SELF, Answer, Candidate, Filters, Item, Target, route
-from plugins.shared.supervised import SupervisedStage
+from plugins.sft.stage import Sft
+
+C = TypeVar("C", bound=SelfConfig)
 
 BUILD_SETTINGS = (
     "algorithm", "samples", "temperature", "top_p", "max_new_tokens", "remnants", "rewrite_prompt", "leaks",
@@ -43,81 +46,151 @@ class BuiltData(StageData):
     items: list[Item] = field(default_factory=list)
 
 
-class S3ft(SupervisedStage):
-    """The stage; a variant differs in its branches alone. Training and evaluation are those of plain supervised
-    fine-tuning: weight 1 on the target and its end-of-turn token."""
+class SelfSupervised(Sft[C, BuiltData]):
+    """What the variants share; they differ in their branches alone. Training and evaluation are those of plain
+    supervised fine-tuning: weight 1 on the target and its end-of-turn token."""
 
-    branches: tuple[str, ...] = (SELF, PARAPHRASE)
+    branches: tuple[str, ...] = ()
+    leaks: Sequence[str] = ()
+    """Talk about the reference, which a rewritten answer must not hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: StageRun) -> None:
+        super().__init__(run)
         self.rows: list[dict[str, Any]] = []
 
-    @hookimpl
-    def build_data(self, run: StageRun) -> BuiltData:
+    @override
+    def build_data(self) -> BuiltData:
         """The items with their gold answers as demonstrations; `make_data` puts the targets in their place."""
-        encoded = encoded_prompts(run.codec, run.plan.dataset.train, run.drop)
+        run = self.run
+        encoded = encoded_prompts(run.codec, run.plan.dataset.train, run.log.drop)
         texts = [record.completion or record.chosen or "" for record, _ in encoded]
         items = []
         for (record, prompt), text, gold in zip(encoded, texts, run.codec.completions(texts), strict=True):
-            tokens = len(prompt) + len(gold)
             if record.calls or record.reasoning:
-                run.drop(record, "a final turn with tool calls or reasoning, which no judge can compare")
-            elif tokens > run.cfg.model.max_length:
-                run.drop(record, f"{tokens} tokens, more than model.max_length={run.cfg.model.max_length}")
-            else:
+                run.log.drop(record, "a final turn with tool calls or reasoning, which no judge can compare")
+            elif run.examples.fits(record, len(prompt) + len(gold)):
                 items.append(Item(record, prompt, text, gold))
         heldout = [record for record in run.plan.dataset.heldout if record.completion or record.chosen]
         train = [Demonstration.of(item.prompt, item.gold) for item in items]
-        return BuiltData(train, demonstrations(run, heldout), items)
+        return BuiltData(train, run.examples.demonstrations(heldout), items=items)
 
-    @hookimpl
-    def make_data(self, run: StageRun, models: Models, data: BuiltData) -> BuiltData:
+    @override
+    def make_data(self, models: Models, data: BuiltData) -> BuiltData:
         """Let the start model answer, keep what is judged right, save the targets and their composition."""
-        cfg = run.cfg.stage
+        run, cfg = self.run, self.cfg
         settings = {name: getattr(cfg, name) for name in BUILD_SETTINGS if hasattr(cfg, name)}
-        self.rows = build_rows(run, data.items, partial(self._targets, run, models), settings, cfg.build_batch)
-        run.close_engines()
-        run.say(f"targets: {save_rows(run.dir / 'built', 'sft', self.rows)}")
-        run.observe_facts(composition(self.rows))
+        self.rows = build_rows(run, data.items, partial(self._targets, models), settings, cfg.build_batch)
+        run.parts.close_engines()
+        run.log.say(f"targets: {save_rows(run.folder / 'built', 'sft', self.rows)}")
+        data.facts = composition(self.rows)
         failed = [error for row in self.rows for error in row["judge_errors"]]
         if failed:
             first = Counter(failed).most_common(1)[0][0]
-            run.warn(f"the judge failed on {len(failed)} answers, which count as wrong; most often: {first}")
+            run.log.warn(f"the judge failed on {len(failed)} answers, which count as wrong; most often: {first}")
         data.train = [
             Demonstration.of(item.prompt, row["completion_ids"])
             for item, row in zip(data.items, self.rows, strict=True)
         ]
         return data
 
-    @hookimpl
-    def report_section(self, run: StageRun) -> Section:
+    @override
+    def report_section(self, result: StageResult) -> Section | None:
         """Composition of the targets, their log-probabilities under the start model, examples of each branch."""
-        return section(self.rows, run.plan.algorithm, run.cfg.judge.name)
+        return section(self.rows, self.run.plan.algorithm, self.run.cfg.judge.name)
+
+    def asked(self, branch: str, items: Sequence[Item]) -> list[list[int]]:
+        """Token ids of the prompts that a branch asks."""
+        del branch
+        return [item.prompt for item in items]
 
     # -- making targets ----------------------------------------------------------------------------------------------
 
-    def _targets(self, run: StageRun, models: Models, items: Sequence[Item]) -> list[dict[str, Any]]:
+    def _targets(self, models: Models, items: Sequence[Item]) -> list[dict[str, Any]]:
         """One row for each item; see docs/s3ft.md for its fields."""
-        cfg = run.cfg.stage
-        filters = Filters(
-            cfg.remnants, getattr(cfg, "leaks", ()), run.codec.tokenizer.all_special_ids, run.cfg.model.max_length
-        )
+        run, cfg = self.run, self.cfg
+        filters = Filters(cfg.remnants, self.leaks, run.codec.tokenizer.all_special_ids, run.cfg.model.max_length)
         targets = route(
-            items, self.branches, partial(_sample, run), filters, partial(_judge, run), run.cfg.judge.threshold,
-            partial(_likeliest, run, models),
+            items, self.branches, self._sample, filters, partial(_judge, run), run.cfg.judge.threshold,
+            partial(self._likeliest, models),
         )  # fmt: skip
-        means = _mean_logprobs(run, models, [(item, [target.ids, item.gold])
-                                             for item, target in zip(items, targets, strict=True)])  # fmt: skip
+        cases = [(item, [target.ids, item.gold]) for item, target in zip(items, targets, strict=True)]
+        means = self._mean_logprobs(models, cases)
         return [_row(*one) for one in zip(items, targets, means, strict=True)]
 
+    def _sample(self, branch: str, items: Sequence[Item]) -> list[list[Answer]]:
+        """`samples` answers of the start model to each item; none where the prompt leaves no room for the longest."""
+        run, cfg = self.run, self.cfg
+        prompts = self.asked(branch, items)
+        fits = [len(prompt) + cfg.max_new_tokens <= run.start.max_length for prompt in prompts]
+        asked = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+        sampling = Sampling(
+            max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, n=cfg.samples,
+            seed=run.seed_for("build", branch, *(item.record.key for item in items[:1])),
+            stop_token_ids=(run.codec.eos,),
+        )  # fmt: skip
+        with run.log.timed("rollout"):
+            rollouts = run.parts.engine().generate(asked, sampling) if asked else []
+        drawn = iter(rollouts)
+        return [[_answer(run, next(drawn)) for _ in range(cfg.samples)] if fit else [] for fit in fits]
 
-class Ssr(S3ft):
+    def _likeliest(self, models: Models, cases: Sequence[tuple[Item, Sequence[Answer]]]) -> list[int]:
+        """The answer with the highest mean log-probability a token, an index for each item."""
+        several = [(place, [answer.ids for answer in answers]) for place, (_, answers) in enumerate(cases)
+                   if len(answers) > 1]  # fmt: skip
+        means = self._mean_logprobs(models, [(cases[place][0], ids) for place, ids in several])
+        picked = [0] * len(cases)
+        for (place, _), values in zip(several, means, strict=True):
+            picked[place] = values.index(max(values))
+        return picked
+
+    def _mean_logprobs(
+        self, models: Models, cases: Sequence[tuple[Item, Sequence[Sequence[int]]]]
+    ) -> list[list[float]]:
+        """Mean log-probability in nats a token of each completion of each item's prompt under the start model.
+
+        The policy is the start model as long as no step was made, whatever its adapter.
+        """
+
+        def tokens(case: tuple[Item, Sequence[Sequence[int]]]) -> int:
+            return len(case[0].prompt) + sum(len(ids) for ids in case[1])
+
+        means: list[list[float]] = []
+        for part in split_by_tokens(list(cases), tokens, self.cfg.micro_batch_tokens):
+            row = pack([PromptGroup(item.prompt, completions) for item, completions in part]).to(models.start.device)
+            with torch.no_grad(), self.run.log.timed("start log-probabilities"):
+                logprob_M, _ = models.call("policy", row)
+            sums = iter(sum_by_completion(logprob_M, row.completion_M, row.completions).tolist())
+            means += [[next(sums) / len(ids) for ids in completions] for _, completions in part]
+        return means
+
+
+class Ssr(SelfSupervised[SelfConfig]):
     """Own answers alone."""
 
     branches = (SELF,)
 
 
-class Sdft(S3ft):
+class Rewriting(SelfSupervised[RewriteConfig]):
+    """Variants that also ask for the gold answer in the model's own words."""
+
+    def __init__(self, run: StageRun) -> None:
+        super().__init__(run)
+        self.leaks = self.cfg.leaks
+
+    @override
+    def asked(self, branch: str, items: Sequence[Item]) -> list[list[int]]:
+        if branch != PARAPHRASE:
+            return super().asked(branch, items)
+        return self.run.codec.prompts([_rewriting(item, self.cfg.rewrite_prompt) for item in items])
+
+
+class S3ft(Rewriting):
+    """Own answers, and own rewritings where they are wrong."""
+
+    branches = (SELF, PARAPHRASE)
+
+
+class Sdft(Rewriting):
     """Own rewritings of the gold answers alone."""
 
     branches = (PARAPHRASE,)
@@ -137,25 +210,6 @@ def _row(item: Item, target: Target, means: Sequence[float]) -> dict[str, Any]:
         "judge_errors": target.errors,
     }
     return row if item.record.answer is None else {**row, "answer": item.record.answer}
-
-
-def _sample(run: StageRun, branch: str, items: Sequence[Item]) -> list[list[Answer]]:
-    """`samples` answers of the start model to each item; none where the prompt leaves no room for the longest one."""
-    cfg = run.cfg.stage
-    prompts = [item.prompt for item in items]
-    if branch == PARAPHRASE:
-        prompts = run.codec.prompts([_rewriting(item, cfg.rewrite_prompt) for item in items])
-    fits = [len(prompt) + cfg.max_new_tokens <= run.max_sequence_tokens for prompt in prompts]
-    asked = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
-    sampling = Sampling(
-        max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, n=cfg.samples,
-        seed=run.seed_for("build", branch, *(item.record.key for item in items[:1])),
-        stop_token_ids=(run.codec.eos,),
-    )  # fmt: skip
-    with run.timed("rollout"):
-        rollouts = run.engine().generate(asked, sampling) if asked else []
-    drawn = iter(rollouts)
-    return [[_answer(run, next(drawn)) for _ in range(cfg.samples)] if fit else [] for fit in fits]
 
 
 def _answer(run: StageRun, rollout: Rollout) -> Answer:
@@ -184,38 +238,5 @@ def _judge(run: StageRun, candidates: Sequence[Candidate]) -> list[Score]:
         )
         for item, answer in candidates
     ]
-    with run.timed("judge"):
-        return run.judge().score(requests)
-
-
-def _likeliest(run: StageRun, models: Models, cases: Sequence[tuple[Item, Sequence[Answer]]]) -> list[int]:
-    """The answer with the highest mean log-probability a token, an index for each item."""
-    several = [(place, [answer.ids for answer in answers]) for place, (_, answers) in enumerate(cases)
-               if len(answers) > 1]  # fmt: skip
-    means = _mean_logprobs(run, models, [(cases[place][0], ids) for place, ids in several])
-    picked = [0] * len(cases)
-    for (place, _), values in zip(several, means, strict=True):
-        picked[place] = values.index(max(values))
-    return picked
-
-
-def _mean_logprobs(
-    run: StageRun, models: Models, cases: Sequence[tuple[Item, Sequence[Sequence[int]]]]
-) -> list[list[float]]:
-    """Mean log-probability in nats a token of each completion of each item's prompt under the start model.
-
-    The policy is the start model as long as no step was made, whatever its adapter.
-    """
-    assert models.policy is not None
-
-    def tokens(case: tuple[Item, Sequence[Sequence[int]]]) -> int:
-        return len(case[0].prompt) + sum(len(ids) for ids in case[1])
-
-    means: list[list[float]] = []
-    for part in split_by_tokens(list(cases), tokens, run.cfg.stage.micro_batch_tokens):
-        row = pack([PromptGroup(item.prompt, completions) for item, completions in part]).to(run.device)
-        with torch.no_grad(), run.timed("start log-probabilities"):
-            logprob_M, _ = models.policy(row)
-        sums = iter(sum_by_completion(logprob_M, row.completion_M, row.completions).tolist())
-        means += [[next(sums) / len(ids) for ids in completions] for _, completions in part]
-    return means
+    with run.log.timed("judge"):
+        return run.parts.judge().score(requests)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.errors import DataError
+from core.api import DataError
 
 
 def request_seed(seed: int, prompt_index: int) -> int:

@@ -7,58 +7,57 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from core.api import ConfigError, LossOutput, Record, Section, hookimpl, html_table, markdown_table
-from core.torch_api import Demonstration, Models, StageRun, WeightedRow, weighted_nll, weighted_rows
+from typing_extensions import TypeVar, override
+
+from core.api import ConfigError, Evaluation, LossOutput, Record, Section, StageResult, html_table, markdown_table
+from core.torch_api import ChatCodec, Demonstration, Models, Stage, StageData, StageRun
+from plugins.sft.stage import WeightedRow, weighted_nll, weighted_rows
+from plugins.shared.text_config import TextStageConfig
 
 
-def end_id(run: StageRun, token: str | None) -> int:
+def end_id(codec: ChatCodec, token: str | None) -> int:
     """Id of the token that closes a document: the tokenizer's EOS, unless a config names another one.
 
     Raises ConfigError for a token that the vocabulary lacks.
     """
     if token is None:
-        return run.codec.eos
-    tokenizer = run.codec.tokenizer
+        return codec.eos
+    tokenizer = codec.tokenizer
     if token not in tokenizer.get_vocab():
         raise ConfigError(f"the tokenizer has no token '{token}'", "stage.end_token", "name a token of the vocabulary")
     return int(tokenizer.convert_tokens_to_ids(token))
 
 
-def begin_ids(run: StageRun) -> list[int]:
-    """[BOS] for a tokenizer that puts one before every text by itself, else nothing."""
-    tokenizer = run.codec.tokenizer
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
-
-
-def token_ids(run: StageRun, texts: Sequence[str]) -> list[list[int]]:
+def token_ids(codec: ChatCodec, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts, nothing put before or behind them."""
     if not texts:
         return []
-    ids: list[list[int]] = run.codec.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    ids: list[list[int]] = codec.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return ids
 
 
-def closed_texts(run: StageRun, records: Sequence[Record], end_token: str | None) -> list[list[int]]:
-    """Text EOS of each record with a text; records whose text is empty go to quarantine."""
+def closed_texts(
+    codec: ChatCodec, records: Sequence[Record], end_token: str | None, drop: Callable[[Record, str], None]
+) -> list[list[int]]:
+    """Text EOS of each record with a text; `drop` is told of those whose text is empty."""
     kept = []
     for record in records:
         if (record.text or "").strip():
             kept.append(record)
         else:
-            run.drop(record, "empty text")
-    end = end_id(run, end_token)
-    return [[*ids, end] for ids in token_ids(run, [record.text or "" for record in kept])]
+            drop(record, "empty text")
+    end = end_id(codec, end_token)
+    return [[*ids, end] for ids in token_ids(codec, [record.text or "" for record in kept])]
 
 
-def document_ids(run: StageRun, records: Sequence[Record], end_token: str | None) -> list[list[int]]:
-    """[BOS] text EOS of each record with a text."""
-    begin = begin_ids(run)
-    return [[*begin, *ids] for ids in closed_texts(run, records, end_token)]
+def document_ids(
+    codec: ChatCodec, records: Sequence[Record], end_token: str | None, drop: Callable[[Record, str], None]
+) -> list[list[int]]:
+    """[BOS] text EOS of each record with a text; `drop` is told of those whose text is empty."""
+    return [[*codec.begin_ids, *ids] for ids in closed_texts(codec, records, end_token, drop)]
 
 
 def cut(ids: Sequence[int], chunk_tokens: int) -> list[list[int]]:
@@ -96,14 +95,19 @@ class HeldText:
 
 
 def held_text(
-    run: StageRun, records: Sequence[Record], end_token: str | None, chunk_tokens: int, most_tokens: int
+    run: StageRun,
+    codec: ChatCodec,
+    records: Sequence[Record],
+    end_token: str | None,
+    chunk_tokens: int,
+    most_tokens: int,
 ) -> HeldText:
     """Documents drawn from the run's seed until they hold `most_tokens` tokens, chunked apart."""
     drawn = [record for record in records if (record.text or "").strip()]
     random.Random(run.seed_for("held text")).shuffle(drawn)
     kept: list[list[int]] = []
     size = 0
-    for record, ids in zip(drawn, document_ids(run, drawn, end_token), strict=True):
+    for record, ids in zip(drawn, document_ids(codec, drawn, end_token, run.log.drop), strict=True):
         if kept and sum(map(len, kept)) + len(ids) > most_tokens:
             break
         kept.append(ids)
@@ -128,32 +132,37 @@ def text_metrics(models: Models, text: HeldText, limit: int) -> dict[str, float]
     }
 
 
-class HasHeldText(Protocol):
-    """Data of a stage that is scored on a text."""
+@dataclass
+class TextData(StageData):
+    """Examples of raw text, and the text that is scored."""
 
-    held: HeldText
+    held: HeldText = field(default_factory=lambda: HeldText([], 0))
 
 
-class TextStage:
-    """The stage hooks of training on raw text: its likelihood, and that of a held-out text."""
+C = TypeVar("C", bound=TextStageConfig)
+D = TypeVar("D", bound=TextData, default=TextData)
 
-    @hookimpl
+
+class TextStage(Stage[C, D, WeightedRow]):
+    """Training on raw text: its likelihood, and that of a held-out text."""
+
+    @override
     def compute_loss(self, models: Models, micro_batch: WeightedRow) -> LossOutput:
         """Negative log-likelihood of the tokens with a weight."""
         return LossOutput(weighted_nll(models, micro_batch))
 
-    @hookimpl
-    def evaluate(self, run: StageRun, models: Models, data: HasHeldText) -> dict[str, float]:
+    @override
+    def evaluate(self, models: Models, data: D, step: int) -> Evaluation:
         """Loss, perplexity and bits per byte of the held-out text."""
-        return text_metrics(models, data.held, run.cfg.stage.micro_batch_tokens)
+        return Evaluation(text_metrics(models, data.held, self.cfg.micro_batch_tokens))
 
 
-def score_section(before: dict[str, Any] | None, after: dict[str, Any] | None, note: str = "") -> Section | None:
+def score_section(result: StageResult, note: str = "") -> Section | None:
     """The held-out text before and after as a part of the report; None where it was not scored.
 
     note: a sentence below the table, without characters that HTML knows.
     """
-    before, after = before or {}, after or {}
+    before, after = result.first, result.last
     measures = {"perplexity": "heldout_perplexity", "bits per byte": "heldout_bits_per_byte"}
     rows = [
         (label, f"{before[name]:.4g}", f"{after[name]:.4g}")

@@ -11,7 +11,7 @@ from plugins.tracker_tensorboard import TensorboardConfig
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from core.training.run import StageRun
+    from core.api import Run, StageResult
 
 
 class TensorboardTracker:
@@ -31,17 +31,17 @@ class TensorboardTracker:
         self._close()
 
     @hookimpl
-    def on_step_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+    def on_step_end(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """Write the step's metrics under their own names."""
         self._scalars(run, step, metrics)
 
     @hookimpl
-    def on_eval_end(self, run: StageRun, step: int, metrics: dict[str, float]) -> None:
+    def on_eval_end(self, run: Run, step: int, metrics: dict[str, float]) -> None:
         """Write held-out metrics under `eval/`."""
         self._scalars(run, step, {name if "/" in name else f"eval/{name}": value for name, value in metrics.items()})
 
     @hookimpl
-    def on_samples(self, run: StageRun, step: int, rows: list[dict[str, Any]]) -> None:
+    def on_samples(self, run: Run, step: int, rows: list[dict[str, Any]]) -> None:
         """Write the first rows as text, one tag for each sample."""
         writer = self._open(run, step)
         for place, row in enumerate(rows[: self.config.max_samples]):
@@ -53,30 +53,30 @@ class TensorboardTracker:
             writer.add_text(f"samples/{index}", text, step)
 
     @hookimpl
-    def on_run_end(self, run: StageRun, result: dict[str, Any]) -> None:
+    def on_run_end(self, run: Run, result: StageResult) -> None:
         """Write the result as scalars and text, and close the file."""
-        step = int(result.get("steps") or 0)
+        step, told = result.steps, result.to_json()
         try:
             numbers = ("start", "before", "after", "reward_before", "reward_after", "kl_to_reference")
-            self._scalars(run, step, {f"result/{name}": result[name] for name in numbers if name in result})
-            text = _block(json.dumps(result, indent=2, ensure_ascii=False, default=str))
+            self._scalars(run, step, {f"result/{name}": told[name] for name in numbers})
+            text = _block(json.dumps(told, indent=2, ensure_ascii=False, default=str))
             self._open(run, step).add_text("result", text, step)
         finally:
             self._close()
 
     @hookimpl
-    def on_run_error(self, run: StageRun, phase: str, step: int, error: BaseException) -> None:
+    def on_run_error(self, run: Run, phase: str, step: int, error: BaseException) -> None:
         """Write phase and error as text, and close the file."""
         try:
             self._open(run, step).add_text("error", _block(f"{phase}: {type(error).__name__}: {error}"), step)
         finally:
             self._close()
 
-    def _open(self, run: StageRun, step: int) -> SummaryWriter:
+    def _open(self, run: Run, step: int) -> SummaryWriter:
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            folder = run.dir / self.config.folder
+            folder = run.folder / self.config.folder
             again = folder.is_dir() and any(folder.glob("events.out.tfevents.*"))
             purge = step if again else None
             self.writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=max(1, round(self.config.flush_s)))
@@ -85,7 +85,7 @@ class TensorboardTracker:
                 self.writer.add_text("config", _block(config), 0)
         return self.writer
 
-    def _scalars(self, run: StageRun, step: int, metrics: dict[str, Any]) -> None:
+    def _scalars(self, run: Run, step: int, metrics: dict[str, Any]) -> None:
         writer = self._open(run, step)
         for name, value in metrics.items():
             if isinstance(value, int | float) or hasattr(value, "item"):

@@ -17,7 +17,7 @@ from plugins.tracker_wandb import WandbConfig, WandbMode
 if TYPE_CHECKING:
     import wandb
 
-    from core.training.run import StageRun
+    from core.api import Run, StageResult
 
 COLUMNS = ("when", "step", "index", "prompt", "completion", "answer", "score", "reward")
 MAX_ROWS = 2000
@@ -74,7 +74,7 @@ class WandbTracker:
         self.rows: list[list[Any]] = []
 
     @hookimpl
-    def on_run_start(self, run: StageRun) -> None:
+    def on_run_start(self, run: Run) -> None:
         """Open the W&B run, in `<run folder>/wandb`."""
         self._close(0)
         self.rows = []
@@ -108,13 +108,14 @@ class WandbTracker:
         self._log(step, {"samples/latest": wandb.Table(columns=list(COLUMNS), data=fresh)})
 
     @hookimpl
-    def on_run_end(self, run: StageRun, result: dict[str, Any]) -> None:
+    def on_run_end(self, run: Run, result: StageResult) -> None:
         """Write the summary, log the artifact and close the W&B run."""
         if self.wandb_run is None:
             return
         try:
-            self._log_all_samples(int(result.get("steps") or 0))
-            self.wandb_run.summary.update({f"result/{name}": value for name, value in _scalars(result).items()})
+            self._log_all_samples(result.steps)
+            told = _scalars(result.to_json())
+            self.wandb_run.summary.update({f"result/{name}": value for name, value in told.items()})
             self._log_artifact(run, result)
         finally:
             self._close(0)
@@ -131,28 +132,28 @@ class WandbTracker:
         finally:
             self._close(1)
 
-    def _open(self, run: StageRun) -> wandb.Run:
+    def _open(self, run: Run) -> wandb.Run:
         import wandb
 
         # W&B would advertise its tracing product on the console wherever a package like openai is loaded, as vLLM does.
         os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         plan = run.plan_json
-        about = {"stage": run.stage_name, "algorithm": run.plan.algorithm, "key": run.plan.key}
-        lineage = {"parents": run.parents, "owner": plan.get("owner"), "run_dir": str(run.dir)}
-        name = "-".join(part for part in (run.stage_name, run.plan.algorithm, run.dir.name) if part)
+        about = {"stage": run.name, "algorithm": run.plan.algorithm, "key": run.plan.key}
+        lineage = {"parents": run.parents, "owner": plan.get("owner"), "run_dir": str(run.folder)}
+        name = "-".join(part for part in (run.name, run.plan.algorithm, run.folder.name) if part)
 
         def start(mode: Literal["online", "offline"]) -> wandb.Run:
             return wandb.init(
                 project=self.config.project,
                 entity=self.config.entity,
                 name=self.config.run_name or name,
-                id=hashlib.sha256(f"{run.plan.key}:{run.dir.resolve()}".encode()).hexdigest()[:16],
+                id=hashlib.sha256(f"{run.plan.key}:{run.folder.resolve()}".encode()).hexdigest()[:16],
                 resume="allow" if mode == "online" else None,
                 group=run.group,
-                job_type=run.stage_name,
+                job_type=run.name,
                 tags=list(self.config.tags),
                 config={**run.config_json, "preftune": {**about, **lineage, "data": plan.get("data")}},
-                dir=str(run.dir),
+                dir=str(run.folder),
                 mode=mode,
                 reinit="create_new",
                 save_code=False,
@@ -169,7 +170,7 @@ class WandbTracker:
             self.mode = WandbMode.offline
             return start("offline")
 
-    def _use_parents(self, run: StageRun) -> None:
+    def _use_parents(self, run: Run) -> None:
         """Link the parents' artifacts; one that this W&B project never saw stays in the config alone."""
         import wandb
 
@@ -190,20 +191,20 @@ class WandbTracker:
         if self.rows:
             self._log(step, {"samples/all": wandb.Table(columns=list(COLUMNS), data=self.rows)})
 
-    def _log_artifact(self, run: StageRun, result: dict[str, Any]) -> None:
+    def _log_artifact(self, run: Run, result: StageResult) -> None:
         import wandb
 
-        folder = run.dir / "artifact"
+        folder = run.folder / "artifact"
         if self.wandb_run is None or not folder.is_dir():
             return
         artifact = wandb.Artifact(
-            artifact_name(run.stage_name, run.plan.key),
-            type="reward_model" if run.stage_name == "reward" else "model",
+            artifact_name(run.name, run.plan.key),
+            type="reward_model" if run.name == "reward" else "model",
             metadata={
                 "key": run.plan.key,
-                "stage": run.stage_name,
+                "stage": run.name,
                 "algorithm": run.plan.algorithm,
-                "verified": result.get("verified"),
+                "verified": result.verified,
                 "parents": [f"{parent['stage']} {parent['key']}" for parent in run.parents],
             },
         )
@@ -213,7 +214,7 @@ class WandbTracker:
                     artifact.add_file(str(path), name=path.relative_to(folder).as_posix())
         else:
             artifact.add_reference(folder.resolve().as_uri(), name="artifact", checksum=False)
-        manifest = run.dir / "artifact.json"
+        manifest = run.folder / "artifact.json"
         if manifest.is_file():
             artifact.add_file(str(manifest), name="artifact.json")
         self.wandb_run.log_artifact(artifact)

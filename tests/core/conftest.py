@@ -86,7 +86,7 @@ class Outcome:
 
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> Executed:
-    """Stands in for core.commands.execute, and remembers what it was called with."""
+    """Stands in for core.commands.chain, and remembers what it was called with."""
     seen = Executed()
 
     def execute(cfg: Any, registry: Any, config: dict[str, Any]) -> int:
@@ -97,9 +97,9 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> Executed:
         seen.plain.append(config)
         return seen.code
 
-    module = types.ModuleType("core.commands.execute")
+    module = types.ModuleType("core.commands.chain")
     module.execute = execute  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "core.commands.execute", module)
+    monkeypatch.setitem(sys.modules, "core.commands.chain", module)
     return seen
 
 

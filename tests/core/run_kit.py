@@ -80,7 +80,7 @@ def start(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["run_kit", "core.training.lifecycle", "core.training.defaults", "transformers.models.llama.modeling_llama"]
+        ["run_kit", "core.training.run_stage", "core.training.opening", "transformers.models.llama.modeling_llama"]
     )
     process = context.Process(target=_child, args=(arguments, environment or {}, output, prepare))
     process.start()

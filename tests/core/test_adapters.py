@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.config.combinations import (
     FAILING,
     NEEDED_PACKAGES,

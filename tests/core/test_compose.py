@@ -8,7 +8,7 @@ import omegaconf
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.config import compose, presets
 from core.errors import ConfigError, PluginError, PreftuneError
 from core.platform.registry import Registry

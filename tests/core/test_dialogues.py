@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +19,8 @@ from core.settings.data_schema import DataConfig
 from core.testing.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from core.tokens import pieces
 from core.tokens.codec import TEMPLATE_TEXT, ChatCodec, Dialogue, check_embedding
-from core.tokens.examples import Demonstration, check_trained, demonstrations, fault, pairs
+from core.tokens.encoding import ExampleMaker, fault
+from core.tokens.examples import Demonstration, check_trained
 from core.tokens.supervision import Supervision, TooLong, TrainOn
 from core.tokens.templates import training_twin
 
@@ -174,9 +175,9 @@ def test_any_weights_reach_their_tokens_and_no_others(rounds, data):
     for asked, answered in rounds:
         turns += [Message(role, text, data.draw(st.sampled_from([None, 0.0, 0.5, 2.0])))
                   for role, text in (("user", asked), ("assistant", answered))]  # fmt: skip
-    run = fake_run(TINY)
+    run = Maker(TINY)
     record = Record(prompt=tuple(turns[:-1]), completion=turns[-1].content, weight=turns[-1].weight)
-    examples = demonstrations(run, [record], Supervision(TrainOn.assistant))
+    examples = run.make.demonstrations([record], Supervision(TrainOn.assistant))
     weights = [turn.weight if turn.weight is not None else float(turn.role == "assistant") for turn in turns]
     if not any(weight for weight, turn in zip(weights, turns, strict=True) if turn.role == "assistant"):
         assert not examples and len(run.dropped) == 1
@@ -253,14 +254,17 @@ def test_tokenizers_that_join_words_are_not_cut():
 # ---- weights -----------------------------------------------------------------------------------------------------
 
 
-def fake_run(codec: ChatCodec, limit: int = 4096) -> Any:
-    dropped: list[tuple[Record, str]] = []
-    return SimpleNamespace(
-        codec=codec,
-        cfg=SimpleNamespace(model=SimpleNamespace(max_length=limit), data=DataConfig()),
-        drop=lambda record, reason: dropped.append((record, reason)),
-        dropped=dropped,
-    )
+@dataclass
+class Maker:
+    """An ExampleMaker, and what it dropped."""
+
+    codec: ChatCodec
+    limit: int = 4096
+    dropped: list[tuple[Record, str]] = field(default_factory=list)
+
+    @property
+    def make(self) -> ExampleMaker:
+        return ExampleMaker(self.codec, self.limit, lambda record, reason: self.dropped.append((record, reason)))
 
 
 TWO_ROUNDS = Record(
@@ -271,7 +275,7 @@ TWO_ROUNDS = Record(
 
 
 def weighed(supervision: Supervision, record: Record = TWO_ROUNDS) -> dict[float, str]:
-    (example,) = demonstrations(fake_run(TINY), [record], supervision)
+    (example,) = Maker(TINY).make.demonstrations([record], supervision)
     kept: dict[float, list[int]] = {}
     for token, weight in zip(example.ids, example.weights, strict=True):
         kept.setdefault(weight, []).append(token)
@@ -300,7 +304,7 @@ def test_the_weight_of_a_message_wins():
 
 
 def test_examples_know_their_source():
-    (example,) = demonstrations(fake_run(TINY), [TWO_ROUNDS])
+    (example,) = Maker(TINY).make.demonstrations([TWO_ROUNDS])
     assert example.source == "some"
 
 
@@ -317,41 +321,41 @@ def test_examples_know_their_source():
     ],
 )
 def test_rows_that_go_to_quarantine(record, reason):
-    run = fake_run(TINY)
-    assert demonstrations(run, [record, TWO_ROUNDS])[0].source == "some"
+    run = Maker(TINY)
+    assert run.make.demonstrations([record, TWO_ROUNDS])[0].source == "some"
     assert len(run.dropped) == 1 and reason in run.dropped[0][1]
     assert run.dropped[0][0] is record
 
 
 def test_a_row_that_the_template_refuses_goes_to_quarantine():
-    run = fake_run(codec_for("gemma"))
+    run = Maker(codec_for("gemma"))
     twice = Record(prompt=(Message("user", "a"), Message("user", "b")), completion="c")
-    assert len(demonstrations(run, [twice, Record(prompt=(Message("user", "a"),), completion="b")])) == 1
+    assert len(run.make.demonstrations([twice, Record(prompt=(Message("user", "a"),), completion="b")])) == 1
     assert "must alternate" in run.dropped[0][1]
-    assert not pairs(run, [Record(prompt=twice.prompt, chosen="a", rejected="b")])
+    assert not run.make.pairs([Record(prompt=twice.prompt, chosen="a", rejected="b")])
 
 
 def test_cutting_instead_of_dropping():
-    whole = demonstrations(fake_run(TINY), [TWO_ROUNDS], Supervision(TrainOn.assistant))[0]
+    whole = Maker(TINY).make.demonstrations([TWO_ROUNDS], Supervision(TrainOn.assistant))[0]
     limit = whole.tokens - 3
-    run = fake_run(TINY, limit)
-    (ended,) = demonstrations(run, [TWO_ROUNDS], Supervision(TrainOn.assistant, too_long=TooLong.cut_end))
-    (started,) = demonstrations(run, [TWO_ROUNDS], Supervision(TrainOn.assistant, too_long=TooLong.cut_start))
+    run = Maker(TINY, limit)
+    (ended,) = run.make.demonstrations([TWO_ROUNDS], Supervision(TrainOn.assistant, too_long=TooLong.cut_end))
+    (started,) = run.make.demonstrations([TWO_ROUNDS], Supervision(TrainOn.assistant, too_long=TooLong.cut_start))
     assert (ended.ids, ended.weights) == (whole.ids[:limit], whole.weights[:limit])
     assert (started.ids, started.weights) == (whole.ids[3:], [0.0, *whole.weights[4:]])
-    run = fake_run(TINY, 8)
-    assert not demonstrations(run, [TWO_ROUNDS], Supervision(too_long=TooLong.cut_end))
+    run = Maker(TINY, 8)
+    assert not run.make.demonstrations([TWO_ROUNDS], Supervision(too_long=TooLong.cut_end))
     assert "cut off" in run.dropped[0][1]
 
 
 def test_an_end_that_is_never_trained_is_refused():
-    run = fake_run(TINY, 22)
+    run = Maker(TINY, 22)
     long = Record(prompt=(Message("user", "a"),), completion="one two three " * 9)
-    examples = demonstrations(run, [long], Supervision(too_long=TooLong.cut_end))
+    examples = run.make.demonstrations([long], Supervision(too_long=TooLong.cut_end))
     assert examples and examples[0].trained
     with pytest.raises(DataError, match="end-of-turn token is never trained"):
         check_trained(examples, TINY.eos)
-    check_trained(demonstrations(fake_run(TINY), [long]), TINY.eos)
+    check_trained(Maker(TINY).make.demonstrations([long]), TINY.eos)
 
 
 def test_two_bos_tokens_are_found():
@@ -369,7 +373,7 @@ def test_tokens_without_a_row_in_the_embedding_are_refused():
     late = next(i for i in range(300, 320))
     text = codec.tokenizer.convert_tokens_to_string([codec.tokenizer.convert_ids_to_tokens(late)])
     with pytest.raises(ModelError, match="embedding has 300 rows"):
-        demonstrations(fake_run(codec), [Record(prompt=(Message("user", "a"),), completion=text * 3)])
+        Maker(codec).make.demonstrations([Record(prompt=(Message("user", "a"),), completion=text * 3)])
 
 
 def test_padding_is_not_the_end():

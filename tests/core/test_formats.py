@@ -68,7 +68,7 @@ def test_a_plugin_adds_a_format_and_a_layout(plugin, tmp_path: Path) -> None:
     assert [(row.line, row.reason) for row in data.quarantined] == [
         (2, "no '='"), (3, "says no"), (4, "'ask_say' fails: KeyError: 'x'"),
     ]  # fmt: skip
-    assert (data.info["train"]["dialect"], data.info["quarantined"]) == ("ask_say", 3)
+    assert (data.info.train.dialect, data.info.quarantined) == ("ask_say", 3)
     with pytest.raises(DataError, match="no reader"):
         load_dataset(cfg, path, "sft", 0)
 
@@ -78,7 +78,7 @@ def test_dialects_of_plugins_come_first(plugin, tmp_path: Path) -> None:
     assert [spec.name for spec in formats_of(registry).dialects][:2] == ["ask_say", "preference"]
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"ask": "Hi", "say": "Hello", "text": "more"}) + "\n")
-    assert load_dataset(DataConfig(), path, "sft", 0, formats_of(registry)).info["train"]["dialect"] == "ask_say"
+    assert load_dataset(DataConfig(), path, "sft", 0, formats_of(registry)).info.train.dialect == "ask_say"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from run_kit import Lab, kill_at, only_folder, read_json, run_folders
 
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.errors import ArtifactError
 from core.planning.ledger import Ledger, artifact_fault, lock_folder
 from core.planning.make import make_plan

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,8 +21,8 @@ from core.models.roles import ScoreModel, TokenModel, check_packed
 from core.settings.data_schema import DataConfig
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.codec import ChatCodec
-from core.tokens.examples import demonstrations, pairs
-from core.training.supervised import weighted_rows
+from core.tokens.encoding import ExampleMaker
+from plugins.sft.stage import weighted_rows
 
 VOCABULARY = 61
 
@@ -477,14 +476,17 @@ def codec() -> ChatCodec:
     return ChatCodec(tiny_tokenizer(), 512)
 
 
-def fake_run(codec: ChatCodec, limit: int = 512):
-    dropped = []
-    return SimpleNamespace(
-        codec=codec,
-        cfg=SimpleNamespace(model=SimpleNamespace(max_length=limit), data=DataConfig()),
-        drop=lambda record, reason: dropped.append((record, reason)),
-        dropped=dropped,
-    )
+@dataclass
+class Maker:
+    """An ExampleMaker, and what it dropped."""
+
+    codec: ChatCodec
+    limit: int = 512
+    dropped: list = field(default_factory=list)
+
+    @property
+    def make(self) -> ExampleMaker:
+        return ExampleMaker(self.codec, self.limit, lambda record, reason: self.dropped.append((record, reason)))
 
 
 QUESTIONS = ["Name the number after one", "two", " spaces kept ", "naïve ☕ <|im_start|> text\n\nover lines"]
@@ -501,7 +503,7 @@ def records(**fields) -> list[Record]:
 
 
 def test_targets_decode_to_the_completion_and_its_end(codec):
-    examples = demonstrations(fake_run(codec), records(completion=ANSWERS))
+    examples = Maker(codec).make.demonstrations(records(completion=ANSWERS))
     (row,) = weighted_rows(examples, 10_000)
     packed = row.packed
     for index, answer in enumerate(ANSWERS):
@@ -522,7 +524,7 @@ def test_targets_decode_to_the_completion_and_its_end(codec):
 
 def test_both_sides_of_a_pair_share_prompt_and_end(codec):
     rejected = list(reversed(ANSWERS))
-    examples = pairs(fake_run(codec), records(chosen=ANSWERS, rejected=rejected))
+    examples = Maker(codec).make.pairs(records(chosen=ANSWERS, rejected=rejected))
     packed = pack([PromptGroup(pair.prompt, [pair.chosen, pair.rejected]) for pair in examples])
     for index, (better, worse) in enumerate(zip(ANSWERS, rejected, strict=True)):
         for offset, answer in ((0, better), (1, worse)):
@@ -532,10 +534,10 @@ def test_both_sides_of_a_pair_share_prompt_and_end(codec):
 
 
 def test_nothing_is_cut_off_what_is_too_long_is_dropped(codec):
-    whole = demonstrations(fake_run(codec), records(completion=ANSWERS))
+    whole = Maker(codec).make.demonstrations(records(completion=ANSWERS))
     limit = sorted(example.tokens for example in whole)[1]
-    run = fake_run(codec, limit)
-    kept = demonstrations(run, records(completion=ANSWERS))
+    run = Maker(codec, limit)
+    kept = run.make.demonstrations(records(completion=ANSWERS))
     assert kept == [example for example in whole if example.tokens <= limit]
     assert len(run.dropped) == 2
     assert all(f"model.max_length={limit}" in reason for _, reason in run.dropped)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.commands.execute import _check_machine
+from core.commands.chain import _check_machine
 from core.errors import ConfigError, TrainingError
 from core.settings.schema import RunConfig
 from core.testing.run import Lab, make_lab, read_json, read_rows

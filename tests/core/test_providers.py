@@ -95,7 +95,7 @@ def test_plan_edits_and_constructors_are_blamed(acme, make_distribution, make_mo
     with pytest.raises(ProviderError, match=r"plugin 'mine' of mine-dist 3 failed in .*ValueError: made wrong"):
         registry.activate(registry.stages[("mine", "")].spec)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4)
-    from core.commands.launch import typed_config
+    from core.config.typed import typed_config
     from core.planning.make import make_plan
 
     words = ["stage=mine", "model.source=sshleifer/tiny-gpt2", f"data.path={tmp_path / 'rows.jsonl'}"]

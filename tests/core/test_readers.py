@@ -192,10 +192,10 @@ def test_folders_below_folders_and_patterns(tmp_path: Path) -> None:
         put(tmp_path / name, "" if name.startswith("empty") else JSONL)
     put(tmp_path / "b" / "names.json", '["one"]')
     data = load_dataset(DataConfig(heldout_frac=0.0, max_bad_frac=0.2), tmp_path, "sft", 0)
-    assert data.info["train"]["files"] == ["a/deep/one.jsonl", "b/two.jsonl"]
+    assert data.info.train.files == ["a/deep/one.jsonl", "b/two.jsonl"]
     assert [str(row) for row in data.quarantined] == ["b/names.json:1: not an object"]
     data = load_dataset(DataConfig(heldout_frac=0.0), tmp_path / "**" / "t*.jsonl", "sft", 0)
-    assert data.info["train"]["files"] == ["two.jsonl"]
+    assert data.info.train.files == ["two.jsonl"]
     with pytest.raises(ConfigError, match="no file of records matches"):
         load_dataset(DataConfig(), tmp_path / "*.pdf", "sft", 0)
     (tmp_path / "docs").mkdir()

@@ -602,7 +602,7 @@ def test_dataset_of_a_file_is_split_and_told(tmp_path: Path) -> None:
     assert info["train"]["mapping"] == {"prompt": "prompt", "completion": "completion"}
     assert info["heldout"] == {"records": len(data.heldout), "prompts": len(data.heldout)}
     assert info["quarantined"] == 1 == len(data.quarantined)
-    assert info["fingerprint"] != plain.info["fingerprint"]
+    assert info["fingerprint"] != plain.info.fingerprint
 
 
 def test_folder_of_parts(tmp_path: Path) -> None:
@@ -611,8 +611,8 @@ def test_folder_of_parts(tmp_path: Path) -> None:
     write(tmp_path / "heldout.jsonl", [{"prompt": "s3", "answer": "4"}, {"prompt": "new", "answer": "5"}])
     cfg = DataConfig(heldout_frac=0.2)
     sft = load_dataset(cfg, tmp_path, "sft", 0)
-    assert sft.info["train"]["files"] == ["sft.jsonl"]
-    assert sft.info["train"]["also_heldout"] == 1
+    assert sft.info.train.files == ["sft.jsonl"]
+    assert sft.info.train.also_heldout == 1
     assert len(sft.train) + len(sft.heldout) == 19
     assert [record.answer for record in sft.heldout_prompts] == ["4", "5"]
     pairs = load_dataset(cfg, tmp_path, "preference", 0)
@@ -621,11 +621,11 @@ def test_folder_of_parts(tmp_path: Path) -> None:
     assert all(record.chosen == "a" for record in pairs.heldout)
     assert len(pairs.heldout_prompts) == 2
     prompts = load_dataset(cfg, tmp_path, "prompts", 0)
-    assert prompts.info["train"]["files"] == ["sft.jsonl"]
+    assert prompts.info.train.files == ["sft.jsonl"]
     assert len(prompts.train) == 19
     assert [record.answer for record in prompts.heldout] == ["4", "5"]
     (tmp_path / "sft.jsonl").unlink()
-    assert load_dataset(cfg, tmp_path, "sft", 0).info["train"]["files"] == ["preference.jsonl"]
+    assert load_dataset(cfg, tmp_path, "sft", 0).info.train.files == ["preference.jsonl"]
     with pytest.raises(DataError, match="the folder holds preference"):
         load_dataset(cfg, tmp_path, "text", 0)
 
@@ -638,8 +638,8 @@ def test_folder_of_other_files_takes_them_all(tmp_path: Path) -> None:
     data = load_dataset(DataConfig(), tmp_path, "sft", 0)
     assert [record.meta["file"] for record in data.train] == ["a.jsonl", "b.jsonl"]
     assert [record.completion for record in data.heldout] == ["c"]
-    assert data.info["train"]["dialect"] == "messages, prompt_completion"
-    assert data.info["train"]["mapping"]["a.jsonl"] == {"messages": "messages"}
+    assert data.info.train.dialect == "messages, prompt_completion"
+    assert data.info.train.mapping["a.jsonl"] == {"messages": "messages"}
     json.dumps(data.info)
 
 

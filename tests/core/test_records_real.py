@@ -243,13 +243,13 @@ def test_a_real_file_becomes_a_dataset() -> None:
     assert len(data.heldout) == 200
     assert len(data.train) == 2108
     assert not {record.prompt_key for record in data.train} & {record.prompt_key for record in data.heldout}
-    assert data.info["quarantined"] == 4
+    assert data.info.quarantined == 4
 
 
 def test_a_real_folder_becomes_a_dataset() -> None:
     data = load_dataset(DataConfig(), real("medquad"), "sft", 17)
     assert len(data.train) + len(data.heldout) == 1192 + 270
-    names = data.info["train"]["files"]
+    names = data.info.train.files
     assert len(names) == 151 + 59
     assert all(one < other for one, other in pairwise(names))
 

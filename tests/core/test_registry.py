@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.errors import PluginError
 from core.platform.installing import install_hint
 from core.platform.kinds import KINDS

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +21,8 @@ from core.settings.schema import Order
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.codec import ChatCodec
 from core.tokens.encoding import tokenizer_fingerprint
-from core.tokens.examples import Demonstration, demonstrations
+from core.tokens.encoding import ExampleMaker
+from core.tokens.examples import Demonstration
 from core.training.order import step_items, token_counts
 
 
@@ -75,7 +77,7 @@ def test_a_folder_with_pairs_and_a_heldout_part(tmp_path):
     write(tmp_path / "heldout.jsonl", [{"prompt": "p3", "completion": "x"}])
     memory, disk = both(tmp_path, "sft")
     assert list(disk.train) == memory.train and disk.info == memory.info
-    assert memory.info["train"]["also_heldout"] > 0
+    assert memory.info.train.also_heldout > 0
 
 
 def test_the_second_time_nothing_is_read(tmp_path, monkeypatch):
@@ -119,13 +121,21 @@ def test_a_record_survives_its_line():
 # ---- tokens ---------------------------------------------------------------------------------------------------------
 
 
-def run_of(cache_choice: Choice, limit: int = 200) -> SimpleNamespace:
-    dropped: list[tuple[Record, str]] = []
-    return SimpleNamespace(
-        codec=ChatCodec(tiny_tokenizer(), limit), stage_name="sft", say=lambda text: None, dropped=dropped,
-        cfg=SimpleNamespace(model=SimpleNamespace(max_length=limit), data=DataConfig(token_cache=cache_choice)),
-        drop=lambda record, reason: dropped.append((record, reason)),
-    )  # fmt: skip
+@dataclass
+class Maker:
+    """An ExampleMaker, and what it dropped."""
+
+    cache: Choice
+    limit: int = 200
+    dropped: list[tuple[Record, str]] = field(default_factory=list)
+
+    @cached_property
+    def make(self) -> ExampleMaker:
+        def drop(record: Record, reason: str) -> None:
+            self.dropped.append((record, reason))
+
+        codec = ChatCodec(tiny_tokenizer(), self.limit)
+        return ExampleMaker(codec, self.limit, drop, cache=self.cache, stage="sft")
 
 
 @pytest.fixture
@@ -137,8 +147,8 @@ def records(tmp_path) -> list[Record]:
 def test_cached_tokens_are_the_tokens(records, monkeypatch):
     monkeypatch.setattr(core.tokens.encoding, "SHARD_ROWS", 8)
     monkeypatch.setattr(core.tokens.cache, "SHARD_ROWS", 8)
-    memory, disk, again = run_of(Choice.never), run_of(Choice.always), run_of(Choice.always)
-    plain, cached = demonstrations(memory, records), demonstrations(disk, records)
+    memory, disk, again = Maker(Choice.never), Maker(Choice.always), Maker(Choice.always)
+    plain, cached = memory.make.demonstrations(records), disk.make.demonstrations(records)
     assert len(cached.shards) >= 5 and memory.dropped, "the case is too small"
     assert list(cached) == plain and cached[-1] == plain[-1] and cached[3:5] == plain[3:5]
     assert disk.dropped == memory.dropped
@@ -148,13 +158,13 @@ def test_cached_tokens_are_the_tokens(records, monkeypatch):
     with pytest.raises(IndexError):
         cached[len(cached)]
     monkeypatch.setattr(ChatCodec, "encode", lambda *_: pytest.fail("tokenised again"))
-    assert list(demonstrations(again, records)) == plain
+    assert list(again.make.demonstrations(records)) == plain
     assert again.dropped == memory.dropped, "a hit tells of refused records too"
 
 
 def test_an_interrupted_tokenisation_goes_on_where_it_stopped(records, cache, monkeypatch):
     monkeypatch.setattr(core.tokens.cache, "SHARD_ROWS", 8)
-    expected = demonstrations(run_of(Choice.never), records)
+    expected = Maker(Choice.never).make.demonstrations(records)
     encode, calls = ChatCodec.encode, []
 
     def counted(self: ChatCodec, layouts: list) -> list:
@@ -165,13 +175,13 @@ def test_an_interrupted_tokenisation_goes_on_where_it_stopped(records, cache, mo
 
     monkeypatch.setattr(ChatCodec, "encode", counted)
     with pytest.raises(KeyboardInterrupt):
-        demonstrations(run_of(Choice.always), records)
+        Maker(Choice.always).make.demonstrations(records)
     folder = next((cache / "tokens").iterdir())
     assert sorted(path.name for path in folder.iterdir()) == ["000000", "000001", "000002"]
     (folder / "000001" / "ids.npy").write_bytes(b"")  # and one shard is damaged
     calls.clear()
     calls += [0] * 4
-    assert list(demonstrations(run_of(Choice.always), records)) == expected
+    assert list(Maker(Choice.always).make.demonstrations(records)) == expected
     shards = -(-len(records) // 8)
     assert len(calls) - 4 == shards - 2
 

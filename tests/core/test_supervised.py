@@ -16,7 +16,7 @@ from core.models.logprobs import linear_logprobs, logits_logprobs
 from core.models.packed import PromptGroup, pack
 from core.models.roles import Models, TokenModel
 from core.tokens.examples import Demonstration
-from core.training.supervised import neftune_noise, weighted_nll, weighted_rows
+from plugins.sft.stage import neftune_noise, weighted_nll, weighted_rows
 
 VOCABULARY, WIDTH = 61, 32
 

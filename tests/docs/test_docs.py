@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from core.commands import reference
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
 from core.platform import hookspecs
 from core.platform.registry import Registry

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.api import ConfigError, Message, Record, TransformContext
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.planning.named_data import dataset_for
 from core.testing import command
 from core.training.on_demand import ChosenParts
@@ -112,7 +112,7 @@ def test_the_command_writes_what_the_transform_adds(back_translate, tmp_path):
     assert {record.completion for record in added} == {"red"}
     assert added[0].meta["augmented"] == "back-translation" and added[0].meta["pivot"] == "French"
     assert [record.prompt[0].content for record in dataset.heldout] == [ASKED[8]]
-    [step] = dataset.info["transforms"]
+    [step] = dataset.info.transforms
     assert step["facts"] == {"translations": 8, "refused": 3, "without_record": 0}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_domain import WORDS, write_texts
 from transformers import AutoModelForCausalLM
 
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.errors import ConfigError
 from core.planning.make import make_plan
 from core.platform.registry import Registry
@@ -163,7 +163,7 @@ def loss_of(stage, example):
 def test_loss_is_the_mean_over_text_tokens(cft):
     stage = cft()
     (_, example), *_ = drawn(stage)[0]
-    model = AutoModelForCausalLM.from_pretrained(stage.run.start_folder)
+    model = AutoModelForCausalLM.from_pretrained(stage.models.start.folder)
     ids = torch.tensor([list(example.ids)])
     labels = ids.clone()
     labels[0, [place for place, weight in enumerate(example.weights) if weight == 0]] = -100
@@ -190,7 +190,7 @@ def test_context_carries_no_gradient_of_its_own(cft):
     parameters = [parameter for _, parameter in stage.models.policy.trainable()]
     (row,) = weighted_rows([example], 4096)
     ours = torch.autograd.grad(weighted_nll(stage.models, row), parameters)
-    model = AutoModelForCausalLM.from_pretrained(stage.run.start_folder)
+    model = AutoModelForCausalLM.from_pretrained(stage.models.start.folder)
     ids = torch.tensor([list(example.ids)])
     logprob = torch.log_softmax(model(ids).logits[0, :-1].float(), dim=1).gather(1, ids[0, 1:, None])[:, 0]
     first = example.weights.index(1.0)
@@ -207,7 +207,7 @@ def test_context_carries_no_gradient_of_its_own(cft):
 def test_each_arm_learns_and_is_scored_without_directive(cft, texts, arm):
     stage = cft(f"stage.arm={arm}", "stage.lr=1e-2")
     stage.fit()
-    first, last = stage.run.first_eval, stage.run.last_eval
+    first, last = stage.recorder.first.metrics, stage.recorder.last.metrics
     assert last["heldout_perplexity"] < 0.8 * first["heldout_perplexity"]
     (section,) = [s for s in stage.run.observers.report_sections(stage.run, {}) if s.title == "Held-out text"]
     assert f"Arm {arm}" in section.html
@@ -234,7 +234,7 @@ def test_instruction_records_get_the_directive_in_their_first_user_message(cft, 
     plain = cft(f"data.path={tiny_rows}", "model.max_length=512", "stage.arm=cpt")
     assert [example.trained for _, example in drawn(plain)[0]] == [example.trained for _, example in drawn(stage)[0]]
     stage.fit()
-    assert stage.run.last_eval["heldout_loss"] > 0
+    assert stage.recorder.last.metrics["heldout_loss"] > 0
 
 
 # 5. Directives of one's own.
@@ -336,7 +336,7 @@ def test_adaptive_directives_belong_to_their_passage_and_never_repeat_it(cft, mo
     monkeypatch.setattr(stage.run, "evaluation_engine", lambda: engine)
     stage.fit()
     library = {text for group in STUDY.values() for text in group}
-    rows = [json.loads(line) for line in (stage.run.dir / "directives.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (stage.run.folder / "directives.jsonl").read_text().splitlines()]
     assert len(rows) == len(stage.data.train) and {row["category"] for row in rows} <= set(STUDY)
     for index, (text, _) in enumerate(drawn(stage)[0]):
         assert text == rows[index]["text"] if rows[index]["state"] == "used" else text in library
@@ -355,5 +355,5 @@ def test_adaptive_directives_through_the_real_engine(cft):
     stage = cft("stage.adaptive=true", "stage.max_steps=1")
     with suppress(DataError):  # a random model may write no sentence at all
         stage.fit()
-    rows = [json.loads(line) for line in (stage.run.dir / "directives.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (stage.run.folder / "directives.jsonl").read_text().splitlines()]
     assert len(rows) == len(stage.data.train)

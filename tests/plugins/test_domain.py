@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.artifacts.artifact import seal
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.errors import ConfigError, ModelError
 from core.models.packed import pack_texts
 from core.planning.make import make_plan
@@ -145,12 +145,12 @@ def test_replay_is_counted_in_the_steps(domain, texts):
     assert sum(row["replay_tokens"] for row in rows) / sum(row["target_tokens"] for row in rows) == pytest.approx(
         0.25, abs=0.01
     )
-    assert len(rows) == stage.run.total_steps == math.ceil(len(stage.data.order) / 8)
+    assert len(rows) == stage.total_steps() == math.ceil(len(stage.data.order) / 8)
 
 
 def test_max_steps_bound_the_order(domain):
     stage = domain("stage.max_steps=3")
-    assert stage.run.total_steps == 3 and len(stage.data.order) == 24
+    assert stage.total_steps() == 3 and len(stage.data.order) == 24
 
 
 # 3. Scores.
@@ -159,7 +159,7 @@ def test_max_steps_bound_the_order(domain):
 def test_perplexities_are_those_of_a_plain_forward_pass(domain, texts):
     stage = domain("stage.epochs=1")
     metrics = stage.hook.evaluate(run=stage.run, models=stage.models, data=stage.data, step=0)
-    tokenizer, model = stage.run.codec.tokenizer, AutoModelForCausalLM.from_pretrained(stage.run.start_folder)
+    tokenizer, model = stage.run.codec.tokenizer, AutoModelForCausalLM.from_pretrained(stage.models.start.folder)
     total = count = size = 0
     for record in stage.run.plan.dataset.heldout:
         ids = [*tokenizer(record.text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -177,7 +177,7 @@ def test_perplexities_are_those_of_a_plain_forward_pass(domain, texts):
 def test_training_shows_what_was_learned_in_the_report(domain):
     stage = domain("stage.max_steps=12", "stage.lr=1e-2")
     stage.fit()
-    first, last = stage.run.first_eval, stage.run.last_eval
+    first, last = stage.recorder.first.metrics, stage.recorder.last.metrics
     assert last["heldout_perplexity"] < 0.5 * first["heldout_perplexity"]
     (section,) = [s for s in stage.run.observers.report_sections(stage.run, {}) if s.title == "Held-out text"]
     assert f"{last['heldout_perplexity']:.4g}" in section.html and "| bits per byte |" in section.markdown
@@ -251,7 +251,7 @@ def extended(domain, *words):
 def test_old_text_keeps_its_ids_and_new_text_grows_shorter(domain, texts):
     stage = extended(domain)
     old = AutoTokenizer.from_pretrained(stage.run.cfg.model.source)
-    new = AutoTokenizer.from_pretrained(stage.run.start_folder)
+    new = AutoTokenizer.from_pretrained(stage.models.start.folder)
     first = len(old)
     assert {token: new.get_vocab()[token] for token in old.get_vocab()} == old.get_vocab()
     assert len(new) == first + 24 == stage.models.policy.config.vocab_size
@@ -271,7 +271,7 @@ def test_new_rows_start_as_means_and_old_logits_are_unchanged(domain, tmp_path):
     for kind in ("pieces", "mean"):
         stage = extended(domain, f"stage.new_rows={kind}")
         old = AutoModelForCausalLM.from_pretrained(stage.run.cfg.model.source)
-        new = AutoModelForCausalLM.from_pretrained(stage.run.start_folder)
+        new = AutoModelForCausalLM.from_pretrained(stage.models.start.folder)
         before, after = old.get_input_embeddings().weight, new.get_input_embeddings().weight
         first = before.shape[0]
         assert torch.equal(after[:first], before)
@@ -280,7 +280,7 @@ def test_new_rows_start_as_means_and_old_logits_are_unchanged(domain, tmp_path):
             assert torch.allclose(after[first:], before.mean(dim=0).expand(24, -1), atol=1e-6)
         else:
             tokenizer = AutoTokenizer.from_pretrained(stage.run.cfg.model.source)
-            piece = AutoTokenizer.from_pretrained(stage.run.start_folder).convert_ids_to_tokens(first)
+            piece = AutoTokenizer.from_pretrained(stage.models.start.folder).convert_ids_to_tokens(first)
             joined = tokenizer.backend_tokenizer.decoder.decode([piece])
             parts = tokenizer(joined)["input_ids"]
             assert torch.allclose(after[first], before[parts].mean(dim=0), atol=1e-6)
@@ -322,7 +322,7 @@ def test_rows_first_resumes_to_the_same_bits(domain):
         loop.one_step()
     loop._save()
     again = extended(domain, "stage.new_rows_steps=3")
-    (again.run.dir / "checkpoints").symlink_to(stage.run.dir / "checkpoints")
+    (again.run.folder / "checkpoints").symlink_to(stage.run.folder / "checkpoints")
     again.run.plan.state = "resume"
     again.fit()
     for name, tensor in straight.weights().items():
@@ -350,11 +350,11 @@ def test_the_artifact_holds_the_new_rows(domain, tmp_path, monkeypatch, tied, wo
     monkeypatch.setattr(
         "core.artifacts.artifact.verify_in_fresh_process", lambda job: {"ok": True, "checks": check_artifact(job)}
     )
-    stage.run.total_steps = 6
+    stage.total_steps() = 6
     stage.fit()
     artifact = seal(stage.run)
     assert all(check["ok"] for check in artifact["verification"]["checks"]), artifact["verification"]
-    folder = stage.run.dir / "artifact"
+    folder = stage.run.folder / "artifact"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("myocardial")["input_ids"] == stage.run.codec.tokenizer("myocardial")["input_ids"]
     ids = tokenizer("myocardial infarction")["input_ids"]
@@ -362,7 +362,7 @@ def test_the_artifact_holds_the_new_rows(domain, tmp_path, monkeypatch, tied, wo
     with torch.no_grad():
         ours = stage.models.policy(pack_texts([ids]))[0]
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged" if words and "peft=lora" in words else folder)
-    start = AutoModelForCausalLM.from_pretrained(stage.run.start_folder)
+    start = AutoModelForCausalLM.from_pretrained(stage.models.start.folder)
     for end in ("get_input_embeddings", "get_output_embeddings"):
         trained, begun = getattr(merged, end)().weight, getattr(start, end)().weight
         assert not torch.equal(trained[320:344], begun[320:344]), end
@@ -378,15 +378,15 @@ def test_the_rollout_engine_samples_with_the_new_tokens(domain):
     from core.types import Sampling
 
     stage = extended(domain)
-    engine = stage.run.evaluation_engine()
+    engine = stage.run.parts.evaluation_engine()
     ids = stage.run.codec.tokenizer("myocardial infarction")["input_ids"]
     scores = torch.tensor(engine.score([ids])[0])
     with torch.no_grad():
         assert torch.allclose(scores, stage.models.policy(pack_texts([ids]))[0], atol=1e-4)
     (rollout,) = engine.generate([ids], Sampling(max_new_tokens=4, temperature=0.0, seed=1))
     assert len(rollout.completion_ids) == 4
-    assert (stage.run.engine_folder / "config.json").is_file()
-    assert json.loads((stage.run.engine_folder / "config.json").read_text())["vocab_size"] == 344
+    assert (stage.models.start.plain / "config.json").is_file()
+    assert json.loads((stage.models.start.plain / "config.json").read_text())["vocab_size"] == 344
 
 
 def test_an_adapter_that_cannot_train_rows_is_refused(texts):

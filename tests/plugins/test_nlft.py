@@ -365,7 +365,7 @@ def test_negative_tokens_of_real_steps_lose_probability(make_stage):
         "stage.negative_nll=none",
     )  # fmt: skip
     stage.fit()
-    rows = [json.loads(line) for line in (stage.run.dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (stage.run.folder / "metrics.jsonl").read_text().splitlines()]
     followed = [row["eval/negative_prob"] for row in rows if "eval/negative_prob" in row]
     assert len(followed) == 2 and followed[1] < 0.8 * followed[0]
 
@@ -482,7 +482,7 @@ def questions(tmp_path: Path) -> Path:
 
 
 def built(stage: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (stage.run.dir / "built" / "feedback.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (stage.run.folder / "built" / "feedback.jsonl").read_text().splitlines()]
 
 
 def test_answers_are_made_judged_and_never_made_twice(make_stage, questions, monkeypatch):
@@ -505,7 +505,7 @@ def test_answers_are_made_judged_and_never_made_twice(make_stage, questions, mon
 
     # What was built loads by its path alone, with answers and judgements as they were.
     monkeypatch.setattr("plugins.nlft.build.build_rows", lambda *_: pytest.fail("made again"))
-    loaded = make_stage("stage=nlft", f"data.path={stage.run.dir / 'built' / 'feedback.jsonl'}", "data.heldout_frac=0")
+    loaded = make_stage("stage=nlft", f"data.path={stage.run.folder / 'built' / 'feedback.jsonl'}", "data.heldout_frac=0")
     assert [example.right for example in own(loaded).examples] == [False] * len(rows)
     first = Message("user", rows[0]["messages"][0]["content"])
     judged = [one for one in loaded.run.plan.dataset.train if one.prompt == (first,)]
@@ -533,7 +533,7 @@ def test_what_the_judge_says_and_what_it_fails_on(make_stage, questions, monkeyp
         (False, "Off by one."), (False, RULE.format(gold=rows[1]["answer"])), (True, "")
     ]  # fmt: skip
     assert any("2 answers are left out: 2 × the judge failed: down" in line for line in stage.run.plan.warnings)
-    assert len(stage.data.train) == 7 == stage.run.total_steps / 3
+    assert len(stage.data.train) == 7 == stage.total_steps() / 3
     control = make_stage("stage=nlft", f"data.path={questions}", "stage.max_new_tokens=4", "data.limit=9",
                          "stage.batch_size=1", "data.heldout_frac=0", "stage.arm=sft")  # fmt: skip
     (right,) = {tuple(example.answer) for example in control.data.train[:1]}

@@ -123,16 +123,16 @@ def test_training_does_not_notice(make_stage, sets):
 def test_measures_stand_in_metrics_and_in_the_run(make_stage, sets):
     stage = make_stage("stage=sft", "stage.max_steps=4", "stage.eval_every_steps=2", "stage.lr=1e-3", *words(sets))
     stage.fit()
-    rows = [json.loads(line) for line in (stage.run.dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (stage.run.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if "eval/retention/general_kl" in row]
     assert steps == [0, 4]  # not in between
-    assert [row["name"] for row in stage.run.retention] == [
+    assert [row["name"] for row in stage.fitted.retention] == [
         "general_loss", "general_kl", "text_loss", "mixed", set_name(str(sets["table"])),
     ]  # fmt: skip
-    assert stage.run.retention[1]["before"] == 0 < stage.run.retention[1]["after"]
-    (stage.run.dir / "result.json").write_text(json.dumps({"version": 1, "retention": stage.run.retention}))
-    (table,) = [table for table in collect(stage.run.dir).tables if table["title"] == "What was forgotten"]
-    assert table["pairs"][1] == ("general kl", change_text(stage.run.retention[1]))
+    assert stage.fitted.retention[1]["before"] == 0 < stage.fitted.retention[1]["after"]
+    (stage.run.folder / "result.json").write_text(json.dumps({"version": 1, "retention": stage.fitted.retention}))
+    (table,) = [table for table in collect(stage.run.folder).tables if table["title"] == "What was forgotten"]
+    assert table["pairs"][1] == ("general kl", change_text(stage.fitted.retention[1]))
     assert "8 items" in table["pairs"][1][1]
 
 

@@ -225,7 +225,7 @@ def gold_in(asked: str) -> str:
 def test_targets_are_trained_as_they_were_drawn(s3ft):
     stage = s3ft(lambda asked: (f"it is {gold_in(asked)}", True) if gold_in(asked) else ("one", True), "judge=odd")
     stage.make_data()
-    rows = [json.loads(line) for line in (stage.run.dir / "built" / "sft.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (stage.run.folder / "built" / "sft.jsonl").read_text().splitlines()]
     assert {row["branch"] for row in rows} == {PARAPHRASE}
     for item, row, example in zip(stage.data.items, rows, stage.data.train, strict=True):
         text = f"it is {item.gold_text}"
@@ -235,17 +235,17 @@ def test_targets_are_trained_as_they_were_drawn(s3ft):
         assert stage.run.codec.text(trained) == text
         assert list(example.ids[: len(item.prompt)]) == item.prompt
         assert "Reference" not in stage.run.codec.tokenizer.decode(example.ids)
-    facts = stage.run.facts
+    facts = stage.recorder.facts
     assert facts["share_paraphrase"] == 1.0 and facts["items"] == len(rows)
-    first = json.loads((stage.run.dir / "metrics.jsonl").read_text().splitlines()[0])
+    first = json.loads((stage.run.folder / "metrics.jsonl").read_text().splitlines()[0])
     assert first["step"] == 0 and first["data/share_paraphrase"] == 1.0
 
 
 def test_the_saved_targets_load_by_their_path_alone(s3ft):
     stage = s3ft(lambda asked: ("so it is two", True), "judge=odd")
     stage.make_data()
-    loaded = load_records([stage.run.dir / "built" / "sft.jsonl"])
-    rows = [json.loads(line) for line in (stage.run.dir / "built" / "sft.jsonl").read_text().splitlines()]
+    loaded = load_records([stage.run.folder / "built" / "sft.jsonl"])
+    rows = [json.loads(line) for line in (stage.run.folder / "built" / "sft.jsonl").read_text().splitlines()]
     assert loaded.quarantined == []
     assert [record.completion for record in loaded.records] == [row["messages"][-1]["content"] for row in rows]
     assert [record.prompt for record in loaded.records] == [item.record.prompt for item in stage.data.items]
@@ -256,9 +256,9 @@ def test_the_saved_targets_load_by_their_path_alone(s3ft):
 def test_start_log_probabilities_are_those_of_a_plain_forward_pass(s3ft):
     stage = s3ft(lambda asked: ("so it is two", True), "judge=odd")
     stage.make_data()
-    row = json.loads((stage.run.dir / "built" / "sft.jsonl").read_text().splitlines()[0])
+    row = json.loads((stage.run.folder / "built" / "sft.jsonl").read_text().splitlines()[0])
     item = stage.data.items[0]
-    plain = AutoModelForCausalLM.from_pretrained(stage.run.start_folder, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(stage.models.start.folder, dtype=torch.float32)
     for ids, mean in ((row["completion_ids"], row["logprob"]), (item.gold, row["gold_logprob"])):
         with torch.no_grad():
             logits_TV = plain(input_ids=torch.tensor([[*item.prompt, *ids]])).logits[0, len(item.prompt) - 1 : -1]
@@ -288,7 +288,7 @@ def test_a_build_that_was_interrupted_goes_on_and_repeats_nothing(s3ft):
     whole = s3ft(write, "judge=odd", "reuse=false")
     whole.make_data()
     assert whole.engine.prompts == 2 * len(whole.data.items)
-    texts = [(stage.run.dir / "built" / "sft.jsonl").read_text() for stage in (again, whole)]
+    texts = [(stage.run.folder / "built" / "sft.jsonl").read_text() for stage in (again, whole)]
     assert texts[0] == texts[1]
 
 
@@ -308,7 +308,7 @@ def test_bad_judges_cost_their_items_alone(s3ft):
     said = iter(["raise", "nonsense", "exit", "hang"])
     stage = s3ft(lambda asked: (next(said, "so it is two"), True), "algorithm=ssr", "judge=odd", "judge.timeout_s=1")
     stage.make_data()
-    rows = [json.loads(line) for line in (stage.run.dir / "built" / "sft.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (stage.run.folder / "built" / "sft.jsonl").read_text().splitlines()]
     assert [row["branch"] for row in rows[:4]] == [GOLD] * 4
     assert [len(row["judge_errors"]) for row in rows] == [1] * 4 + [0] * (len(rows) - 4)
     errors = [row["judge_errors"][0] for row in rows[:4]]
@@ -317,7 +317,7 @@ def test_bad_judges_cost_their_items_alone(s3ft):
     ):
         assert word in error
     assert SELF in {row["branch"] for row in rows[4:]}
-    assert stage.run.facts["judge_errors"] == 4
+    assert stage.recorder.facts["judge_errors"] == 4
     assert any("the judge failed on 4 answers" in warning for warning in stage.run.plan.warnings)
 
 
@@ -325,7 +325,7 @@ def test_what_leaves_no_room_to_answer_gets_the_gold_answer(s3ft):
     stage = s3ft(lambda asked: ("so it is two", True), "judge=odd", "model.max_length=90", "stage.max_new_tokens=80")
     stage.make_data()
     assert stage.engine.prompts == 0
-    assert stage.run.facts["share_gold"] == 1.0
+    assert stage.recorder.facts["share_gold"] == 1.0
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------
@@ -341,8 +341,8 @@ def test_the_tiny_model_answers_and_trains(make_stage, algorithm):
     stage.make_data()
     steps = stage.fit()
     assert len(steps) == 3 and all(math.isfinite(row["loss"]) for row in steps)
-    assert stage.run.facts["items"] == len(stage.data.train)
-    assert stage.run.facts["share_paraphrase" if algorithm == "ssr" else "judge_errors"] == 0
+    assert stage.recorder.facts["items"] == len(stage.data.train)
+    assert stage.recorder.facts["share_paraphrase" if algorithm == "ssr" else "judge_errors"] == 0
 
 
 @pytest.mark.slow
@@ -361,7 +361,7 @@ def test_vllm_and_transformers_build_alike(make_stage, real_model):
             "model.max_length=384", "stage.max_new_tokens=48", "judge=numeric", "data.heldout_frac=0",
         )  # fmt: skip
         stage.make_data()
-        facts = stage.run.facts
+        facts = stage.recorder.facts
         shares[engine] = facts
         assert facts["share_self"] > 0
         assert facts["logprob_self"] > facts["gold_logprob_self"]

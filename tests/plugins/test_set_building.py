@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.data.loading import load_records
 from core.data.records import Message, Record
 from core.data.transforms import TransformContext, words_of
@@ -301,7 +301,7 @@ def test_a_real_mixture_with_transforms():
         f"data.mixture.alpaca.path={alpaca}", f"data.mixture.chats.path={chats}", "data.mix_rate_max=300",
         "data.transforms=[{name: length, min_chars: 40}, dedup_exact, {name: contamination}]",
     )  # fmt: skip
-    sources, steps = data.info["mixture"], data.info["transforms"]
+    sources, steps = data.info.mixture, data.info.transforms
     assert sources["alpaca"]["records"] == 300 and sources["chats"]["passes"] == 1.0
     assert steps[1]["dropped"] >= 1  # the published file has equal rows
     assert {one.meta["source"] for one in data.heldout_prompts[:2]} == {"alpaca", "chats"}

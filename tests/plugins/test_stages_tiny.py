@@ -388,11 +388,11 @@ def test_max_kl_ends_the_run(make_stage):
     rows = stage.fit()
     assert 2 <= len(rows) < 9
     assert [row["kl"] > 0.05 for row in rows] == [False] * (len(rows) - 1) + [True]
-    assert stage.counts["steps"] == len(rows)
-    assert "stage.max_kl=0.05" in stage.run.stop_reason
+    assert stage.fitted.steps == len(rows)
+    assert "stage.max_kl=0.05" in stage.fitted.stopped
     assert any(f"stopped at step {len(rows)} of 9" in warning for warning in stage.run.plan.warnings)
     # The completions after training are shown as such although the run ended early.
-    samples = [json.loads(line) for line in (stage.run.dir / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (stage.run.folder / "samples.jsonl").read_text().splitlines()]
     assert {row["when"] for row in samples} >= {"before", "after"}
 
 
@@ -421,7 +421,7 @@ def test_reward_errors_are_counted_and_their_group_dropped(make_stage, algorithm
     assert all(sample["reward"] is not None for sample in batch.samples)
     rows = stage.fit()
     assert rows
-    assert stage.run.reward_scorer().errors >= 2
+    assert stage.run.parts.reward().errors >= 2
 
 
 def test_no_reward_at_all_ends_the_run(make_stage):
@@ -438,15 +438,15 @@ def test_no_whole_group_ends_the_run(make_stage):
 
 @pytest.mark.parametrize("bad", ["nan", "inf"])
 def test_a_loss_that_is_no_number_names_stage_and_step_and_keeps_the_checkpoint(make_stage, monkeypatch, bad):
-    import plugins.shared.supervised
+    import plugins.sft.stage
 
     stage = make_stage("stage=sft", "stage.batch_size=8", "stage.max_steps=5", "stage.save_every_steps=1")
-    loss = plugins.shared.supervised.weighted_nll
+    loss = plugins.sft.stage.weighted_nll
 
     def failing(models, micro_batch, **settings):
         return loss(models, micro_batch, **settings) * (float(bad) if stage.run.step == 3 else 1.0)
 
-    monkeypatch.setattr(plugins.shared.supervised, "weighted_nll", failing)
+    monkeypatch.setattr(plugins.sft.stage, "weighted_nll", failing)
     weights: list[dict[str, torch.Tensor]] = []
     observe = stage.run.observe_step
     monkeypatch.setattr(stage.run, "observe_step", lambda *a: (observe(*a), weights.append(stage.weights())))
@@ -455,7 +455,7 @@ def test_a_loss_that_is_no_number_names_stage_and_step_and_keeps_the_checkpoint(
     assert "stage sft, step 4" in str(raised.value)
     assert len(weights) == 3
     assert_same(weights[-1], stage.weights())
-    kept = sorted(path.name for path in (stage.run.dir / "checkpoints").glob("step-*"))
+    kept = sorted(path.name for path in (stage.run.folder / "checkpoints").glob("step-*"))
     assert kept == ["step-00000002", "step-00000003"]
     assert [row["lr"] for row in stage.steps()] != []
     assert len(stage.steps()) == 3

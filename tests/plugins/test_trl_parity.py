@@ -18,7 +18,7 @@ from core.models.pairs import pair_rows
 from core.models.roles import Models, ScoreModel, TokenModel
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.examples import Demonstration, Pair
-from core.training.supervised import weighted_nll, weighted_rows
+from plugins.sft.stage import weighted_nll, weighted_rows
 from plugins.reward.stage import Reward
 from plugins.rlhf import GrpoConfig, IpoConfig, PairwiseConfig, RlooConfig, SmoothedConfig
 from plugins.rlhf.group import GroupWork, Grpo, Rloo

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.api import ConfigError, GuardedScorer, Message, ScorerContext, ScoreRequest
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.planning.make import make_plan
 from core.testing import tiny_model, tiny_pairs
 from reward_models import EmbeddingConfig, EndpointConfig, LlmConfig, register_reward_models

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.commands.launch import print_warnings, typed_config, with_stage
 from core.commands.parser import CommandParser
 from core.commands.preview.estimate import preview_codec
 from core.commands.preview.found import HEAD, Preview, collect, histogram, lines_of, row_of
+from core.config.typed import print_warnings, typed_config, with_stage
 from core.console import Console
 from core.files import write_text
 from core.planning.make import make_plan
@@ -27,11 +27,11 @@ def command(arguments: list[str]) -> int:
     set_environment()
     registry = Registry.load()
     print_warnings(registry)
-    cfg, registry, _ = typed_config([*with_stage(overrides, registry), "reuse=false"])
+    cfg, registry, _ = typed_config([*with_stage(overrides, registry), "reuse=false"], registry)
     hush()
     plan = make_plan(cfg, registry)
     stage = plan.target
-    found = collect(plan, stage, preview_codec(stage), asked.sample, asked.rows)
+    found = collect(plan, stage, registry, preview_codec(stage), asked.sample, asked.rows)
     show(found, Console())
     if asked.html:
         from core.commands.preview.page import page

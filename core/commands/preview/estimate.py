@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 from core.console import Console
 from core.data.records import BadRow, Record
 from core.errors import DataError, ModelError
-from core.planning.ledger import Ledger
 from core.planning.plan import Plan, StagePlan
 from core.planning.sources import find_source, gguf_read_once, package_file, resolve_source
+from core.platform.registry import Registry
 from core.tokens.codec import ChatCodec, load_codec
 from core.tokens.examples import Pair
 from core.tokens.heatmap import TokenRow, marked, token_texts
-from core.training.opening import open_stage
 
 _SAMPLE = 32
 """Records that the plan makes examples of."""
@@ -48,7 +47,7 @@ class WeightedIds(NamedTuple):
     label: str = ""
 
 
-def add_previews(plan: Plan) -> None:
+def add_previews(plan: Plan, registry: Registry) -> None:
     """Fill `preview` and `rows` of each stage that will run."""
     waiting = [stage for stage in plan.stages if stage.state != "reuse"]
     if not waiting:
@@ -57,7 +56,7 @@ def add_previews(plan: Plan) -> None:
     for stage in waiting:
         sample = stage.dataset.train[:_SAMPLE]
         try:
-            examples, _ = stage_examples(plan, stage, codec, sample)
+            examples, _ = stage_examples(plan, stage, registry, codec, sample)
         except DataError as error:  # of a few rows only; the run itself looks at all of them
             stage.warnings.append(f"no preview of the first {len(sample)} records: {error.what}")
             examples = []
@@ -66,25 +65,26 @@ def add_previews(plan: Plan) -> None:
 
 
 def stage_examples(
-    plan: Plan, stage: StagePlan, codec: ChatCodec, records: Sequence[Record]
+    plan: Plan, stage: StagePlan, registry: Registry, codec: ChatCodec, records: Sequence[Record]
 ) -> tuple[Sequence[Any], list[BadRow]]:
     """What the stage's own `build_data` makes of the records, and those that it refuses. Loads no weights and leaves
     no files.
 
     Raises DataError when the stage can do nothing with them.
     """
+    from core.training.opening import open_stage
+
     # Limited and without held-out part: a stage may ask for more of the same data.
     cfg = copy.copy(stage.cfg)
     cfg.data = dataclasses.replace(cfg.data, limit=max(len(records), 1))
     part = dataclasses.replace(stage.dataset, train=records, heldout=[], heldout_prompts=[], quarantined=[])
     with tempfile.TemporaryDirectory(prefix="preftune-preview-") as folder:
         alone = dataclasses.replace(stage, cfg=cfg, dataset=part, run_dir=Path(folder), warnings=[], preview={})
-        run = open_stage(plan, alone, Console(quiet=True), cfg, {}, "preview", Ledger(Path(folder)))
-        run.codec = codec
+        opened = open_stage(plan, alone, registry, Console(quiet=True), codec=codec)
         try:
-            return run.hook.build_data(run=run).train, run.dropped
+            return opened.run.hooks.build_data(run=opened.run).train, opened.run.log.dropped
         finally:
-            run.close()
+            opened.close()
 
 
 def weighted_ids(example: Any) -> list[WeightedIds]:
@@ -133,12 +133,15 @@ def estimate(stage: StagePlan, examples: Sequence[Any]) -> dict[str, Any]:
     steps = cfg.max_steps or max(1, math.ceil(wanted / cfg.batch_size))
     per_record = sum(example.tokens for example in examples) / max(len(examples), 1)
     prepared = per_record * made
-    group = getattr(cfg, "group_size", 1)
-    if stage.engine is not None:
-        per_record += group * getattr(cfg, "max_new_tokens", 0)
+    work = cfg.work()
+    per_record += work.completions * work.new_tokens
     tokens = per_record * cfg.batch_size
     unit = {"prompts": "prompts", "preference": "pairs", "text": "chunks"}.get(stage.spec.data, "records")
-    text = f"{cfg.batch_size} {unit}" + (f" × {group}" if group > 1 else "") + f", ≈ {tokens:,.0f} tokens"
+    text = (
+        f"{cfg.batch_size} {unit}"
+        + (f" × {work.completions}" if work.completions > 1 else "")
+        + f", ≈ {tokens:,.0f} tokens"
+    )
     preview: dict[str, Any] = {
         "total_steps": steps,
         "batch": {"size": cfg.batch_size, "unit": unit, "tokens": round(tokens), "text": text,
@@ -186,8 +189,8 @@ def _cost(stage: StagePlan, parameters: int, tokens: float, prepared: float) -> 
         / 1e9
         + 1.2
     )
-    updates = getattr(stage.cfg.stage, "inner_epochs", 1)
-    flops = tokens * parameters * (6 * trained * updates + 2 * (frozen + trained + engine))
+    passes = stage.cfg.stage.work().passes
+    flops = tokens * parameters * (6 * trained * passes + 2 * (frozen + trained + engine))
     seconds = flops / (_CPU_FLOPS * (os.cpu_count() or 1)) + prepared / _PREPARED
     minutes = seconds / 60
     return {

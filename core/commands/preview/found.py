@@ -13,6 +13,7 @@ from core.commands.preview.estimate import estimate, stage_examples, token_rows,
 from core.data.records import BadRow, Record
 from core.errors import DataError
 from core.planning.plan import Plan, StagePlan
+from core.platform.registry import Registry
 from core.tokens.codec import ChatCodec
 from core.tokens.heatmap import TokenRow
 
@@ -76,7 +77,7 @@ class Preview:
         return round(sum(self.whole.lengths) / max(self.sampled, 1) * self.records)
 
 
-def collect(plan: Plan, stage: StagePlan, codec: ChatCodec, sample: int, rows: int) -> Preview:
+def collect(plan: Plan, stage: StagePlan, registry: Registry, codec: ChatCodec, sample: int, rows: int) -> Preview:
     """Make the stage's examples of up to `sample` records, evenly drawn, source by source, and count.
 
     rows: examples of each source whose tokens are kept.
@@ -94,7 +95,7 @@ def collect(plan: Plan, stage: StagePlan, codec: ChatCodec, sample: int, rows: i
         source = Source(Path(name).name or "generated", len(records))
         examples: Sequence[Any] = []
         try:
-            examples, dropped = stage_examples(plan, stage, codec, records)
+            examples, dropped = stage_examples(plan, stage, registry, codec, records)
             source.refused.update(_kind(row.reason) for row in dropped)
         except DataError as error:
             failure = error

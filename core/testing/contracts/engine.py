@@ -50,7 +50,7 @@ class EngineContract(ConfiguredContract):
     def test_completions_stand_in_the_order_of_the_prompts(self, bench: Any, prompts: list[list[int]]) -> None:
         from core.api import Sampling
 
-        rollouts = bench.run.engine().generate(prompts, Sampling(max_new_tokens=5, n=2, seed=1))
+        rollouts = bench.run.parts.engine().generate(prompts, Sampling(max_new_tokens=5, n=2, seed=1))
         assert [rollout.prompt_ids for rollout in rollouts] == [ids for ids in prompts for _ in range(2)]
         assert [rollout.prompt_index for rollout in rollouts] == [0, 0, 1, 1, 2, 2]
         for rollout in rollouts:
@@ -59,7 +59,7 @@ class EngineContract(ConfiguredContract):
     def test_the_seed_decides(self, bench: Any, prompts: list[list[int]]) -> None:
         from core.api import Sampling
 
-        engine = bench.run.engine()
+        engine = bench.run.parts.engine()
         drawn = [
             [r.completion_ids for r in engine.generate(prompts, Sampling(max_new_tokens=8, n=2, seed=seed))]
             for seed in (1, 1, 2)
@@ -69,7 +69,7 @@ class EngineContract(ConfiguredContract):
     def test_greedy_completions_repeat(self, bench: Any, prompts: list[list[int]]) -> None:
         from core.api import Sampling
 
-        engine = bench.run.engine()
+        engine = bench.run.parts.engine()
         first, second = (
             engine.generate(prompts, Sampling(max_new_tokens=8, temperature=0.0, seed=seed)) for seed in (1, 2)
         )
@@ -78,7 +78,7 @@ class EngineContract(ConfiguredContract):
     def test_a_stop_token_ends_a_completion_and_is_kept(self, bench: Any, prompts: list[list[int]]) -> None:
         from core.api import Sampling
 
-        engine = bench.run.engine()
+        engine = bench.run.parts.engine()
         free = engine.generate(prompts[:1], Sampling(max_new_tokens=6, temperature=0.0))[0]
         stop = free.completion_ids[2]
         sampling = Sampling(max_new_tokens=6, temperature=0.0, stop_token_ids=(stop,))
@@ -93,7 +93,7 @@ class EngineContract(ConfiguredContract):
         from core.api import Sampling
         from core.torch_api import pack_texts
 
-        engine = bench.run.engine()
+        engine = bench.run.parts.engine()
         for rollout in engine.generate(prompts, Sampling(max_new_tokens=6, seed=3)):
             ids = [*rollout.prompt_ids, *rollout.completion_ids]
             with torch.no_grad():
@@ -107,16 +107,16 @@ class EngineContract(ConfiguredContract):
 
         from core.torch_api import pack_texts
 
-        before = bench.run.engine().score(prompts[:1])[0]
+        before = bench.run.parts.engine().score(prompts[:1])[0]
         with torch.no_grad():
             for _, parameter in bench.models.policy.trainable():
                 parameter.mul_(1.3)
-            bench.run.policy_version += 1
-            after = bench.run.engine().score(prompts[:1])[0]
+            bench.run.parts.hold(bench.models, 1)
+            after = bench.run.parts.engine().score(prompts[:1])[0]
             trainer = bench.models.policy(pack_texts(prompts[:1]))[0].tolist()
         assert after == pytest.approx(trainer, abs=self.tolerance)
         assert after != pytest.approx(before, abs=0.01)
 
     def test_it_can_be_closed_twice(self, bench: Any) -> None:
-        bench.run.close_engines()
-        bench.run.close_engines()
+        bench.run.parts.close_engines()
+        bench.run.parts.close_engines()

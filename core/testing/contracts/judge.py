@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from core.api import ScoreRequest
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.testing.contracts.reward import RewardContract
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.platform.registry import Registry
 from core.testing.contracts.base import TrainingContract
 

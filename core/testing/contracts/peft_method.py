@@ -42,9 +42,10 @@ class PeftMethodContract(TrainingContract):
         for number, chosen in enumerate((["peft=none"], [f"peft={self.method}"])):
             bench = Bench([*words, *chosen], tmp_path / f"bench-{number}")
             try:
+                policy = bench.models.policy
+                assert policy is not None and policy.trainable()
                 with torch.no_grad():
-                    found.append(bench.models.policy(pack_texts([[5, 6, 7, 8, 9]]))[0])
-                assert bench.models.policy.trainable()
+                    found.append(policy(pack_texts([[5, 6, 7, 8, 9]]))[0])
             finally:
                 bench.close()
         assert torch.allclose(found[0], found[1], atol=1e-5)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from core.api import ScoreRequest
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.platform.registry import Registry
 from core.testing.contracts.base import ConfiguredContract, rollout_stage
 from core.testing.run import StageRunner

@@ -1,4 +1,4 @@
-"""The job behind one command: plan, show the plan, run what is not there yet, show the summary."""
+"""The stages behind one command: plan them, show the plan, run what is not there yet, show the summary."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from core.planning.plan import Plan, StagePlan
 from core.planning.sources import resolve_source
 from core.platform.registry import Registry
 from core.quiet import hush, set_environment
+from core.results import StageResult
 from core.settings.schema import Device, RunConfig
-from core.training.opening import open_stage
-from core.training.peers import ALONE, Peers, join
+from core.training.peers import Peers, join
 from core.training.stage_process import run_apart
 
 
-def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> int:
+def run_chain(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> int:
     """Run the chain of stages that the config asks for. Returns the exit code.
 
     config_json: the resolved config without secrets, for the run folder and the tracker.
+    Where several stages run, each has a process of its own, so that one does not pay for the memory of another; but not
+    under a launcher, whose processes have met already.
     """
     set_environment()
     peers = join(cfg.runtime.device is Device.cpu)
@@ -33,7 +35,7 @@ def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> 
     with peers.first_alone():
         plan = make_plan(cfg, registry)
     if peers.first:
-        add_previews(plan)
+        add_previews(plan, registry)
         console.plan(plan)
     if cfg.dry_run:
         return 0
@@ -42,50 +44,42 @@ def execute(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -> 
         with peers.first_alone():
             resolve_source(cfg.model)  # a source without weights is told before a run folder is made
     ledger = Ledger(Path(cfg.runs_dir))
-    group = peers.told(cfg.group or time.strftime("%Y%m%d-%H%M%S"))
-    results = [
-        _stage(plan, number, console, ledger, cfg, config_json, group, peers)
-        for number in range(1, len(plan.stages) + 1)
-    ]
+    group = peers.broadcast(cfg.group or time.strftime("%Y%m%d-%H%M%S"))
+    apart = peers.count == 1 and sum(one.state != "reuse" for one in plan.stages) > 1
+    results: list[StageResult | None] = []
+    for number, stage in enumerate(plan.stages, 1):
+        with ExitStack() as held:
+            if peers.first:
+                _settle(stage, ledger, cfg, held)
+            stage.state, stage.run_dir = peers.broadcast((stage.state, stage.run_dir))
+            assert stage.run_dir is not None
+            console.line(f"stage {number} of {len(plan.stages)}: {stage.title}: {_fate(stage)}")
+            if stage.state == "reuse":
+                if peers.first:
+                    from core.training.run_stage import complete
+
+                    complete(stage.run_dir)
+                results.append(StageResult.read(stage.run_dir))
+            elif apart:
+                run_apart(_run_one, plan, number - 1, config_json, group)
+                results.append(StageResult.read(stage.run_dir))
+            else:
+                load_torch(cfg)
+                from core.training.opening import open_stage
+                from core.training.run_stage import run_stage
+
+                opened = open_stage(plan, stage, registry, console, config_json, group, peers)
+                results.append(run_stage(opened, ledger))
     if peers.first:
         console.summary(plan, results)
     return 0
 
 
-def _stage(
-    plan: Plan,
-    number: int,
-    console: Console,
-    ledger: Ledger,
-    cfg: RunConfig,
-    config_json: dict[str, Any],
-    group: str,
-    peers: Peers,
-) -> dict[str, Any] | None:
-    """Reuse, resume or run one stage; returns its result.json.
-
-    Where several stages run, each has a process of its own, so that one does not pay for the memory of another; but
-    not under a launcher, whose processes have met already.
-    """
-    from core.training.lifecycle import complete, read_result
-
-    stage = plan.stages[number - 1]
-    head = f"stage {number} of {len(plan.stages)}: {stage.title}"
-    with ExitStack() as held:
-        if peers.first:
-            _settle(stage, ledger, cfg, held)
-        stage.state, stage.run_dir = peers.told((stage.state, stage.run_dir))
-        assert stage.run_dir is not None
-        if stage.state == "reuse":
-            console.line(f"{head}: reused from {stage.run_dir} (reuse=false runs it anew)")
-            if peers.first:
-                complete(stage.run_dir)
-            return read_result(stage)
-        console.line(f"{head}: {'resuming in' if stage.state == 'resume' else 'running in'} {stage.run_dir}")
-        if peers.count == 1 and sum(one.state != "reuse" for one in plan.stages) > 1:
-            run_apart(run_stage, plan, number, cfg, config_json, group)
-            return read_result(stage)
-        return run_stage(plan, number, cfg, config_json, group, peers)
+def _fate(stage: StagePlan) -> str:
+    """What is done with a stage."""
+    if stage.state == "reuse":
+        return f"reused from {stage.run_dir} (reuse=false runs it anew)"
+    return f"{'resuming' if stage.state == 'resume' else 'running'} in {stage.run_dir}"
 
 
 def _settle(stage: StagePlan, ledger: Ledger, cfg: RunConfig, held: ExitStack) -> None:
@@ -102,16 +96,15 @@ def _settle(stage: StagePlan, ledger: Ledger, cfg: RunConfig, held: ExitStack) -
     held.enter_context(lock_folder(stage.run_dir))
 
 
-def run_stage(
-    plan: Plan, number: int, cfg: RunConfig, config_json: dict[str, Any], group: str, peers: Peers = ALONE
-) -> dict[str, Any]:
-    """Run stage `number` (from 1) of the plan in this process; returns its result.json."""
-    from core.training.lifecycle import carry_out
+def _run_one(plan: Plan, place: int, config_json: dict[str, Any], group: str) -> None:
+    """Run the stage at `place` of the plan, in a process of its own."""
+    stage = plan.stages[place]
+    load_torch(stage.cfg)
+    from core.training.opening import open_stage
+    from core.training.run_stage import run_stage
 
-    load_torch(cfg)
-    ledger = Ledger(Path(cfg.runs_dir))
-    console = Console(quiet=not peers.first)
-    return carry_out(open_stage(plan, plan.stages[number - 1], console, cfg, config_json, group, ledger, peers))
+    opened = open_stage(plan, stage, Registry.load(), Console(), config_json, group)
+    run_stage(opened, Ledger(Path(stage.cfg.runs_dir)))
 
 
 def _check_machine(cfg: RunConfig, plan: Plan, peers: Peers) -> None:

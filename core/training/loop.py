@@ -1,0 +1,338 @@
+"""The step loop: collect, loss, backward, step, record, save. It knows no algorithm."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from core.config.combinations import has_dropout
+from core.errors import ArtifactError, TrainingError
+from core.models.adapters import (
+    adapter_dropout,
+    adapter_state,
+    is_rank_scheduled,
+    load_adapter_state,
+    orthogonality,
+    plan_ranks,
+    spread_rank,
+)
+from core.models.roles import Models
+from core.training.checkpoint import load_checkpoint, save_checkpoint
+from core.training.metrics import HeldoutMetrics
+from core.training.optim import MasterOptimizer, decay_groups, lr_factor
+from core.training.recorder import Recorder
+from core.training.retention import Retention
+from core.training.run import StageRun
+from core.types import Evaluation
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a loop has done."""
+
+    steps: int
+    tokens: int = 0
+    """Real tokens that went through the trained model."""
+    seconds: float = 0.0
+    """Wall-clock, parts before a resume included."""
+    stopped: str = ""
+    """Why it ended before its last step."""
+    resumed_at: list[int] = field(default_factory=list)
+    """Steps that were done when the run was resumed, one number for each time."""
+    retention: list[dict[str, Any]] = field(default_factory=list)
+    """What was forgotten, a row a measure; see core.training.retention."""
+    measured: list[str] = field(default_factory=list)
+    """Names that `eval.metrics` gave."""
+
+
+class StepLoop:
+    """Trains what `models` marks as trainable.
+
+    A step is one `collect_batch`; it holds one or more optimizer updates, each the sum of its micro-batches' losses.
+    State that a resume needs: fp32 masters and moments, torch's generator, the stage's own state, counters.
+    """
+
+    def __init__(self, run: StageRun, models: Models, data: Any, recorder: Recorder) -> None:
+        self.run, self.models, self.data, self.recorder = run, models, data, recorder
+        self.cfg = run.cfg.stage
+        self.total = run.hooks.total_steps(run=run, data=data)
+        if self.total < 1:
+            raise TrainingError("the run would make no step", run.name, "give more records, or lower stage.batch_size")
+        groups = []
+        trained = models.trained()
+        if not trained:
+            raise TrainingError("no parameter would be trained", run.name, "check peft.targets")
+        for role, model in trained.items():
+            lr = models.lr_by_role.get(role, self.cfg.lr)
+            named = [(f"{role}/{name}", parameter) for name, parameter in model.trainable()]
+            groups += decay_groups(named, lr, self.cfg.weight_decay)
+        self.optimizer = MasterOptimizer(groups, run.parts.optimizer)
+        self.scheduled = [model.module for model in trained.values() if is_rank_scheduled(model.module)]
+        for module in self.scheduled:
+            plan_ranks(module, run.cfg.peft, self.total)
+        self.metrics = HeldoutMetrics(run)
+        self.retention: Retention | None = None
+        self.kept: list[dict[str, Any]] = []
+        self.step = 0
+        self.tokens = 0
+        self.stopped = ""
+        self.resumed_at: list[int] = []
+        self.seconds_before = 0.0
+        self.began = time.perf_counter()
+
+    def fit(self) -> Fitted:
+        """Make all remaining steps."""
+        run = self.run
+        try:
+            with run.log.timed("retention"):
+                if run.peers.first:
+                    self.retention = Retention.of(run, self.models)  # of the start model, whatever was done since
+            self._resume()
+            self._agree()
+            self.began = time.perf_counter()
+            if self.step == 0:
+                self._evaluate()
+            while self.step < self.total and not self.stopped:
+                self.one_step()
+                every = self.cfg.eval_every_steps
+                if every and self.step % every == 0 and self.step < self.total:
+                    self._evaluate()
+                every = self.cfg.save_every_steps
+                if every and self.step % every == 0:
+                    self._save()
+            if self.stopped:
+                run.log.warn(f"stopped at step {self.step} of {self.total}: {self.stopped}")
+            self.recorder.done = self.step
+            self._agree()
+            self._evaluate(last=True)
+        finally:
+            self.optimizer.release()
+        return Fitted(
+            self.step, self.tokens, self.elapsed(), self.stopped, self.resumed_at, self.kept, self.metrics.names
+        )
+
+    def _agree(self) -> None:
+        """Raise TrainingError where several processes do not hold the same weights."""
+        run = self.run
+        if run.peers.count > 1 and len({tuple(sums) for sums in run.peers.all_gather(self.optimizer.sums())}) > 1:
+            raise TrainingError(
+                f"the {run.peers.count} processes hold different weights",
+                f"{run.name}, step {self.step}",
+                "start one process; and report the stage: it does not do the same in each of them",
+            )
+
+    def _warn_of_idle(self, micro_batches: int) -> None:
+        count = self.run.peers.count
+        if self.step == 0 and micro_batches < count:
+            self.run.log.warn(
+                f"a step has {micro_batches} micro-batches for {count} processes, so some are idle: lower "
+                "stage.micro_batch_tokens"
+            )
+
+    def elapsed(self) -> float:
+        """Seconds spent in the loop so far, those before a resume included."""
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def one_step(self) -> dict[str, float]:
+        """Collect a batch, make its updates, tell the observers. Returns the step's metrics."""
+        run = self.run
+        self.recorder.done = self.step
+        began = time.perf_counter()
+        with run.log.timed("collect"):
+            batch = run.hooks.collect_batch(run=run, models=self.models, data=self.data, step=self.step)
+        if not batch.updates:
+            raise TrainingError("a step had no work", f"{run.name}, step {self.step + 1}")
+        factor = lr_factor(self.cfg.schedule, self.step, self.total, self.cfg.warmup_frac)
+        self.optimizer.set_lr_factor(factor)
+        totals: dict[str, float] = defaultdict(float)
+        seen: dict[str, int] = defaultdict(int)
+        peaks: dict[str, float] = {}
+        done = 0
+        with run.log.timed("update"):
+            for number, micro_batches in enumerate(batch.updates, 1):
+                sums, highest = self.update(micro_batches, number, last=number == len(batch.updates))
+                for name, value in sums.items():
+                    totals[name] += value
+                    seen[name] += 1
+                peaks |= {name: max(value, peaks.get(name, value)) for name, value in highest.items()}
+                done += 1
+                if batch.skip_rest is not None and batch.skip_rest.exceeded(sums):
+                    break
+        self.step += 1
+        self.tokens += batch.tokens
+        run.parts.hold(self.models, self.step)
+        metrics = {name: value / seen[name] for name, value in totals.items()} | peaks
+        metrics |= {"lr": self.cfg.lr * factor, "updates": done, **batch.metrics}
+        metrics["tokens_per_s"] = batch.tokens / (time.perf_counter() - began)
+        if batch.stop is not None:
+            self.stopped = batch.stop.exceeded(metrics)
+        self.recorder.step(self.step, self.tokens, self.elapsed(), metrics)
+        if batch.samples:
+            self.recorder.samples(self.step, "step", batch.samples)
+        return metrics
+
+    def update(
+        self, micro_batches: list[Any], number: int = 1, last: bool = True
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Make one optimizer step of the step under way. Returns its losses and metrics, summed over micro-batches and
+        processes, with the gradient norm; and its peaks.
+
+        number: of the update in its step, from 1. last: whether it is the step's last one.
+        """
+        run, peers = self.run, self.run.peers
+        self.optimizer.accumulating = len(micro_batches) > 1 or bool(self.scheduled) or peers.count > 1
+        sums: dict[str, float] = defaultdict(float)
+        peaks: dict[str, float] = {}
+        if peers.count > 1:
+            self._warn_of_idle(len(micro_batches))
+            # Noise differs between the processes, and does not depend on what they did before.
+            torch.manual_seed(run.seed_for("noise", self.step, number, peers.rank))
+        for micro_batch in peers.share(micro_batches):
+            with self._dropout():
+                output = run.hooks.compute_loss(run=run, models=self.models, micro_batch=micro_batch)
+            if not torch.isfinite(output.loss):
+                self._not_finite("loss", output.loss.item(), output.metrics)
+            if output.loss.requires_grad:
+                output.loss.backward()
+            sums["loss"] += output.loss.item()
+            for name, value in output.metrics.items():
+                sums[name] += value
+            peaks |= {name: max(value, peaks.get(name, value)) for name, value in output.peaks.items()}
+        if peers.first:
+            self._penalize(sums)
+        if peers.count > 1:
+            self.optimizer.add_gradients(peers.all_reduce)
+            sums = defaultdict(float, peers.all_reduce_sums(sums))
+            peaks = peers.all_reduce_peaks(peaks)
+        norm = self.optimizer.clip(self.cfg.max_grad_norm).item()
+        if not math.isfinite(norm):
+            self._not_finite("gradient norm", norm, sums)
+        sums["grad_norm"] = norm
+        self._step_optimizer(spread=last)
+        return sums, peaks
+
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """The adapters' own dropout, where the config sets one and no rollouts forbid it."""
+        with ExitStack() as stack:
+            if has_dropout(self.run.cfg.peft):
+                for model in self.models.trained().values():
+                    stack.enter_context(adapter_dropout(model.module))
+            yield
+
+    def _penalize(self, sums: dict[str, float]) -> None:
+        """Add what an adapter asks for beside the stage's loss, once an update."""
+        for module in self.scheduled:
+            penalty = orthogonality(module)
+            if penalty is not None:
+                penalty.backward()
+                sums["adapter_penalty"] += penalty.item()
+
+    def _step_optimizer(self, spread: bool) -> None:
+        """One optimizer step; `spread`: the step's last one, after which adapters with a rank schedule follow it."""
+        gradients = self.optimizer.gradient_copies() if self.scheduled and spread else []
+        self.optimizer.step()
+        if not gradients:
+            return
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module in self.scheduled:
+            spread_rank(module, self.step + 1)
+        self.optimizer.drop_gradients()
+        self.optimizer.adopt()
+
+    def _not_finite(self, what: str, value: float, metrics: dict[str, float]) -> None:
+        """Raise TrainingError; the last checkpoint, made before the trouble, stays."""
+        self.optimizer.drop_gradients()
+        bad = next((name for name, item in metrics.items() if not math.isfinite(item)), "none")
+        raise TrainingError(
+            f"the {what} is {value} (first metric that is not finite: {bad})",
+            f"stage {self.run.name}, step {self.step + 1}",
+            "lower stage.lr, check the rewards and rows of this step; the last checkpoint is kept",
+        )
+
+    def _evaluate(self, last: bool = False) -> None:
+        run, seconds = self.run, self.elapsed()
+        if not run.peers.first:
+            return
+        with run.log.timed("evaluate"), torch.no_grad():
+            state = torch.get_rng_state()
+            found = run.hooks.evaluate(run=run, models=self.models, data=self.data, step=self.step)
+            found.metrics |= self.metrics.measure(self.models, self.data, found.requests)
+            torch.set_rng_state(state)
+        if self.retention is not None and self.step == 0:
+            found.metrics |= self.retention.metrics()
+        elif self.retention is not None and last:
+            with run.log.timed("retention"):
+                now, self.kept = self.retention.compare()
+            found.metrics |= now
+        self.recorder.evaluation(self.step, self.tokens, seconds, found, last)
+
+    def _save(self) -> None:
+        run, recorder = self.run, self.recorder
+        if not run.peers.first:
+            return
+        with run.log.timed("checkpoint"):
+            tensors = self.optimizer.state_tensors()
+            tensors["rng/torch"] = torch.get_rng_state()
+            if run.start.device.type == "cuda":
+                tensors["rng/cuda"] = torch.cuda.get_rng_state(run.start.device)
+            for number, module in enumerate(self.scheduled):
+                tensors |= {f"adapter/{number}/{name}": item for name, item in adapter_state(module).items()}
+            first = recorder.first
+            state = {
+                "tokens": self.tokens,
+                "seconds": self.elapsed(),
+                "stage_state": run.hooks.save_state(run=run),
+                "first_eval": first and {**first.metrics, "items": first.items},
+                "stop_reason": self.stopped,
+                "rows": recorder.counts(),
+                "resumed_at": self.resumed_at,
+            }
+            path = save_checkpoint(run.folder / "checkpoints", self.step, tensors, state, self.cfg.keep_checkpoints)
+        recorder.checkpoint(self.step, path)
+
+    def _resume(self) -> None:
+        run = self.run
+        if run.plan.state != "resume":
+            return
+        assert run.plan.run_dir is not None
+        found, notes = load_checkpoint(run.plan.run_dir / "checkpoints")
+        for note in notes:
+            run.log.warn(note)
+        if found is None:
+            run.log.warn("no whole checkpoint is left; the run starts from its first step")
+            self.recorder.cut_back(-1)
+            return
+        path, tensors, state = found
+        torch.set_rng_state(tensors.pop("rng/torch"))
+        if "rng/cuda" in tensors:
+            torch.cuda.set_rng_state(tensors.pop("rng/cuda"), run.start.device)
+        for number, module in enumerate(self.scheduled):
+            prefix = f"adapter/{number}/"
+            own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
+            load_adapter_state(module, own)
+        try:
+            self.optimizer.load_state_tensors(tensors)
+        except (KeyError, RuntimeError) as error:
+            raise ArtifactError(
+                f"the checkpoint does not fit the model: {error}", str(path), "start anew with reuse=false"
+            ) from error
+        self.step = self.recorder.done = int(state["step"])
+        run.parts.hold(self.models, self.step)
+        self.tokens = int(state["tokens"])
+        self.seconds_before = float(state["seconds"])
+        if (first := state["first_eval"]) is not None:
+            self.recorder.first = Evaluation({k: v for k, v in first.items() if k != "items"}, first["items"])
+        self.stopped = state["stop_reason"]
+        self.resumed_at = [*state["resumed_at"], self.step]
+        run.hooks.load_state(run=run, state=state["stage_state"])
+        self.recorder.cut_back(self.step, state["rows"])
+        run.log.say(f"resumed from {path.name}: {self.step} of {self.total} steps were done")
