@@ -1,4 +1,5 @@
-"""`reference`: every setting of every part as Markdown, read from the config dataclasses themselves. Torch-free."""
+"""`reference`: every setting of every part as Markdown, read from the config dataclasses themselves. Torch-free, unless
+the page of the public API is asked for."""
 
 from __future__ import annotations
 
@@ -31,10 +32,19 @@ explains how settings are given. A `stage.` setting of a stage that the plan put
 
 
 def command(arguments: list[str]) -> int:
-    """The command `reference`: print the page. `--own` leaves out what strangers' plugins bring."""
-    if unknown := [argument for argument in arguments if argument != "--own" and not is_switch(argument)]:
-        raise ConfigError(f"'reference' does not take '{unknown[0]}'", mend="reference [--own]")
-    sys.stdout.write(page(Registry.load(strict=False), own="--own" in arguments))
+    """The command `reference`: print the page of the settings, or with `--api` that of the public API.
+
+    `--own` leaves out what strangers' plugins bring.
+    """
+    known = ("--own", "--api")
+    if unknown := [argument for argument in arguments if argument not in known and not is_switch(argument)]:
+        raise ConfigError(f"'reference' does not take '{unknown[0]}'", mend="reference [--own | --api]")
+    if "--api" in arguments:
+        from core.commands import api_page  # imports torch
+
+        sys.stdout.write(api_page.page())
+    else:
+        sys.stdout.write(page(Registry.load(strict=False), own="--own" in arguments))
     return 0
 
 

@@ -35,8 +35,11 @@ class TextPart(str, Enum):
     """Which text of a record a transform looks at."""
 
     record = "record"
+    """Prompt and completion."""
     prompt = "prompt"
+    """The prompt's messages but those of the system."""
     completion = "completion"
+    """The completion, or both of a pair, or raw text; and tool calls."""
 
 
 def texts_of(record: Record, part: TextPart = TextPart.record) -> list[str]:
@@ -51,7 +54,7 @@ def texts_of(record: Record, part: TextPart = TextPart.record) -> list[str]:
 
 
 def text_of(record: Record, part: TextPart = TextPart.record) -> str:
-    """The same in one string, a line feed between two."""
+    """What `texts_of` gives, in one string with a line feed between two texts."""
     return "\n".join(texts_of(record, part))
 
 
@@ -61,7 +64,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def words_of(text: str) -> list[str]:
-    """Words for comparisons: compatibility forms folded, case folded, punctuation left out."""
+    """Words for comparisons: Unicode's compatibility forms (NFKC) and case folded, punctuation left out. In scripts
+    without spaces (Thai, Japanese, Chinese, …) each character is a word."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -105,6 +109,7 @@ class Transformed:
     facts: dict[str, Any] = field(default_factory=dict)
     """JSON values for plan and report."""
     warnings: list[str] = field(default_factory=list)
+    """Lines for the terminal and the report."""
 
 
 Filter = Callable[[Record], str]
