@@ -9,19 +9,11 @@ from typing import Any
 
 from core.config import combinations
 from core.errors import ConfigError
+from core.platform.kinds import KINDS, TYPED_GROUPS
 from core.platform.registry import Registry
 from core.platform.switches import is_switch
-from core.settings.data_schema import TransformConfig
 from core.settings.fields import FieldDoc, field_docs
-from core.settings.schema import (
-    MetricConfig,
-    OptimizerConfig,
-    RewardConfig,
-    RolloutConfig,
-    RunConfig,
-    StageConfig,
-    TrackerConfig,
-)
+from core.settings.schema import RunConfig, StageConfig
 
 HEAD = """# Settings
 
@@ -50,8 +42,8 @@ def command(arguments: list[str]) -> int:
 
 def page(registry: Registry, own: bool = False) -> str:
     """The Markdown text. own: only what preftune's own distribution brings."""
-    groups = {"stage", "upstream", "reward", "rollout", "optimizer", "tracker"}
-    blocks = [HEAD, "## The whole run\n", _table("", RunConfig, skip=groups | set(_parts()))]
+    blocks = [HEAD, "## The whole run\n",
+              _table("", RunConfig, skip={"stage", "upstream", *TYPED_GROUPS, *_parts()})]  # fmt: skip
     for name, config in _parts().items():
         blocks += [f"## {name}\n", _doc(config), _table(f"{name}.", config)]
     blocks += ["## stage: what every stage has\n", _table("stage.", StageConfig, skip=("name", "algorithm"))]
@@ -60,16 +52,11 @@ def page(registry: Registry, own: bool = False) -> str:
         title = f"stage={stage} algorithm={algorithm}" if algorithm else f"stage={stage}"
         text = ". ".join(part for part in (entry.spec.summary, entry.spec.paper) if part)
         blocks += [f"## {title}\n", f"{text}.\n", _table("stage.", entry.spec.config, base=StageConfig)]
-    tables: list[tuple[str, type, dict[str, Any]]] = [
-        ("reward", RewardConfig, registry.reward_models), ("rollout", RolloutConfig, registry.engines),
-        ("optimizer", OptimizerConfig, registry.optimizers), ("tracker", TrackerConfig, registry.trackers),
-        ("an item of eval.metrics, name", MetricConfig, registry.metrics),
-        ("a step of data.transforms, name", TransformConfig, registry.transforms),
-    ]  # fmt: skip
-    for group, base, table in tables:
-        prefix = "" if " " in group else f"{group}."  # a step of a list has keys of its own
+    for kind, base in [(kind, kind.base) for kind in KINDS if kind.base and (kind.groups or kind.listed)]:
+        group = f"an item of {kind.listed}, name" if kind.listed else next(iter(kind.groups))
+        prefix = "" if kind.listed else f"{group}."  # an item of a list has keys of its own
         blocks += [f"## {group}: what every choice has\n", _table(prefix, base, skip=("name",))]
-        for name, entry in sorted(table.items()):
+        for name, entry in sorted(registry.table(kind).items()):
             if _kept(entry, own):
                 blocks += [f"## {group}={name}\n", f"{entry.spec.summary}.\n",
                            _table(prefix, entry.spec.config, base=base)]  # fmt: skip

@@ -21,7 +21,6 @@ from core.data.readers import BUILT_IN_READERS
 from core.data.readers.rows import Row
 from core.data.records import BadRow, Record, excerpt
 from core.errors import ConfigError, DataError, PluginError, PreftuneError
-from core.platform.named_parts import named_configs
 from core.platform.providers import Providers
 from core.platform.registry import Owner, Registry
 from core.platform.specs import TransformSpec
@@ -118,11 +117,6 @@ Transform = Callable[[Sequence[Record], TransformContext], Transformed]
 
 
 # 2. From config to something that can be called.
-
-
-def transform_configs(items: Sequence[Any], registry: Registry) -> list[TransformConfig]:
-    """`data.transforms` as typed configs. Raises: ConfigError for a wrong name, field or value, naming its place."""
-    return named_configs(items, registry.transforms, "data.transforms", "transform")
 
 
 @dataclass(frozen=True)
