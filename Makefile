@@ -26,8 +26,9 @@ types: $(READY) ## static types
 
 check: lint types test ## all three
 
-docs: $(READY) ## the reference of settings, and every page as HTML in site/
+docs: $(READY) ## the references of settings and of the API, and every page as HTML in site/
 	$(BIN)/python -m core reference --own > docs/reference.md
+	$(BIN)/python -m core reference --api > docs/api.md
 	$(BIN)/mkdocs build --strict
 
 bench: $(READY) ## speed and memory against TRL, side by side

@@ -35,7 +35,7 @@ COMMANDS = (
     ),
     CommandSpec(
         "reference", "core.commands.reference:command", "every setting of every stage, part and plugin, as Markdown",
-        usage="[--own]",
+        usage="[--own | --api]",
     ),
     CommandSpec("help", "core.commands.help:command", "this text; `help stage=NAME` prints every setting of a stage",
                 usage="[stage=NAME [algorithm=NAME]]"),

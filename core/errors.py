@@ -12,6 +12,7 @@ class PreftuneError(Exception):
     """
 
     exit_code = 1
+    """What the command ends with."""
 
     def __init__(self, what: str, where: str = "", mend: str = "") -> None:
         super().__init__(what, where, mend)

@@ -14,13 +14,13 @@ def cell(text: object) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A pipe table."""
+    """A pipe table for report.md, `head` over its `rows`; every cell is escaped and put on one line."""
     lines = [head, ["---"] * len(head), *([cell(value) for value in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """The same for report.html."""
+    """A table for report.html, `head` over its `rows`; every cell is escaped."""
 
     def line(cells: Sequence[object], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(str(value))}</{tag}>" for value in cells) + "</tr>"

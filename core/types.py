@@ -20,14 +20,17 @@ class Sampling:
     """How completions are drawn."""
 
     max_new_tokens: int
+    """Most tokens of a completion, the stop token among them."""
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
+    """Share of the probability mass to draw from, the likeliest tokens first; 1 keeps the whole vocabulary."""
     top_k: int = 0
-    """0 keeps the whole vocabulary."""
+    """How many of the likeliest tokens to draw from; 0 keeps the whole vocabulary."""
     n: int = 1
     """Completions for each prompt."""
     seed: int = 0
+    """The same seed and weights give the same completions."""
     stop_token_ids: tuple[int, ...] = ()
     """A completion ends with the first of these; the token is kept."""
 
@@ -44,6 +47,7 @@ class Rollout:
     finished: bool
     """True when a stop token ended it; False when it ran into max_new_tokens."""
     policy_version: int = 0
+    """Version of the weights that drew it, as last given to `RolloutEngine.sync`."""
     prompt_index: int = 0
     """Index of its prompt in the call."""
 
@@ -52,15 +56,18 @@ class RolloutEngine(Protocol):
     """Makes completions. Built by `build(config, start, module)` of its module, see EngineSpec."""
 
     name: str
+    """Name of its spec."""
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Rollout]:
         """Completions in the order of the prompts, the n of one prompt side by side: len(prompts) * n rollouts."""
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural log-probability in nats of each token but the first, given those before it."""
+        """Natural log-probability in nats of each token but the first, given those before it: for a sequence of T token
+        ids T - 1 numbers."""
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Take the policy's merged weights, under their names in the plain transformers model."""
+        """Take the policy's merged weights, under their names in the plain transformers model. `version` counts
+        optimizer steps and goes into the rollouts."""
 
     def close(self) -> None:
         """Give memory and workers back. Safe to call twice."""
@@ -71,13 +78,17 @@ class ScoreRequest:
     """One completion to be scored."""
 
     prompt: str
+    """Content of the prompt's last message."""
     completion: str
     """Text without special tokens."""
     prompt_ids: tuple[int, ...] = ()
+    """Token ids of the whole prompt as the policy saw it; empty outside a run."""
     completion_ids: tuple[int, ...] = ()
+    """Token ids of the completion; empty outside a run."""
     answer: str | None = None
     """Gold answer, where the record has one."""
     meta: dict[str, Any] = field(default_factory=dict)
+    """`meta` of the record; its unread columns are under `extra`."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +96,9 @@ class Score:
     """What a scorer says of one completion. An error is never a zero."""
 
     value: float | None
-    """None when the scorer failed."""
+    """Finite; None when the scorer failed."""
     error: str | None = None
+    """Why there is no value."""
     parts: dict[str, float] = field(default_factory=dict)
     """Named components, e.g. the members of an ensemble and their `spread`."""
     text: str = ""
@@ -97,7 +109,8 @@ class Scorer(Protocol):
     """A reward model at work. Built by `build(config, context)` of its module; see RewardSpec."""
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """One Score for each request, in order."""
+        """One Score for each request, in order. Where it raises, core asks for the requests one by one,
+        and each that raises again has an error Score."""
 
 
 @dataclass
@@ -105,6 +118,7 @@ class LossOutput:
     """Loss of one micro-batch, already divided by the whole step's denominator, so that micro-batches add up."""
 
     loss: torch.Tensor
+    """float32 [], with its graph."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Summed over the micro-batches of an update, averaged over the updates of a step that have them; no prefix."""
     peaks: dict[str, float] = field(default_factory=dict)
@@ -177,9 +191,13 @@ class Work:
 
 @dataclass
 class Section:
-    """A plugin's part of the report."""
+    """A plugin's part of the report, for both of its forms."""
 
     title: str
+    """Heading, plain text."""
     html: str
+    """Fragment for report.html, taken as it is: escape your own texts, or give them to `html_table`."""
     markdown: str
+    """The same for report.md, see `markdown_table`."""
     order: int = 100
+    """Sections with a smaller number stand before others."""

@@ -11,7 +11,6 @@ import sys
 import textwrap
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any
 
 import psutil
 from packaging.requirements import Requirement
@@ -22,6 +21,7 @@ from core.config import combinations
 from core.errors import ConfigError
 from core.platform.hookspecs import API_VERSION
 from core.platform.installing import importable, install_hint
+from core.platform.kinds import KINDS
 from core.platform.registry import Registry
 from core.platform.switches import is_switch
 from core.settings import peft_methods
@@ -99,17 +99,9 @@ def _costs(package: Package, registry: Registry) -> list[str]:
 
 def _needs(registry: Registry) -> list[tuple[str, tuple[str, ...], str]]:
     """(part as it is typed, import names that it requires, distribution that brings it), of all that require any."""
-    found = [
-        (f"stage={name} algorithm={algorithm}" if algorithm else f"stage={name}", entry)
-        for (name, algorithm), entry in registry.stages.items()
-    ]
-    tables: list[tuple[str, dict[str, Any]]] = [
-        ("reward", registry.reward_models), ("rollout", registry.engines),
-        ("optimizer", registry.optimizers), ("tracker", registry.trackers),
-        ("peft", registry.peft_methods), ("metric", registry.metrics), ("transform", registry.transforms),
-    ]  # fmt: skip
-    found += [(f"{group}={name}", entry) for group, table in tables for name, entry in table.items()]
-    return [(label, entry.spec.requires, entry.owner.distribution) for label, entry in found if entry.spec.requires]
+    chosen = [(kind, entry) for kind in KINDS if kind.base or kind.groups for entry in registry.table(kind).values()]
+    return [(kind.choice(entry.spec), entry.spec.requires, entry.owner.distribution)
+            for kind, entry in chosen if entry.spec.requires]  # fmt: skip
 
 
 @dataclass

@@ -9,6 +9,7 @@ import core
 from core.config import presets
 from core.config.overrides import close, words
 from core.errors import ConfigError
+from core.platform.kinds import LISTED
 from core.platform.registry import Registry
 from core.platform.switches import is_switch
 from core.settings.fields import field_docs
@@ -78,8 +79,8 @@ def overview(registry: Registry) -> str:
     """The text of --help."""
     groups = presets.options(registry)
     group_rows = [(f"{name}=", ", ".join(names)) for name, names in groups.items() if names and name != "algorithm"]
-    listed = {"data.transforms=[…]": sorted(registry.transforms), "eval.metrics=[…]": sorted(registry.metrics)}
-    group_rows += [(key, ", ".join(names)) for key, names in listed.items() if names]
+    listed = {key: sorted(registry.table(LISTED[key])) for key in sorted(LISTED)}
+    group_rows += [(f"{key}=[…]", ", ".join(names)) for key, names in listed.items() if names]
     defaults = {"dry_run", "reuse", "runs_dir", "group", "quant"}
     settings = [(f"{doc.name}={doc.default}", doc.doc) for doc in field_docs(RunConfig) if doc.name in defaults]
     flags = [

@@ -9,13 +9,14 @@ from core.errors import ConfigError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser that raises ConfigError with its usage as the way to mend, and prints nothing."""
+    """An argument parser that raises ConfigError with its usage as the way to mend, and prints nothing. `name` is that
+    of the command; flags may not be shortened."""
 
     def __init__(self, name: str) -> None:
         super().__init__(prog=name, add_help=False, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Raise ConfigError."""
+        """Raise ConfigError; argparse calls it for what it cannot take."""
         raise ConfigError(f"{self.prog}: {message}", mend=self.format_usage().strip())
 
     def parse_with_settings(self, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -1,4 +1,5 @@
-"""`reference`: every setting of every part as Markdown, read from the config dataclasses themselves. Torch-free."""
+"""`reference`: every setting of every part as Markdown, read from the config dataclasses themselves. Torch-free, unless
+the page of the public API is asked for."""
 
 from __future__ import annotations
 
@@ -8,19 +9,11 @@ from typing import Any
 
 from core.config import combinations
 from core.errors import ConfigError
+from core.platform.kinds import KINDS, TYPED_GROUPS
 from core.platform.registry import Registry
 from core.platform.switches import is_switch
-from core.settings.data_schema import TransformConfig
 from core.settings.fields import FieldDoc, field_docs
-from core.settings.schema import (
-    MetricConfig,
-    OptimizerConfig,
-    RewardConfig,
-    RolloutConfig,
-    RunConfig,
-    StageConfig,
-    TrackerConfig,
-)
+from core.settings.schema import RunConfig, StageConfig
 
 HEAD = """# Settings
 
@@ -31,17 +24,26 @@ explains how settings are given. A `stage.` setting of a stage that the plan put
 
 
 def command(arguments: list[str]) -> int:
-    """The command `reference`: print the page. `--own` leaves out what strangers' plugins bring."""
-    if unknown := [argument for argument in arguments if argument != "--own" and not is_switch(argument)]:
-        raise ConfigError(f"'reference' does not take '{unknown[0]}'", mend="reference [--own]")
-    sys.stdout.write(page(Registry.load(strict=False), own="--own" in arguments))
+    """The command `reference`: print the page of the settings, or with `--api` that of the public API.
+
+    `--own` leaves out what strangers' plugins bring.
+    """
+    known = ("--own", "--api")
+    if unknown := [argument for argument in arguments if argument not in known and not is_switch(argument)]:
+        raise ConfigError(f"'reference' does not take '{unknown[0]}'", mend="reference [--own | --api]")
+    if "--api" in arguments:
+        from core.commands import api_page  # imports torch
+
+        sys.stdout.write(api_page.page())
+    else:
+        sys.stdout.write(page(Registry.load(strict=False), own="--own" in arguments))
     return 0
 
 
 def page(registry: Registry, own: bool = False) -> str:
     """The Markdown text. own: only what preftune's own distribution brings."""
-    groups = {"stage", "upstream", "reward", "rollout", "optimizer", "tracker"}
-    blocks = [HEAD, "## The whole run\n", _table("", RunConfig, skip=groups | set(_parts()))]
+    blocks = [HEAD, "## The whole run\n",
+              _table("", RunConfig, skip={"stage", "upstream", *TYPED_GROUPS, *_parts()})]  # fmt: skip
     for name, config in _parts().items():
         blocks += [f"## {name}\n", _doc(config), _table(f"{name}.", config)]
     blocks += ["## stage: what every stage has\n", _table("stage.", StageConfig, skip=("name", "algorithm"))]
@@ -50,16 +52,11 @@ def page(registry: Registry, own: bool = False) -> str:
         title = f"stage={stage} algorithm={algorithm}" if algorithm else f"stage={stage}"
         text = ". ".join(part for part in (entry.spec.summary, entry.spec.paper) if part)
         blocks += [f"## {title}\n", f"{text}.\n", _table("stage.", entry.spec.config, base=StageConfig)]
-    tables: list[tuple[str, type, dict[str, Any]]] = [
-        ("reward", RewardConfig, registry.reward_models), ("rollout", RolloutConfig, registry.engines),
-        ("optimizer", OptimizerConfig, registry.optimizers), ("tracker", TrackerConfig, registry.trackers),
-        ("an item of eval.metrics, name", MetricConfig, registry.metrics),
-        ("a step of data.transforms, name", TransformConfig, registry.transforms),
-    ]  # fmt: skip
-    for group, base, table in tables:
-        prefix = "" if " " in group else f"{group}."  # a step of a list has keys of its own
+    for kind, base in [(kind, kind.base) for kind in KINDS if kind.base and (kind.groups or kind.listed)]:
+        group = f"an item of {kind.listed}, name" if kind.listed else next(iter(kind.groups))
+        prefix = "" if kind.listed else f"{group}."  # an item of a list has keys of its own
         blocks += [f"## {group}: what every choice has\n", _table(prefix, base, skip=("name",))]
-        for name, entry in sorted(table.items()):
+        for name, entry in sorted(registry.table(kind).items()):
             if _kept(entry, own):
                 blocks += [f"## {group}={name}\n", f"{entry.spec.summary}.\n",
                            _table(prefix, entry.spec.config, base=base)]  # fmt: skip

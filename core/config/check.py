@@ -13,8 +13,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.config.overrides import close
-from core.data.transforms import transform_configs
 from core.errors import ConfigError
+from core.platform.kinds import LISTED, TYPED_GROUPS
 from core.platform.named_parts import named_configs
 from core.platform.registry import Registry
 from core.settings import peft_methods
@@ -23,16 +23,12 @@ from core.settings.fields import FieldDoc, field_docs, field_names
 from core.settings.schema import (
     EvalConfig,
     ModelConfig,
-    OptimizerConfig,
     PeftConfig,
     RetentionConfig,
-    RewardConfig,
-    RolloutConfig,
     RunConfig,
     RuntimeConfig,
     ShapedPeftConfig,
     StageConfig,
-    TrackerConfig,
 )
 
 PARTS: dict[str, type] = {
@@ -40,11 +36,7 @@ PARTS: dict[str, type] = {
     "model": ModelConfig,
     "peft": PeftConfig,
     "data": DataConfig,
-    "reward": RewardConfig,
-    "judge": RewardConfig,
-    "rollout": RolloutConfig,
-    "optimizer": OptimizerConfig,
-    "tracker": TrackerConfig,
+    **TYPED_GROUPS,
     "runtime": RuntimeConfig,
     "eval": EvalConfig,
     "retention": RetentionConfig,
@@ -279,6 +271,8 @@ def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
         raise ConfigError(f"'{error.full_key}' cannot be read: {str(error).splitlines()[0]}") from error
     typed.peft = shaped_peft(typed.peft, registry)
     check_peft(typed.peft, registry.peft_methods)
-    typed.eval.metrics = named_configs(typed.eval.metrics, registry.metrics, "eval.metrics", "metric")
-    typed.data.transforms = transform_configs(typed.data.transforms, registry)
+    for setting in LISTED:
+        part, _, key = setting.partition(".")
+        holder = getattr(typed, part)
+        setattr(holder, key, named_configs(getattr(holder, key), setting, registry))
     return typed

@@ -23,9 +23,10 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 
 from core.config import presets
 from core.errors import ConfigError, PluginError
+from core.platform.kinds import KINDS, TYPED_GROUPS
 from core.platform.registry import Owner, Registry, structured
 from core.settings import peft_methods
-from core.settings.schema import OptimizerConfig, RewardConfig, RolloutConfig, RunConfig, TrackerConfig
+from core.settings.schema import RunConfig
 
 ROOT = "preftune"
 """Name of the primary config."""
@@ -105,19 +106,12 @@ def _typed_options(registry: Registry) -> list[LazyNode]:
         if algorithm == registry.default_algorithm(stage):
             choose = {"defaults": [{"/algorithm@_global_.stage": option}]}
             nodes.append(LazyNode("stage", stage, entry.owner, partial(OmegaConf.create, choose)))
-    parts: list[tuple[str, dict[str, Any]]] = [
-        ("reward", registry.reward_models),
-        ("judge", registry.reward_models),
-        ("rollout", registry.engines),
-        ("optimizer", registry.optimizers),
-        ("tracker", registry.trackers),
-    ]
-    for group, table in parts:
-        for name, entry in table.items():
-            nodes.append(LazyNode(group, name, entry.owner, partial(_named, entry.spec.config, name=name)))
-    nodes.append(LazyNode("judge", "auto", presets.OWN, partial(_named, RewardConfig, name="auto")))
-    nodes.append(LazyNode("rollout", "auto", presets.OWN, partial(_named, RolloutConfig, name="auto")))
-    nodes.append(LazyNode("tracker", "none", presets.OWN, partial(_named, TrackerConfig, name="none")))
+    for kind in filter(lambda kind: kind.base, KINDS):
+        for group, added in kind.groups.items():
+            options = {name: (entry.spec.config, entry.owner) for name, entry in registry.table(kind).items()}
+            options |= {added: (kind.base, presets.OWN)} if added else {}
+            nodes += [LazyNode(group, name, owner, partial(_named, config, name=name))
+                      for name, (config, owner) in options.items()]  # fmt: skip
     return nodes
 
 
@@ -154,11 +148,8 @@ def _root(registry: Registry, defaults: list[Any]) -> Any:
             upstream[stage] = _named(registry.stages[(stage, algorithm)].spec.config, name=stage, algorithm=algorithm)
     with flag_override(node, "no_deepcopy_set_nodes", True):
         node.upstream = upstream
-    node.reward = structured(RewardConfig)
-    node.judge = structured(RewardConfig)
-    node.rollout = structured(RolloutConfig)
-    node.optimizer = structured(OptimizerConfig)
-    node.tracker = structured(TrackerConfig)
+    for group, base in TYPED_GROUPS.items():
+        node[group] = structured(base)
     return node
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, get_origin, get_type_hints
 
 from core.errors import ConfigError
+from core.platform.kinds import KINDS
 from core.platform.registry import Registry
 from core.settings.schema import RunConfig
 
@@ -100,21 +101,14 @@ def _is_free(path: str, registry: Registry) -> bool:
     if path.startswith(f"{SOURCES}."):
         return re.match(rf"{re.escape(SOURCES)}\.\w+\.columns(\.|$)", path) is not None
     part, _, rest = path.partition(".")
-    tables: dict[str, list[Any]] = {
-        "stage": list(registry.stages.values()),
-        "reward": list(registry.reward_models.values()),
-        "judge": list(registry.reward_models.values()),
-        "rollout": list(registry.engines.values()),
-        "optimizer": list(registry.optimizers.values()),
-        "tracker": list(registry.trackers.values()),
-    }
     if part == "upstream":
         part, rest = "stage", rest.partition(".")[2]
+    tables: dict[str, dict[Any, Any]] = {"stage": registry.stages}
+    tables |= {group: registry.table(kind) for kind in KINDS if kind.base for group in kind.groups}
+    configs: list[type] = [RunConfig]
     if part in tables:
-        return any(
-            f"{rest}.".startswith(f"{free}.") for entry in tables[part] for free in _free_paths(entry.spec.config)
-        )
-    return any(f"{path}.".startswith(f"{free}.") for free in _free_paths(RunConfig))
+        path, configs = rest, [entry.spec.config for entry in tables[part].values()]
+    return any(f"{path}.".startswith(f"{free}.") for config in configs for free in _free_paths(config))
 
 
 def _algorithm(value: str, stages: list[str], overrides: list[str], registry: Registry) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import ConfigError, PluginError
+from core.platform.kinds import KINDS
 from core.platform.registry import Owner, Registry
 from core.settings import peft_methods
 
@@ -72,12 +73,9 @@ def registered(registry: Registry) -> dict[str, dict[str, Owner]]:
         found["stage"].setdefault(stage, entry.owner)
         if algorithm:
             found["algorithm"][registry.option_name(stage, algorithm)] = entry.owner
-    found["reward"] = {name: entry.owner for name, entry in registry.reward_models.items()}
-    found["judge"] = {"auto": OWN} | found["reward"]
-    found["rollout"] = {"auto": OWN} | {name: entry.owner for name, entry in registry.engines.items()}
-    found["optimizer"] = {name: entry.owner for name, entry in registry.optimizers.items()}
-    found["peft"] = {name: entry.owner for name, entry in registry.peft_methods.items()}
-    found["tracker"] = {"none": OWN} | {name: entry.owner for name, entry in registry.trackers.items()}
+    for kind in KINDS:
+        owners = {name: entry.owner for name, entry in registry.table(kind).items()}
+        found |= {group: ({added: OWN} if added else {}) | owners for group, added in kind.groups.items()}
     return found
 
 

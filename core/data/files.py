@@ -42,6 +42,10 @@ def find_files(
 ) -> tuple[list[Path] | str, list[Path], Path | None]:
     """Training files (or the id of a hub dataset), held-out files, and the folder that both are in.
 
+    path: a file, a folder, a pattern of files, or `owner/name:split` of the hub.
+    schema: what the records must serve, see StageSpec.data; in a folder it decides which of sft.jsonl,
+        preference.jsonl and so on are taken.
+    The folder is None where `path` names files themselves.
     Raises: ConfigError when there is nothing at `path`; DataError for a folder without files for the schema.
     """
     place = Path(path)

@@ -15,10 +15,12 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 class Message(NamedTuple):
-    """One turn. `role` is one of ROLES."""
+    """One turn of a dialogue."""
 
     role: str
+    """system, user, assistant or tool."""
     content: str
+    """Text; of a tool its answer."""
     weight: float | None = None
     """Weight of the turn's tokens in a supervised loss; None leaves it to the stage."""
     calls: tuple[str, ...] = ()
@@ -27,7 +29,8 @@ class Message(NamedTuple):
     """What an assistant turn thinks before its content."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The form that chat templates take."""
+        """The form that chat templates take: `role`, `content`, and where there are any `tool_calls` and
+        `reasoning_content`."""
         message: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.calls:
             message["tool_calls"] = [{"type": "function", "function": json.loads(call)} for call in self.calls]
@@ -44,6 +47,7 @@ class Span(NamedTuple):
     label: str
     """What is said of it, e.g. a kind of error."""
     note: str = ""
+    """A remark in words."""
 
 
 class Step(NamedTuple):
@@ -51,6 +55,7 @@ class Step(NamedTuple):
 
     text: str
     label: float | None = None
+    """As the data gives it, e.g. 1 for a right step and -1 for a wrong one."""
 
 
 @dataclass(frozen=True)

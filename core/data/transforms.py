@@ -21,7 +21,6 @@ from core.data.readers import BUILT_IN_READERS
 from core.data.readers.rows import Row
 from core.data.records import BadRow, Record, excerpt
 from core.errors import ConfigError, DataError, PluginError, PreftuneError
-from core.platform.named_parts import named_configs
 from core.platform.providers import Providers
 from core.platform.registry import Owner, Registry
 from core.platform.specs import TransformSpec
@@ -35,8 +34,11 @@ class TextPart(str, Enum):
     """Which text of a record a transform looks at."""
 
     record = "record"
+    """Prompt and completion."""
     prompt = "prompt"
+    """The prompt's messages but those of the system."""
     completion = "completion"
+    """The completion, or both of a pair, or raw text; and tool calls."""
 
 
 def texts_of(record: Record, part: TextPart = TextPart.record) -> list[str]:
@@ -51,7 +53,7 @@ def texts_of(record: Record, part: TextPart = TextPart.record) -> list[str]:
 
 
 def text_of(record: Record, part: TextPart = TextPart.record) -> str:
-    """The same in one string, a line feed between two."""
+    """What `texts_of` gives, in one string with a line feed between two texts."""
     return "\n".join(texts_of(record, part))
 
 
@@ -61,7 +63,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def words_of(text: str) -> list[str]:
-    """Words for comparisons: compatibility forms folded, case folded, punctuation left out."""
+    """Words for comparisons: Unicode's compatibility forms (NFKC) and case folded, punctuation left out. In scripts
+    without spaces (Thai, Japanese, Chinese, …) each character is a word."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -105,6 +108,7 @@ class Transformed:
     facts: dict[str, Any] = field(default_factory=dict)
     """JSON values for plan and report."""
     warnings: list[str] = field(default_factory=list)
+    """Lines for the terminal and the report."""
 
 
 Filter = Callable[[Record], str]
@@ -113,11 +117,6 @@ Transform = Callable[[Sequence[Record], TransformContext], Transformed]
 
 
 # 2. From config to something that can be called.
-
-
-def transform_configs(items: Sequence[Any], registry: Registry) -> list[TransformConfig]:
-    """`data.transforms` as typed configs. Raises: ConfigError for a wrong name, field or value, naming its place."""
-    return named_configs(items, registry.transforms, "data.transforms", "transform")
 
 
 @dataclass(frozen=True)

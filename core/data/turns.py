@@ -44,7 +44,7 @@ def kind_of(value: object) -> str:
 
 
 def to_text(value: object, field: str) -> str:
-    """A text as it stands. Raises: RowError for anything else."""
+    """A text as it stands. Raises: RowError for anything else, naming the canonical `field`."""
     if isinstance(value, str):
         return value
     raise RowError(f"wrong type: {field} is {kind_of(value)}, not text", field)
@@ -58,6 +58,7 @@ def to_messages(value: object, field: str) -> tuple[Message, ...]:
 
     Typed content parts are taken apart: texts are joined, reasoning and tool calls go to their own fields.
     `loss_weight` or `weight` is the turn's weight.
+    field: canonical field that the value is for, as errors name it.
     Raises: RowError for unknown roles, content that is no text (images), calls that are no JSON, and other types.
     """
     turns = [value] if isinstance(value, dict) else value

@@ -42,6 +42,8 @@ API_ATTRIBUTE = "PREFTUNE_API"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function of an entry module, or a method of a stage or tracker, as an answer to the hook of its name. With
+`wrapper=True` it is a generator around the others' answers; `tryfirst=True` and `trylast=True` move it in the order."""
 
 
 class Deprecated(DeprecationWarning):

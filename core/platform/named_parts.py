@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.errors import ConfigError
-from core.platform.owners import Registered
+from core.platform.kinds import LISTED
+from core.platform.registry import Registry
 from core.settings.convert import from_plain
 from core.suggest import did_you_mean
 
 
-def named_configs(items: Sequence[Any], table: Mapping[str, Registered[Any]], key: str, what: str) -> list[Any]:
+def named_configs(items: Sequence[Any], key: str, registry: Registry) -> list[Any]:
     """Each item of the list at `key`, a name or `{name: NAME, field: value}`, as the config of the part of that name.
 
     Raises ConfigError for a wrong name, field or value, naming its place.
     """
+    what, table = LISTED[key].label, registry.table(LISTED[key])
     configs = []
     for place, item in enumerate(items):
         where = f"{key}[{place}]"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -28,9 +28,10 @@ from core.platform.hookspecs import (
     StageHooks,
 )
 from core.platform.installing import importable, install_hint
-from core.platform.kinds import KINDS
+from core.platform.kinds import KINDS, Kind
 from core.platform.owners import Owner, PluginRecord, Registered
-from core.platform.spec_checks import LoadedSpec, Spec, check_spec, specs_of, structured
+from core.platform.providers import blamed
+from core.platform.spec_checks import LoadedSpec, Spec, specs_of, structured
 from core.platform.specs import (
     CommandSpec,
     DataSourceSpec,
@@ -47,39 +48,42 @@ from core.platform.specs import (
     TransformSpec,
 )
 from core.platform.switches import DISABLE_VARIABLE, Switches
-from core.settings import peft_methods
 
 STAGE_HOOKS = tuple(name for name in vars(StageHooks) if not name.startswith("_"))
 HEAVY = "torch"
 """The module that no entry module may drag in."""
 
 
-@dataclass
 class Registry:
-    """Everything that the plugins of this process bring to one run."""
+    """Everything that the plugins of this process bring to one run. Each row of KINDS has a table; those that core
+    reads by name are named here for their types."""
 
-    manager: pluggy.PluginManager
-    plugins: list[PluginRecord] = field(default_factory=list)
-    stages: dict[tuple[str, str], Registered[StageSpec]] = field(default_factory=dict)
+    stages: dict[tuple[str, str], Registered[StageSpec]]
     """By (stage, algorithm); the algorithm is empty for a stage without variants."""
-    reward_models: dict[str, Registered[RewardSpec]] = field(default_factory=dict)
-    engines: dict[str, Registered[EngineSpec]] = field(default_factory=dict)
-    optimizers: dict[str, Registered[OptimizerSpec]] = field(default_factory=dict)
-    peft_methods: dict[str, Registered[PeftMethodSpec]] = field(default_factory=dict)
-    metrics: dict[str, Registered[MetricSpec]] = field(default_factory=dict)
-    trackers: dict[str, Registered[TrackerSpec]] = field(default_factory=dict)
-    data_sources: dict[str, Registered[DataSourceSpec]] = field(default_factory=dict)
-    transforms: dict[str, Registered[TransformSpec]] = field(default_factory=dict)
-    readers: dict[str, Registered[ReaderSpec]] = field(default_factory=dict)
+    reward_models: dict[str, Registered[RewardSpec]]
+    engines: dict[str, Registered[EngineSpec]]
+    optimizers: dict[str, Registered[OptimizerSpec]]
+    peft_methods: dict[str, Registered[PeftMethodSpec]]
+    metrics: dict[str, Registered[MetricSpec]]
+    trackers: dict[str, Registered[TrackerSpec]]
+    data_sources: dict[str, Registered[DataSourceSpec]]
+    transforms: dict[str, Registered[TransformSpec]]
+    readers: dict[str, Registered[ReaderSpec]]
     """By suffix."""
-    text_sets: dict[str, Registered[TextSetSpec]] = field(default_factory=dict)
-    dialects: dict[str, Registered[DialectSpec]] = field(default_factory=dict)
-    commands: dict[str, Registered[CommandSpec]] = field(default_factory=dict)
-    config_dirs: list[tuple[str, Owner]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    """One line for each broken plugin, to be shown to the user."""
-    clashes: list[PluginError] = field(default_factory=list)
-    """Names with two owners; `load` raises the first unless told otherwise."""
+    text_sets: dict[str, Registered[TextSetSpec]]
+    dialects: dict[str, Registered[DialectSpec]]
+    commands: dict[str, Registered[CommandSpec]]
+
+    def __init__(self, manager: pluggy.PluginManager) -> None:
+        self.manager = manager
+        self.plugins: list[PluginRecord] = []
+        self.config_dirs: list[tuple[str, Owner]] = []
+        self.warnings: list[str] = []
+        """One line for each broken plugin, to be shown to the user."""
+        self.clashes: list[PluginError] = []
+        """Names with two owners; `load` raises the first unless told otherwise."""
+        for kind in KINDS:
+            setattr(self, kind.table, {})
 
     @classmethod
     def load(cls, strict: bool = True) -> Registry:
@@ -170,32 +174,25 @@ class Registry:
 
     def _collect(self, plugin: object, hooks: list[str]) -> dict[str, list[Any]]:
         """What the registration hooks of this one plugin return, checked."""
-        asked = [*((kind.hook, kind.spec, kind.base) for kind in KINDS), ("register_config_dirs", str, None)]
-        collected: dict[str, list[Any]] = {}
-        for name, kind, base in asked:
-            collected[name] = []
-            if name not in hooks:
-                continue
+        asked = {kind.hook: kind.specs_of for kind in KINDS} | {"register_config_dirs": partial(specs_of, kind=str)}
+        collected: dict[str, list[Any]] = {name: [] for name in asked}
+        for name in filter(hooks.__contains__, asked):
             for impl in getattr(self.manager.hook, name).get_hookimpls():
                 if impl.plugin is plugin:
                     try:
-                        specs = specs_of(impl.function(), kind)
-                        for spec in specs:
-                            if kind is not str:
-                                check_spec(spec, base)
+                        collected[name] += asked[name](impl.function())
                     except PluginError as error:
                         raise PluginError(f"{name}: {error.what}") from error
-                    collected[name] += specs
         return collected
 
     def _take(self, collected: dict[str, list[Any]], record: PluginRecord) -> None:
         for kind in KINDS:
             for spec in collected[kind.hook]:
-                if kind.spec is PeftMethodSpec and spec.name in ("none", *peft_methods.methods()):
-                    self._clash(f"{kind.label} {spec.name}", Owner("peft", "peft", "itself"), record.owner)
+                if first := kind.taken(spec.name):
+                    self._clash(f"{kind.label} {spec.name}", first, record.owner)
                     continue
-                for key, name in _keys(spec):
-                    self._put(f"{kind.label} {name}", getattr(self, kind.table), key, spec, record)
+                for key, name in kind.keys(spec):
+                    self._put(f"{kind.label} {name}", self.table(kind), key, spec, record)
         for folder in collected["register_config_dirs"]:
             self.config_dirs.append((folder, record.owner))
             record.adds.append(f"config {folder}")
@@ -244,6 +241,11 @@ class Registry:
         """The hook relay of this run's manager."""
         return self.manager.hook
 
+    def table(self, kind: Kind) -> dict[Any, Registered[Any]]:
+        """What was registered of a kind, by key."""
+        table: dict[Any, Registered[Any]] = getattr(self, kind.table)
+        return table
+
     def stage_names(self) -> list[str]:
         """Names of all stages, sorted."""
         return sorted({name for name, _ in self.stages})
@@ -265,7 +267,7 @@ class Registry:
 
     def check_configs(self) -> None:
         """Mark as broken each plugin with a config dataclass that cannot be used; too slow for every start."""
-        for entry in [entry for kind in KINDS if kind.base for entry in getattr(self, kind.table).values()]:
+        for entry in [entry for kind in KINDS if kind.base for entry in self.table(kind).values()]:
             try:
                 structured(entry.spec.config)
             except PluginError as error:
@@ -276,12 +278,8 @@ class Registry:
 
     def owner_of(self, spec: Spec) -> Owner:
         """The plugin that registered `spec`."""
-        for kind in KINDS:
-            for entry in getattr(self, kind.table).values():
-                if entry.spec is spec:
-                    owner: Owner = entry.owner
-                    return owner
-        return Owner(spec.name, "", "")
+        entries = (entry for kind in KINDS for entry in self.table(kind).values())
+        return next((entry.owner for entry in entries if entry.spec is spec), Owner(spec.name, "", ""))
 
     def owner_named(self, plugin: str) -> Owner:
         """The owner of the plugin that pluggy knows by this name."""
@@ -343,16 +341,6 @@ def check_api(version: object) -> None:
         raise PluginError(f"it was built for API {version}, and this preftune has API {API_VERSION}; update preftune")
     if version < OLDEST_API:
         raise PluginError(f"it was built for API {version}, and this preftune takes {OLDEST_API} or newer; update it")
-
-
-def _keys(spec: Any) -> list[tuple[Any, str]]:
-    """(key in its table, name for people) of each place that a spec takes."""
-    if isinstance(spec, StageSpec):
-        name = f"{spec.name}/{spec.algorithm}" if spec.algorithm else spec.name
-        return [((spec.name, spec.algorithm), name)]
-    if isinstance(spec, ReaderSpec):
-        return [(suffix, suffix) for suffix in spec.suffixes]
-    return [(spec.name, spec.name)]
 
 
 def _import(value: str) -> object:

@@ -3,51 +3,33 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Protocol
 
 from core.errors import PluginError
-from core.platform.specs import (
-    METRIC_SUBJECTS,
-    ROLES,
-    SCHEMAS,
-    TRANSFORM_KINDS,
-    CommandSpec,
-    DataSourceSpec,
-    DialectSpec,
-    EngineSpec,
-    MetricSpec,
-    OptimizerSpec,
-    PeftMethodSpec,
-    ReaderSpec,
-    RewardSpec,
-    StageSpec,
-    TextSetSpec,
-    TrackerSpec,
-    TransformSpec,
-)
+from core.platform.specs import ROLES, SCHEMAS, DialectSpec, PeftMethodSpec, ReaderSpec, StageSpec, TextSetSpec
 from core.settings.peft_methods import methods
 
-LoadedSpec = (
-    StageSpec
-    | RewardSpec
-    | EngineSpec
-    | OptimizerSpec
-    | PeftMethodSpec
-    | MetricSpec
-    | TrackerSpec
-    | DataSourceSpec
-    | CommandSpec
-    | TransformSpec
-    | ReaderSpec
-)
-"""What names its code by `impl`."""
 
-Spec = LoadedSpec | DialectSpec | TextSetSpec
-"""Anything that a plugin registers."""
+class Spec(Protocol):
+    """Anything that a plugin registers."""
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_NAMES = (_NAME, "letters, digits and _")
-_COMMAND = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+    @property
+    def name(self) -> str:
+        """What the user types."""
+
+
+class LoadedSpec(Spec, Protocol):
+    """What names its code."""
+
+    @property
+    def impl(self) -> str:
+        """ "package.module:Name"."""
+
+
+WORD = (re.compile(r"[A-Za-z][A-Za-z0-9_]*"), "letters, digits and _")
+COMMAND = (re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*"), "small letters, digits and -")
+"""What a name may look like, and that in words."""
 _SUFFIX = re.compile(r"\.[a-z0-9_]+")
 _IMPL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -59,52 +41,59 @@ def specs_of(value: Any, kind: type) -> list[Any]:
     return list(value)
 
 
-def check_spec(spec: Any, base: type | None) -> None:
-    """Raise PluginError unless a spec can be used as it stands."""
-    pattern, allowed = (_COMMAND, "small letters, digits and -") if isinstance(spec, CommandSpec) else _NAMES
+def check_spec(spec: Any, base: type | None, names: tuple[re.Pattern[str], str]) -> None:
+    """Raise PluginError unless name, import path and config, where the kind has them, can be used as they stand."""
+    pattern, allowed = names
     if not pattern.fullmatch(spec.name):
         raise PluginError(f"{type(spec).__name__} has the name {spec.name!r}; use {allowed}")
-    if isinstance(spec, DialectSpec):
-        _check_dialect(spec)
-        return
-    if isinstance(spec, TextSetSpec):
-        if not spec.texts or not all(texts and all(text.strip() for text in texts) for texts in spec.texts.values()):
-            raise PluginError(f"{spec.name}: texts must name at least one category, and no text may be empty")
-        return
-    if not _IMPL.fullmatch(spec.impl):
+    if not _IMPL.fullmatch(getattr(spec, "impl", "not:asked")):
         raise PluginError(f"{spec.name}: impl is {spec.impl!r}; write 'package.module:Name'")
     if base is not None:
         if not (isinstance(spec.config, type) and issubclass(spec.config, base)):
             raise PluginError(f"{spec.name}: config must be a dataclass that extends {base.__name__}")
         if "__dataclass_params__" not in vars(spec.config):
             raise PluginError(f"{spec.name}: {spec.config.__name__} lacks the @dataclass decorator")
-    _check_fields(spec)
 
 
-def _check_fields(spec: Any) -> None:
-    """What one kind alone has."""
-    if isinstance(spec, TransformSpec) and spec.kind not in TRANSFORM_KINDS:
-        raise PluginError(f"{spec.name}: kind is {spec.kind!r}; must be one of {', '.join(TRANSFORM_KINDS)}")
-    if isinstance(spec, MetricSpec) and spec.over not in METRIC_SUBJECTS:
-        raise PluginError(f"{spec.name}: over is {spec.over!r}; must be one of {', '.join(METRIC_SUBJECTS)}")
-    if isinstance(spec, PeftMethodSpec) and (known := methods()) and spec.base not in known:
+def check_choice(spec: Any, field: str, choices: Collection[str]) -> None:
+    """Raise PluginError unless a field holds one of `choices`."""
+    if (value := getattr(spec, field)) not in choices:
+        raise PluginError(f"{spec.name}: {field} is {value!r}; must be one of {', '.join(choices)}")
+
+
+# What one kind alone has. Each raises PluginError.
+
+
+def check_stage(spec: StageSpec) -> None:
+    """Its schema and roles are known, and its algorithm has a name that can be typed."""
+    check_choice(spec, "data", SCHEMAS)
+    if unknown := [role for role in (*spec.roles, *spec.after) if role not in ROLES]:
+        raise PluginError(f"{spec.name}: unknown role {unknown[0]!r}; must be one of {', '.join(ROLES)}")
+    pattern, allowed = WORD
+    if spec.algorithm and not pattern.fullmatch(spec.algorithm):
+        raise PluginError(f"{spec.name}: algorithm has the name {spec.algorithm!r}; use {allowed}")
+
+
+def check_peft_method(spec: PeftMethodSpec) -> None:
+    """The installed peft library has its base."""
+    if (known := methods()) and spec.base not in known:
         raise PluginError(f"{spec.name}: base is {spec.base!r}; must be a method of peft: {', '.join(known)}")
-    if isinstance(spec, StageSpec):
-        _check_stage(spec)
-    if isinstance(spec, ReaderSpec) and not (spec.suffixes and all(map(_SUFFIX.fullmatch, spec.suffixes))):
+
+
+def check_reader(spec: ReaderSpec) -> None:
+    """It has suffixes that files can have."""
+    if not (spec.suffixes and all(map(_SUFFIX.fullmatch, spec.suffixes))):
         raise PluginError(f"{spec.name}: suffixes is {spec.suffixes!r}; write e.g. ('.xyz',), in lower case")
 
 
-def _check_stage(spec: StageSpec) -> None:
-    if spec.data not in SCHEMAS:
-        raise PluginError(f"{spec.name}: data is {spec.data!r}; must be one of {', '.join(SCHEMAS)}")
-    if unknown := [role for role in (*spec.roles, *spec.after) if role not in ROLES]:
-        raise PluginError(f"{spec.name}: unknown role {unknown[0]!r}; must be one of {', '.join(ROLES)}")
-    if spec.algorithm and not _NAME.fullmatch(spec.algorithm):
-        raise PluginError(f"{spec.name}: algorithm has the name {spec.algorithm!r}; use letters, digits and _")
+def check_text_set(spec: TextSetSpec) -> None:
+    """There are texts, and none is empty."""
+    if not spec.texts or not all(texts and all(text.strip() for text in texts) for texts in spec.texts.values()):
+        raise PluginError(f"{spec.name}: texts must name at least one category, and no text may be empty")
 
 
-def _check_dialect(spec: DialectSpec) -> None:
+def check_dialect(spec: DialectSpec) -> None:
+    """Its tests are functions, and its fields are told apart."""
     if not spec.required:
         raise PluginError(f"{spec.name}: required is empty, so every row would fit")
     tests = {**spec.required, **spec.optional, "parse": spec.parse}

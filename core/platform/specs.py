@@ -15,40 +15,36 @@ SCHEMAS = ("sft", "preference", "prompts", "text", "corpus", "feedback")
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage, or one algorithm of a stage.
-
-    name: what the user types after `stage=`.
-    config: dataclass that extends StageConfig; its fields are `stage.<field>`.
-    impl: "package.module:Class", a core.torch_api.Stage, imported only when the stage was chosen and its config
-        accepted; one instance is made for each run.
-    data: schema of the records it trains on, one of SCHEMAS.
-    roles: models it needs, out of ROLES.
-    algorithm: name of the variant; empty for a stage without variants.
-    default: True for the variant that `stage=` alone takes.
-    makes: kind of model that its artifact holds, "policy" or "reward_model".
-    after: stages that the plan puts before it where the config names no model for a role:
-        {"policy": "sft", "reward_model": "reward"}.
-    rollouts: whether its steps sample from the policy and are scored by the run's reward.
-    builds: whether it makes its examples with a rollout engine before the first step (the hook `make_data`), judged
-        by the run's judge.
-    requires: import names looked for before anything heavy loads.
-    paper: where the method comes from.
-    """
+    """A stage, or one algorithm of a stage. `impl` is "package.module:Class", a core.torch_api.Stage, imported only
+    when the stage was chosen and its config accepted; one instance is made for each run."""
 
     name: str
+    """What the user types after `stage=`."""
     config: type[StageConfig]
+    """Its fields are `stage.<field>`."""
     impl: str
     data: str
+    """Schema of the records it trains on: sft, preference, prompts, text, corpus or feedback."""
     summary: str = ""
     roles: tuple[str, ...] = ("policy",)
+    """Models it needs: policy, reference, reward_model, value_model, teacher."""
     algorithm: str = ""
+    """Name of the variant; empty for a stage without variants."""
     default: bool = False
+    """True for the variant that `stage=` alone takes."""
     makes: str = "policy"
+    """Kind of model that its artifact holds, "policy" or "reward_model"."""
     after: dict[str, str] = field(default_factory=dict)
+    """Stages that the plan puts before it where the config names no model for a role, e.g.
+    {"policy": "sft", "reward_model": "reward"}."""
     rollouts: bool = False
+    """Its steps sample from the policy and are scored by the run's reward."""
     builds: bool = False
+    """It makes its examples with a rollout engine before the first step (the hook `make_data`), judged by the run's
+    judge."""
     requires: tuple[str, ...] = ()
     paper: str = ""
+    """Where the method comes from."""
 
     @property
     def samples(self) -> bool:
@@ -133,7 +129,7 @@ class MetricSpec:
     config: type[MetricConfig]
     impl: str
     over: str
-    """One of METRIC_SUBJECTS."""
+    """What it measures: "completions" or "models"."""
     summary: str = ""
     requires: tuple[str, ...] = ()
 
@@ -197,7 +193,7 @@ class TransformSpec:
     config: type[TransformConfig]
     impl: str
     kind: str
-    """One of TRANSFORM_KINDS."""
+    """"filter", "dedup", "augment" or "check"."""
     version: str
     """Part of the artifact key; raise it when the outcome changes."""
     summary: str = ""
@@ -255,13 +251,11 @@ class CommandSpec:
 
 @dataclass(frozen=True)
 class TextSetSpec:
-    """A named set of short texts that stages draw from, e.g. directives to put before a passage.
-
-    kind: what the texts are for; a stage takes sets of the kinds that it knows.
-    texts: category to its texts, none of them empty.
-    """
+    """A named set of short texts that stages draw from, e.g. directives to put before a passage."""
 
     name: str
     kind: str
+    """What the texts are for; a stage takes sets of the kinds that it knows."""
     texts: dict[str, list[str]]
+    """Category to its texts, none of them empty."""
     summary: str = ""

@@ -6,10 +6,11 @@ import ast
 import dataclasses
 import inspect
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from itertools import pairwise
+from itertools import zip_longest
 from typing import Any, get_args, get_origin, get_type_hints
 
 from core.settings.rules import MISSING
@@ -63,25 +64,46 @@ def default_text(value: Any) -> str:
     return str(value)
 
 
+@dataclass(frozen=True)
+class Written:
+    """A name in the body of a class as its source has it: annotation, value, and the docstring under it on one line."""
+
+    type: str = ""
+    value: str = ""
+    doc: str = ""
+
+
+def written_in(body: Sequence[ast.stmt]) -> dict[str, Written]:
+    """The names that statements give a type or a value, in order."""
+    found = {}
+    for statement, following in zip_longest(body, body[1:]):
+        target: ast.expr
+        if isinstance(statement, ast.AnnAssign):
+            target, hint = statement.target, ast.unparse(statement.annotation)
+        elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+            target, hint = statement.targets[0], ""
+        else:
+            continue
+        if isinstance(target, ast.Name):
+            value = ast.unparse(statement.value) if statement.value is not None else ""
+            found[target.id] = Written(hint, value, _text(following))
+    return found
+
+
+def _text(statement: ast.stmt | None) -> str:
+    """A statement that is a string and nothing else, on one line; else empty."""
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return " ".join(value.value.split()) if isinstance(value, ast.Constant) and isinstance(value.value, str) else ""
+
+
 @lru_cache(maxsize=256)
-def _own_docs(config: type) -> dict[str, str]:
-    """Docstrings under the fields that `config` itself declares, on one line each."""
+def own_fields(config: type) -> dict[str, Written]:
+    """What `config` itself declares, without what it inherits; empty where its source cannot be read."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(config)))
     except (OSError, TypeError, SyntaxError):
         return {}
-    body = tree.body[0].body if tree.body and isinstance(tree.body[0], ast.ClassDef) else []
-    docs = {}
-    for statement, following in pairwise(body):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-            and isinstance(following.value.value, str)
-        ):
-            docs[statement.target.id] = " ".join(following.value.value.split())
-    return docs
+    return written_in(tree.body[0].body) if tree.body and isinstance(tree.body[0], ast.ClassDef) else {}
 
 
 def field_docs(config: type) -> list[FieldDoc]:
@@ -93,7 +115,7 @@ def field_docs(config: type) -> list[FieldDoc]:
     found = []
     for item in dataclasses.fields(config):
         owner = next(base for base in config.__mro__ if item.name in vars(base).get("__annotations__", {}))
-        doc = next((docs[item.name] for base in config.__mro__ if item.name in (docs := _own_docs(base))), "")
+        texts = (own_fields(base).get(item.name, Written()).doc for base in config.__mro__)
         if item.default is not dataclasses.MISSING:
             default = item.default
         elif item.default_factory is not dataclasses.MISSING:
@@ -102,7 +124,7 @@ def field_docs(config: type) -> list[FieldDoc]:
             default = MISSING
         hint = hints.get(item.name, item.type)
         text = "" if dataclasses.is_dataclass(default) else default_text(default)
-        found.append(FieldDoc(item.name, type_text(hint), text, doc, owner.__name__))
+        found.append(FieldDoc(item.name, type_text(hint), text, next(filter(None, texts), ""), owner.__name__))
     rank = {base.__name__: place for place, base in enumerate(config.__mro__)}
     return sorted(found, key=lambda entry: rank[entry.owner])
 

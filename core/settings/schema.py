@@ -45,8 +45,11 @@ class Schedule(str, Enum):
     """Shape of the learning rate after warm-up."""
 
     constant = "constant"
+    """The peak to the end."""
     linear = "linear"
+    """Straight down to 0 just after the last step."""
     cosine = "cosine"
+    """Half a cosine wave down to 0 just after the last step."""
 
 
 class Order(str, Enum):

@@ -190,6 +190,8 @@ def _parts(layout: Layout) -> list[tuple[str, int]]:
 def load_codec(folder: Path, cfg: ModelConfig, gguf_file: str | None = None) -> ChatCodec:
     """Tokenizer of a model folder, checked. A tokenizer without a chat template gets ChatML, and a note says so.
 
+    gguf_file: name of the GGUF file in the folder that the tokenizer is read from, where there is no other.
+
     Raises ModelError when the template does not end a turn with the tokenizer's EOS, when it is not
     prefix-preserving, begins with two BOS tokens, or uses tokens that the model's embedding lacks: each would train
     the wrong tokens.

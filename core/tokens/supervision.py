@@ -13,16 +13,22 @@ class TrainOn(str, Enum):
     """Which turns have a weight where neither role nor message names one."""
 
     last = "last"
+    """The last assistant turn."""
     assistant = "assistant"
+    """Every assistant turn."""
     all = "all"
+    """Every token, the template's text among them."""
 
 
 class TooLong(str, Enum):
     """What happens to a demonstration that is longer than model.max_length."""
 
     drop = "drop"
+    """It goes to quarantine."""
     cut_end = "cut_end"
+    """Its first model.max_length tokens stay."""
     cut_start = "cut_start"
+    """Its last model.max_length tokens stay."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Supervision:
 
     train_on: TrainOn = TrainOn.last
     role_weights: Mapping[str, float] = field(default_factory=dict)
+    """Role to the weight of its turns."""
     too_long: TooLong = TooLong.drop
 
     @property

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 
 import pytest
 
+import core.api
 from core.config.typed import typed_config
 from core.errors import PluginError
+from core.platform import registry as registry_module
+from core.platform.hookspecs import RegistrationHooks, hookspec
 from core.platform.installing import install_hint
-from core.platform.kinds import KINDS
+from core.platform.kinds import KINDS, Kind
 from core.platform.registry import Registry
 from core.platform.switches import DISABLE_VARIABLE, MODULES_VARIABLE
 
@@ -217,6 +221,37 @@ TWINS = {
     "dialect": "DialectSpec('twin', {'prompt': bool}, dict)",
     "command": "CommandSpec('twin', 'a:b')",
 }
+
+
+def test_each_registration_hook_is_a_kind_with_a_public_spec():
+    asked = {name: hook.__annotations__["return"] for name, hook in vars(RegistrationHooks).items() if name[0] != "_"}
+    del asked["register_config_dirs"], asked["modify_plan"]
+    assert asked == {kind.hook: f"list[{kind.spec.__name__}]" for kind in KINDS}
+    assert {kind.spec.__name__ for kind in KINDS} <= set(core.api.__all__)
+
+
+@dataclass(frozen=True)
+class LampSpec:
+    name: str
+    impl: str
+
+
+def test_a_kind_is_its_spec_its_hook_and_its_row(no_builtins, make_distribution, monkeypatch):
+    hook = hookspec(lambda self: None)
+    monkeypatch.setattr(RegistrationHooks, "register_lamps", hook, raising=False)
+    monkeypatch.setattr(registry_module, "KINDS", (*KINDS, Kind("register_lamps", LampSpec, "lamp", "lamps")))
+    source = """
+        from core.api import hookimpl
+        from {module} import LampSpec
+        @hookimpl
+        def register_lamps(): return [LampSpec('desk', {impl!r})]
+    """
+    for name, impl in (("good", "a:b"), ("bad", "nocolon")):
+        make_distribution(name, source.format(module=__name__, impl=impl), distribution=name)
+    registry = Registry.load()
+    assert registry.lamps["desk"].owner.plugin == "good"
+    assert next(record.adds for record in registry.plugins if record.owner.plugin == "good") == ["lamp desk"]
+    assert "impl is 'nocolon'" in registry.warnings[0]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.label)

@@ -10,12 +10,14 @@ import pytest
 from core.__main__ import main
 from core.errors import ConfigError
 from core.platform.registry import Registry
-from core.platform.switches import ALLOW_VARIABLE, DISABLE_VARIABLE, Switches, check_switches, switched
+from core.platform.switches import ALLOW_VARIABLE, DISABLE_VARIABLE, OWN_PLUGIN, Switches, check_switches, switched
 from core.settings.schema import PluginsConfig
 
 
-def loaded() -> set[str]:
-    return {record.owner.plugin for record in Registry.load().plugins if record.state == "loaded"}
+def loaded(registry: Registry | None = None) -> set[str]:
+    """Plugins in use but core's own, which nothing switches off."""
+    plugins = (registry or Registry.load()).plugins
+    return {record.owner.plugin for record in plugins if record.state == "loaded"} - {OWN_PLUGIN}
 
 
 def test_allow_takes_plugins_and_distributions(no_builtins, make_distribution, monkeypatch):
@@ -26,7 +28,7 @@ def test_allow_takes_plugins_and_distributions(no_builtins, make_distribution, m
     assert loaded() == {"one", "two", "three"}
     monkeypatch.setenv(ALLOW_VARIABLE, "one, second,nobody")
     registry = Registry.load()
-    assert {record.owner.plugin for record in registry.plugins if record.state == "loaded"} == {"one", "two"}
+    assert loaded(registry) == {"one", "two"}
     third = next(record for record in registry.plugins if record.owner.plugin == "three")
     assert third.state == "blocked" and "plugins.allow" in third.reason
     assert [line for line in registry.warnings if "'nobody'" in line]

@@ -14,6 +14,7 @@ class Row(NamedTuple):
     """Physical line on which it starts, from 1; in Parquet files and on the hub the number of the row."""
     value: Any
     fault: str | None = None
+    """Why it cannot be read; the row goes to quarantine with it."""
 
 
 def is_unicode(text: str) -> bool:

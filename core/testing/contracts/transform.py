@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from core.data.loading import load_records
 from core.data.records import Record
-from core.data.transforms import Built, apply_transforms, bind_transforms, transform_configs
+from core.data.transforms import Built, apply_transforms, bind_transforms
+from core.platform.named_parts import named_configs
 from core.platform.providers import Providers
 from core.platform.registry import Registry
 from core.testing.contracts.base import ConfiguredContract
@@ -41,7 +42,7 @@ class TransformContract(ConfiguredContract):
     def transformed(self, records: list[Record], seed: int = 0) -> Built:
         """What it makes of the records."""
         registry = Registry.load()
-        configs = transform_configs([{"name": self.transform, **self.settings}], registry)
+        configs = named_configs([{"name": self.transform, **self.settings}], "data.transforms", registry)
         return apply_transforms(records, [], [], bind_transforms(configs, registry, Providers()), seed)
 
     def test_it_does_something(self, tmp_path: Path) -> None:
