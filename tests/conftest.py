@@ -15,9 +15,16 @@ import logging
 from pathlib import Path
 
 import pytest
+from cpu_budget import CpuBudget
 
 # A library's handler may outlive the captured stream that it was made for; that is no failure of a test.
 logging.raiseExceptions = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hold every test to its CPU seconds; as a plugin of the session, so that it sees the fixtures of all folders."""
+    config.pluginmanager.register(CpuBudget())
+
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
