@@ -6,16 +6,20 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 
-.PHONY: demo test lint types check docs bench help clean
+.PHONY: demo test test-all lint types check docs bench help clean
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 demo: $(READY) ## the main job on the embedded model and data: sft, reward model, PPO
 	$(BIN)/python -m core stage=rlhf $(ARGS)
 
-test: $(READY) ## every test, the slow ones too
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(READY) ## every test but those marked long, in a quarter of an hour
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-all: $(READY) ## every test: whole matrices and long studies too
+	$(PYTEST) $(ARGS)
 
 lint: $(READY) ## style
 	$(BIN)/ruff check .

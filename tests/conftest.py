@@ -10,14 +10,45 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import gc
+import importlib
 import importlib.util
 import logging
+import sys
 from pathlib import Path
 
 import pytest
+from cpu_budget import CpuBudget
 
 # A library's handler may outlive the captured stream that it was made for; that is no failure of a test.
 logging.raiseExceptions = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hold every test to its CPU seconds; as a plugin of the session, so that it sees the fixtures of all folders."""
+    config.pluginmanager.register(CpuBudget())
+
+
+SLOW_TO_IMPORT = (
+    "core.training.lifecycle", "core.training.defaults", "peft", "transformers.models.llama.modeling_llama",
+)  # fmt: skip
+
+
+def pytest_collection_finish() -> None:
+    """Where torch is loaded by now, load what goes with it, so that no test is charged for it. Then take all that is
+    loaded out of the garbage collector's sight: accelerate collects at the end of every run, which would go through the
+    objects of all libraries each time."""
+    if "torch" in sys.modules:
+        for name in SLOW_TO_IMPORT:
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let the interpreter take everything down."""
+    gc.unfreeze()
+
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

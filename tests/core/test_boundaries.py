@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "core"
@@ -24,6 +23,7 @@ WORDS = ("beta", "advantage", "advantages", "clip_range", "kl_coef", "wandb", "v
 MAY_KNOW_WORDS = {"core/config/combinations.py"}
 
 FILES = sorted(file.relative_to(ROOT).as_posix() for file in CORE.rglob("*.py"))
+TORCH_FREE = [file for file in FILES if file not in MAY_IMPORT_TORCH and not file.startswith("core/testing/")]
 ENTRIES = sorted(
     file.relative_to(ROOT).as_posix()
     for file in [
@@ -35,6 +35,7 @@ ENTRIES = sorted(
 )
 
 
+@functools.cache
 def parse(file: str) -> ast.Module:
     return ast.parse((ROOT / file).read_text(encoding="utf-8"))
 
@@ -56,28 +57,28 @@ def imports(node: ast.AST, lazy: bool) -> Iterator[tuple[int, str]]:
             yield from imports(child, lazy)
 
 
-@pytest.mark.parametrize("file", [*FILES, *ENTRIES])
-def test_nothing_heavy_is_imported_at_the_top(file):
-    if file in MAY_IMPORT_TORCH or file.startswith("core/testing/"):
-        return
-    found = [f"{file}:{line} imports {name}" for line, name in imports(parse(file), lazy=False)
-             if name.partition(".")[0] in HEAVY]  # fmt: skip
-    assert not found
+def importing(files: list[str], lazy: bool, wrong: Callable[[str], bool]) -> list[str]:
+    """A line for each import of the files whose module is wrong."""
+    return [f"{file}:{line} imports {name}" for file in files for line, name in imports(parse(file), lazy)
+            if wrong(name)]  # fmt: skip
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_torch_free_modules_import_only_torch_free_modules(file):
-    if file in MAY_IMPORT_TORCH or file.startswith("core/testing/"):
-        return
+def test_there_are_files_to_look_at():
+    assert len(FILES) > 100 and len(ENTRIES) > 10 and len(TORCH_FREE) > 100 and len(MAY_IMPORT_TORCH) > 10
+
+
+def test_nothing_heavy_is_imported_at_the_top():
+    assert not importing([*TORCH_FREE, *ENTRIES], False, lambda name: name.partition(".")[0] in HEAVY)
+
+
+def test_torch_free_modules_import_only_torch_free_modules():
     heavy = {name.removesuffix(".py").replace("/", ".") for name in MAY_IMPORT_TORCH}
-    assert not [f"{file}:{line} imports {name}" for line, name in imports(parse(file), lazy=False) if name in heavy]
+    assert not importing(TORCH_FREE, False, lambda name: name in heavy)
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_core_imports_no_plugin(file):
-    found = [f"{file}:{line} imports {name}" for line, name in imports(parse(file), lazy=True)
-             if name.partition(".")[0] in ("plugins", "reward_models")]  # fmt: skip
-    assert not found
+def test_core_imports_no_plugin():
+    plugins = ("plugins", "reward_models")
+    assert not importing(FILES, True, lambda name: name.partition(".")[0] in plugins)
 
 
 def vocabulary(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -92,16 +93,14 @@ def vocabulary(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield line, text
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_core_knows_no_algorithm_and_no_engine(file):
-    if file in MAY_KNOW_WORDS:
-        return
+def test_core_knows_no_algorithm_and_no_engine():
     words = re.compile(rf"(?<![a-z0-9])({'|'.join(WORDS)})(?![a-z0-9])")
-    found = [f"{file}:{line} says '{match.group(1)}'" for line, text in vocabulary(parse(file))
-             if (match := words.search(text.lower()))]  # fmt: skip
+    found = [f"{file}:{line} says '{match.group(1)}'" for file in FILES if file not in MAY_KNOW_WORDS
+             for line, text in vocabulary(parse(file)) if (match := words.search(text.lower()))]  # fmt: skip
     assert not found
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("core/testing/")])
-def test_files_are_short(file):
-    assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) <= 420
+def test_files_are_short():
+    files = [file for file in FILES if not file.startswith("core/testing/")]
+    lengths = {file: len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files}
+    assert not {file: lines for file, lines in lengths.items() if lines > 420}

@@ -308,8 +308,8 @@ def test_wrong_types_never_stop_the_report(tmp_path: Path, name: str) -> None:
         for value in odd:
             (folder / name).write_text(json.dumps({**whole, key: value}))
             facts = collect(folder)
-            Page(render_html(facts))
-            render_markdown(facts)
+            page, text = Page(render_html(facts)), render_markdown(facts)
+            assert page.text.strip() and text.startswith("#"), (key, value)
 
 
 def test_charts_of_odd_series() -> None:

@@ -167,9 +167,9 @@ def test_other_commands_are_known(documented_plugins):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     for name, text in TEXTS.items():
-        for target in re.findall(r"(?:^|`)(?:EXTRA=\w+ )?make ([a-z]+)", text, re.MULTILINE):
+        for target in re.findall(r"(?:^|`)(?:EXTRA=\w+ )?make ([a-z-]+)", text, re.MULTILINE):
             assert target in targets, f"{name}: make {target}"
 
 

@@ -45,6 +45,7 @@ class DataSourceContract(Contract):
         prompts = {path.stem: {json.dumps(json.loads(line).get("prompt")) for line in path.read_text().splitlines()}
                    for path in tmp_path.glob("*.jsonl")}  # fmt: skip
         held = prompts.pop("heldout", set())
+        assert prompts, "it wrote no rows to train on"
         for name, seen in prompts.items():
             assert not held & seen, f"heldout.jsonl shares prompts with {name}.jsonl"
 

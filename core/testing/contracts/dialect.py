@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
 from core.data.formats import formats_of
 from core.data.loading import Loaded, load_records
 from core.platform.registry import Registry
@@ -41,14 +43,16 @@ class DialectContract(Contract):
         assert not loaded.quarantined
 
     def test_it_reads_what_the_row_says(self, tmp_path: Path) -> None:
-        for record in self.load(tmp_path, [self.row]).records:
+        records = self.load(tmp_path, [self.row]).records
+        assert records and self.record, "give a row and what it is read as"
+        for record in records:
             for name, value in self.record.items():
                 found = record.prompt[-1].content if name == "prompt" else getattr(record, name)
                 assert found == value, name
 
     def test_a_row_that_does_not_fit_goes_to_quarantine(self, tmp_path: Path) -> None:
         if not self.bad:
-            return
+            pytest.skip("every row with these columns fits")
         loaded = self.load(tmp_path, [self.row] * 3 + [self.bad], share=0.5)
         assert len(loaded.records) == 3 * len(self.load(tmp_path, [self.row]).records)
         assert [row.line for row in loaded.quarantined] == [4] and loaded.quarantined[0].reason

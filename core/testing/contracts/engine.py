@@ -117,6 +117,14 @@ class EngineContract(ConfiguredContract):
         assert after == pytest.approx(trainer, abs=self.tolerance)
         assert after != pytest.approx(before, abs=0.01)
 
-    def test_it_can_be_closed_twice(self, bench: Any) -> None:
+    def test_it_can_be_closed_twice(self, bench: Any, prompts: list[list[int]]) -> None:
+        """And leaves nothing behind that another one would stumble over."""
+        from core.api import Sampling
+
+        greedy = Sampling(max_new_tokens=4, temperature=0.0)
+        engine = bench.run.parts.engine()
+        first = [rollout.completion_ids for rollout in engine.generate(prompts, greedy)]
         bench.run.parts.close_engines()
-        bench.run.parts.close_engines()
+        engine.close()
+        again = bench.run.parts.engine().generate(prompts, greedy)
+        assert [rollout.completion_ids for rollout in again] == first

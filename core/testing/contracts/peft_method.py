@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +29,14 @@ class PeftMethodContract(TrainingContract):
         return "peft.options"
 
     def test_every_setting_has_a_docstring(self) -> None:
-        """Its settings are those of the method of peft that it stands on."""
+        """Its settings are those of the method of peft that it stands on, which must have all that it sets."""
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        spec = self.entry().spec
+        configs = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        assert spec.base in configs, f"peft has no method '{spec.base}'"
+        known = {field.name for field in dataclasses.fields(configs[spec.base])}
+        assert set(spec.options) <= known, sorted(set(spec.options) - known)
 
     def test_training_starts_from_the_model_that_was_named(self, preftune_lab: Lab, tmp_path: Path) -> None:
         """The fresh adapter changes no log-probability, and something of it trains."""

@@ -45,5 +45,6 @@ class TrackerContract(ConfiguredContract):
         assert f"tracker:{self.tracker}" in tracked.result["time_by_plugin"]
 
     def test_its_files_stand_in_the_run_folder(self, tracked: Outcome) -> None:
-        if self.writes:
-            assert list(tracked.folder.glob(self.writes)), f"nothing matches {self.writes}"
+        if not self.writes:
+            pytest.skip("it leaves no file")
+        assert list(tracked.folder.glob(self.writes)), f"nothing matches {self.writes}"

@@ -1,0 +1,50 @@
+"""A test that costs more CPU seconds than it may must be marked: see docs/quality.md."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+LIMIT_S = 5.0
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and of the children that it waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+class CpuBudget:
+    """Fails a test whose body and own fixtures used more than LIMIT_S, unless it is marked `slow` or `long`.
+
+    The setup of a fixture that tests share (class, module, session) is charged to none of them.
+    """
+
+    def __init__(self) -> None:
+        self.shared_s = self.started_s = 0.0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+        shared_s, before = self.shared_s, cpu_s()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope != "function":  # one that was set up within it is part of it
+                self.shared_s = shared_s + cpu_s() - before
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self) -> Generator[None, object, object]:
+        self.shared_s, self.started_s = 0.0, cpu_s()
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        result = yield
+        used = cpu_s() - self.started_s - self.shared_s
+        if used > LIMIT_S and not any(item.get_closest_marker(name) for name in ("slow", "long")):
+            pytest.fail(f"used {used:.1f} CPU seconds, more than {LIMIT_S:g}: mark it slow or long", pytrace=False)
+        return result
