@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+ALIKE = 0.6
+"""Least likeness (0..1, difflib's ratio) of a name that is proposed."""
+STRONG = 0.8
+"""Likeness of one typing error in a word of five letters or more."""
 
 
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known name that looks most like `word`; empty where none does. Never `word` itself: that was typed.
+def plain(word: str) -> str:
+    """The word as it is compared: neither case nor the kind of dash matters."""
+    return word.casefold().replace("-", "_")
 
-    cutoff: least likeness, 0 to 1.
-    """
-    others = [name for name in known if name != word]
-    found = difflib.get_close_matches(word, others, n=1, cutoff=cutoff)
-    return found[0] if found else ""
+
+def nearest(word: str, known: Iterable[str], least: float = ALIKE) -> str:
+    """The known name that looks most like `word`; empty where none does. Never `word` itself: that was typed."""
+    names: dict[str, str] = {}
+    for name in known:
+        if name != word:
+            names.setdefault(plain(name), name)
+    if plain(word) in names:
+        return names[plain(word)]
+    found = difflib.get_close_matches(plain(word), names, n=1, cutoff=least)
+    return names[found[0]] if found else ""
+
+
+def question(names: Sequence[str]) -> str:
+    """`. Did you mean 'x' or 'y'?`, to stand behind what is wrong; empty where there is no name."""
+    return f". Did you mean {' or '.join(map(repr, names))}?" if names else ""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`. Did you mean 'x'?`, to stand behind what is wrong; empty where nothing is near."""
+    """The question for the nearest known name; empty where nothing is near."""
     near = nearest(word, known)
-    return f". Did you mean '{near}'?" if near else ""
+    return question([near] if near else [])
 
 
 def mend_of(word: str, known: Iterable[str], label: str) -> str:

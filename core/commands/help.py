@@ -7,13 +7,14 @@ import textwrap
 
 import core
 from core.config import presets
-from core.config.overrides import close, words
+from core.config.overrides import words
 from core.errors import ConfigError
 from core.platform.kinds import LISTED
 from core.platform.registry import Registry
 from core.platform.switches import is_switch
 from core.settings.fields import field_docs
 from core.settings.schema import RunConfig
+from core.suggest import did_you_mean
 
 WIDTH = 110
 
@@ -116,10 +117,8 @@ def stage_help(overrides: list[str], registry: Registry) -> str:
     if (stage, algorithm) not in registry.stages:
         known = stage in registry.stage_names()
         kind, word, names = ("algorithm", algorithm, algorithms) if known else ("stage", stage, registry.stage_names())
-        near = close(word, names)
-        hint = f". Did you mean '{near}'?" if near else ""
         mend = f"choose one of: {', '.join(names)}" if names else "this stage has no algorithms"
-        raise ConfigError(f"there is no {kind} '{word}'{hint}", mend=mend)
+        raise ConfigError(f"there is no {kind} '{word}'{did_you_mean(word, names)}", mend=mend)
     entry = registry.stages[(stage, algorithm)]
     spec = entry.spec
     title = f"stage={stage}" + (f" algorithm={algorithm}" if algorithm else "")

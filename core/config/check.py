@@ -12,64 +12,21 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from core.config.overrides import close
+from core.config.misplaced import unknown_key, unknown_upstream, upstream_stages
 from core.errors import ConfigError
-from core.platform.kinds import LISTED, TYPED_GROUPS
+from core.platform.kinds import LISTED
 from core.platform.named_parts import named_configs
 from core.platform.registry import Registry
 from core.settings import peft_methods
-from core.settings.data_schema import DataConfig
 from core.settings.fields import FieldDoc, field_docs, field_names
-from core.settings.schema import (
-    EvalConfig,
-    ModelConfig,
-    PeftConfig,
-    RetentionConfig,
-    RunConfig,
-    RuntimeConfig,
-    ShapedPeftConfig,
-    StageConfig,
-)
-
-PARTS: dict[str, type] = {
-    "stage": StageConfig,
-    "model": ModelConfig,
-    "peft": PeftConfig,
-    "data": DataConfig,
-    **TYPED_GROUPS,
-    "runtime": RuntimeConfig,
-    "eval": EvalConfig,
-    "retention": RetentionConfig,
-}
-"""Groups of fields that a misplaced key is looked for in."""
+from core.settings.schema import PeftConfig, RunConfig, ShapedPeftConfig
+from core.suggest import did_you_mean, nearest
 
 
 def _doc(config: type | None, name: str) -> FieldDoc | None:
     if config is None or not dataclasses.is_dataclass(config):
         return None
     return next((doc for doc in field_docs(config) if doc.name == name), None)
-
-
-def unknown_key(full_key: str, config: type | None, added: bool = False) -> ConfigError:
-    """The error for a key that the dataclass at its place does not have.
-
-    added: it came with '+', which Hydra accepts anywhere.
-    """
-    parent, _, name = full_key.rpartition(".")
-    if config is not None and not dataclasses.is_dataclass(config):
-        return ConfigError(f"unknown key '{full_key}'", mend=f"write +{full_key}=… where any key may stand")
-    top = config is None or issubclass(config, RunConfig)
-    names = [*field_names(RunConfig), "algorithm", "experiment"] if top else field_names(config or RunConfig)
-    near = close(name, names)
-    hint = f". Did you mean '{near}'?" if near else ""
-    mend = ""
-    if near:
-        mend = f"write {parent + '.' if parent else ''}{near}=…"
-    elif elsewhere := [f"{part}.{name}" for part, other in PARTS.items() if name in field_names(other)]:
-        hint, mend = f". Did you mean '{elsewhere[0]}'?", f"write {elsewhere[0]}=…"
-    place = f"{parent or 'the top level'} takes: {', '.join(names)}"
-    what = f"unknown key '{full_key}'" + (", added with '+'" if added else "") + hint
-    return ConfigError(what, where=place, mend=mend or "choose one of the keys above; --help explains them")
 
 
 def wrong_type(full_key: str, config: type | None, value: object, text: str) -> ConfigError:
@@ -90,6 +47,11 @@ def wrong_type(full_key: str, config: type | None, value: object, text: str) -> 
 def check_keys(cfg: DictConfig) -> None:
     """Raise ConfigError for the first key that no dataclass knows. Free dictionaries may hold any key."""
     _walk(cfg, "", RunConfig)
+    if not isinstance(cfg.upstream, DictConfig | None):
+        raise ConfigError(
+            f"'upstream' must hold settings by stage, got {cfg.upstream!r}",
+            mend="write upstream.STAGE.KEY=…; which stages run is said by pipeline.stages=[…]",
+        )
 
 
 def _walk(node: DictConfig, prefix: str, config: type) -> None:
@@ -97,7 +59,7 @@ def _walk(node: DictConfig, prefix: str, config: type) -> None:
     for key in map(str, node):
         path = f"{prefix}.{key}" if prefix else str(key)
         if key not in known:
-            raise unknown_key(path, config, added=True)
+            raise unknown_key(path, config, added=True, node=node)
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
         _descend(node[key], path)
@@ -116,13 +78,10 @@ def _descend(child: Any, path: str) -> None:
         for key in map(str, child):
             _descend(child[key], f"{path}.{key}")
     elif path == "upstream":
+        stages = upstream_stages(child._get_root())
         for key in map(str, child):
-            if not dataclasses.is_dataclass(OmegaConf.get_type(child[key])):
-                stages = ", ".join(name for name in map(str, child) if name != key)
-                raise ConfigError(
-                    f"unknown key 'upstream.{key}', added with '+'",
-                    mend=f"upstream takes the names of stages: {stages}",
-                )
+            if key not in stages:
+                raise unknown_upstream(key, stages, added=True)
             _descend(child[key], f"{path}.{key}")
 
 
@@ -158,8 +117,7 @@ def check_peft(config: PeftConfig, plugin_methods: Iterable[str] = ()) -> None:
         return
     if config.method not in known:
         known = (*known, *plugin_methods)
-        near = close(config.method, known)
-        hint = f". Did you mean '{near}'?" if near else ""
+        hint = did_you_mean(config.method, known)
         raise ConfigError(
             f"'peft.method' is '{config.method}', which the installed peft library does not have{hint}",
             mend=f"choose one of: none, {', '.join(known)}",
@@ -171,10 +129,9 @@ def check_peft(config: PeftConfig, plugin_methods: Iterable[str] = ()) -> None:
         if key in peft_methods.INTERNAL:
             raise ConfigError(f"'peft.options.{key}' is filled in by preftune", mend=f"leave peft.options.{key} out")
         if key not in fields:
-            near = close(key, fields)
-            hint = f". Did you mean '{near}'?" if near else ""
+            near = nearest(key, fields)
             raise ConfigError(
-                f"unknown option 'peft.options.{key}' of method '{config.method}'{hint}",
+                f"unknown option 'peft.options.{key}' of method '{config.method}'{did_you_mean(key, fields)}",
                 where=f"options of '{config.method}': {', '.join(fields)}",
                 mend=f"write peft.options.{near}=…" if near else "choose one of the options above",
             )

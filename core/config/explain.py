@@ -15,13 +15,19 @@ from omegaconf.errors import (
 )
 
 from core.config import presets
-from core.config.check import unknown_key, wrong_type
-from core.config.overrides import ALGORITHM_KEY, close
+from core.config.check import wrong_type
+from core.config.misplaced import unknown_key
+from core.config.overrides import ALGORITHM_KEY
 from core.errors import ConfigError, PreftuneError
 from core.platform.registry import Registry
+from core.suggest import did_you_mean
 
 _PRESET = re.compile(r"In '([^']+)'")
 _COULD_NOT_OVERRIDE = re.compile(r"Could not override '([^']+)'")
+_COULD_NOT_DELETE = re.compile(r"Could not delete from config\. '([^']+)' does not exist")
+_CHOSEN_TWICE = re.compile(
+    r"Multiple values for ([\w/]+)\.|^([\w/]+) appears more than once|force-add of .*'\+\+([\w/]+)="
+)
 
 
 def explain(error: BaseException, registry: Registry, folders: tuple[str, ...] = ()) -> PreftuneError | None:
@@ -57,7 +63,7 @@ def _of_cause(cause: OmegaConfBaseException) -> ConfigError:
     text = str(cause).splitlines()[0]
     full_key = str(cause.full_key or cause.key or "")
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and not isinstance(cause, InterpolationResolutionError):
-        return unknown_key(full_key, cause.object_type)
+        return unknown_key(full_key, cause.object_type, node=cause.parent_node)
     if isinstance(cause, ValidationError) and full_key:
         return wrong_type(full_key, cause.object_type, cause.value, text)
     return ConfigError(f"'{full_key}' is not accepted: {text}" if full_key else text)
@@ -75,11 +81,21 @@ def _of_text(text: str, registry: Registry) -> ConfigError:
         return ConfigError("the chosen stage has no algorithms", mend=f"take a stage that has: {', '.join(names)}")
     if found:
         return unknown_key(found.group(1), None)
-    if lines[0].startswith("Could not append to config"):
-        return ConfigError(lines[0], mend="write the key without '+'")
-    if "requires --multirun" in text or lines[0].startswith("Ambiguous value"):
-        return ConfigError(lines[0], mend="add -m to sweep over the values, or quote the value: 'key=\"a,b\"'")
-    return ConfigError(lines[0], mend="; ".join(lines[1:]))
+    return ConfigError(*_sign(lines[0], text) or (lines[0], "", "; ".join(lines[1:])))
+
+
+def _sign(line: str, text: str) -> tuple[str, str, str] | None:
+    """What, where and mend of an override whose sign (+, ++, ~ or a comma) does not go with its key."""
+    if twice := _CHOSEN_TWICE.search(line):
+        group = next(filter(None, twice.groups()))
+        return f"there is a choice of '{group}' already", "", f"write {group}=NAME, without '+'"
+    if gone := _COULD_NOT_DELETE.search(line):
+        return f"'{gone.group(1)}' is to be deleted, but is not there", "", "correct the key, or leave it out"
+    if line.startswith("Could not append to config"):
+        return line, "", "write the key without '+'"
+    if "requires --multirun" in text or line.startswith("Ambiguous value"):
+        return line, "", "add -m to sweep over the values, or quote the value: 'key=\"a,b\"'"
+    return None
 
 
 def _unreadable(error: OverrideParseException) -> ConfigError:
@@ -91,12 +107,10 @@ def _unreadable(error: OverrideParseException) -> ConfigError:
 def _no_such_option(error: MissingConfigException, registry: Registry, folders: tuple[str, ...]) -> ConfigError:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     names = sorted(set(error.options or []) | set(presets.options(registry, folders).get(group, [])))
-    near = close(name, names)
     if group == "stage" and (owners := sorted({stage for stage, algo in registry.stages if algo == name})):
         return ConfigError(
             f"'{name}' is an algorithm of stage '{owners[0]}', not a stage", mend=f"stage={owners[0]} algorithm={name}"
         )
-    hint = f". Did you mean '{near}'?" if near else ""
     preset = _PRESET.search(str(error))
     where = f"{preset.group(1)}.yaml" if preset and preset.group(1) not in ("preftune", f"stage/{name}") else ""
     if group.startswith("hydra/"):
@@ -107,4 +121,4 @@ def _no_such_option(error: MissingConfigException, registry: Registry, folders: 
         searched = re.findall(r"provider=([^,\n]+), path=(\S+)", str(error))
         where = "searched " + ", ".join(path for provider, path in searched if provider not in ("hydra", "schema"))
     label = "algorithm" if group == ALGORITHM_KEY.partition("@")[0] else group
-    return ConfigError(f"there is no {label} '{name}'{hint}", where=where, mend=mend)
+    return ConfigError(f"there is no {label} '{name}'{did_you_mean(name, names)}", where=where, mend=mend)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import Any, get_origin, get_type_hints
@@ -13,6 +11,7 @@ from core.errors import ConfigError
 from core.platform.kinds import KINDS
 from core.platform.registry import Registry
 from core.settings.schema import RunConfig
+from core.suggest import did_you_mean, nearest
 
 ALGORITHM_KEY = "algorithm@stage"
 """The algorithm group as Hydra knows it."""
@@ -26,12 +25,6 @@ _VALUE_FLAGS = frozenset(
 )  # fmt: skip
 """Hydra's flags that take the next argument as their value."""
 _WORD = re.compile(r"[\w-]+")
-
-
-def close(word: str, choices: Iterable[str]) -> str:
-    """The choice that looks most like `word`, or an empty string."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return found[0] if found else ""
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -126,10 +119,8 @@ def _algorithm(value: str, stages: list[str], overrides: list[str], registry: Re
             raise ConfigError(f"stage '{stage}' has no algorithms, so algorithm={value} cannot be chosen", mend=mend)
         for algorithm in algorithms:
             if _WORD.fullmatch(algorithm) and algorithm not in names:
-                near = close(algorithm, names)
-                hint = f". Did you mean '{near}'?" if near else ""
                 raise ConfigError(
-                    f"stage '{stage}' has no algorithm '{algorithm}'{hint}",
+                    f"stage '{stage}' has no algorithm '{algorithm}'{did_you_mean(algorithm, names)}",
                     where=f"algorithm={value}",
                     mend=f"choose one of: {', '.join(names)}",
                 )
@@ -169,12 +160,13 @@ def rewrite(overrides: list[str], registry: Registry) -> list[str]:
 
 def bare_word(word: str, registry: Registry) -> ConfigError:
     """The error for a word that is no command and has no `=`."""
-    if word in registry.stage_names():
-        mend = f"write stage={word}"
-    elif owners := sorted({stage for stage, name in registry.stages if name == word}):
-        mend = f"write stage={owners[0]} algorithm={word}"
-    elif near := close(word, [*registry.commands, *registry.stage_names()]):
-        mend = f"did you mean {near if near in registry.commands else f'stage={near}'}?"
+    meant = {name: name for name in registry.commands}
+    meant |= {name: f"stage={stage} algorithm={name}" for stage, name in sorted(registry.stages, reverse=True) if name}
+    meant |= {name: f"stage={name}" for name in registry.stage_names()}
+    if word in meant:
+        mend = f"write {meant[word]}"
+    elif near := nearest(word, meant):
+        mend = f"did you mean {meant[near]}?"
     else:
         mend = "write key=value; --help lists the groups and commands"
     return ConfigError(f"'{word}' is neither a command nor key=value", mend=mend)

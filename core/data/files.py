@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from core.data.formats import BUILT_IN, Formats
 from core.data.readers import data_suffix
 from core.data.readers.hub import HubId
 from core.errors import ConfigError, DataError
+from core.suggest import nearest
 
 PARTS: dict[str, tuple[str, ...]] = {
     "sft": ("sft", "preference"),
@@ -108,9 +108,8 @@ def _matching(pattern: Path, formats: Formats) -> tuple[list[Path], list[Path], 
 def _not_found(path: Path, formats: Formats) -> ConfigError:
     folder = path.parent
     names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, 1)
-    if near:
-        mend = f"use data.path={folder / near[0]}"
+    if near := nearest(path.name, names):
+        mend = f"use data.path={folder / near}"
     elif folder.is_dir():
         files = [name for name in names if formats.readers.reads(folder / name)]
         mend = f"'{folder}' holds {', '.join(files[:8])}" if files else f"'{folder}' holds no file of records"

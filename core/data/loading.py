@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,6 +17,7 @@ from core.data.record_store import RecordWriter
 from core.data.records import BadRow, Record, excerpt, fingerprint
 from core.data.turns import RowError
 from core.errors import DataError
+from core.suggest import did_you_mean
 
 SAMPLE_ROWS = 50
 """Rows that a dialect is found from."""
@@ -178,9 +178,8 @@ def _sample(
         return read, None, _Unusable(f"none of the {len(read)} rows can be read", f"{where}: {first}", mend)
     names = ", ".join(str(column)[:40] for column in list(known)[:20]) or "none"
     if lost:
-        near = difflib.get_close_matches(lost[0], known, 1)
-        what = f"'data.columns' names '{lost[0]}', the columns are {names}"
-        raise DataError(what, where, f"use '{near[0]}'" if near else "name one of these columns")
+        what = f"'data.columns' names '{lost[0]}', the columns are {names}{did_you_mean(lost[0], map(str, known))}"
+        raise DataError(what, where, "name one of these columns")
     asked = f" with data.columns={dict(columns)}" if columns else ""
     return read, None, _Unusable(f"no known layout fits the columns {names}{asked}", where, NAME_COLUMNS)
 

@@ -24,6 +24,7 @@ from core.platform.registry import Registry
 from core.platform.specs import EngineSpec, OptimizerSpec, StageSpec
 from core.scoring.guarded import find_spec, involved
 from core.settings.schema import RewardConfig, RunConfig, ShapedPeftConfig
+from core.suggest import did_you_mean
 
 
 def make_plan(cfg: RunConfig, registry: Registry) -> Plan:
@@ -68,9 +69,9 @@ def _chain(cfg: RunConfig, registry: Registry) -> list[tuple[StageSpec, Any]]:
     for name in before:
         config = cfg.upstream.get(name) if isinstance(cfg.upstream, dict) else getattr(cfg.upstream, name, None)
         if config is None:
-            raise ConfigError(
-                f"there is no stage '{name}'", "pipeline.stages", f"one of: {', '.join(registry.stage_names())}"
-            )
+            known = registry.stage_names()
+            what = f"there is no stage '{name}'{did_you_mean(name, known)}"
+            raise ConfigError(what, "pipeline.stages", f"choose one of: {', '.join(known)}")
         spec = registry.stages[(name, config.algorithm)].spec
         chain.append((spec, config))
     return [*chain, (target, cfg.stage)]

@@ -14,6 +14,7 @@ from core.platform.providers import Providers
 from core.platform.registry import Registry
 from core.platform.specs import DataSourceSpec
 from core.settings.schema import RunConfig
+from core.suggest import did_you_mean
 
 
 def dataset_for(cfg: RunConfig, schema: str, registry: Registry, providers: Providers | None = None) -> Dataset:
@@ -46,8 +47,9 @@ def _place(
     if not source:
         raise ConfigError("no data is named", key, f"set {key}.path=FILE or data=demo")
     if source not in registry.data_sources:
-        known = ", ".join(sorted(registry.data_sources))
-        raise ConfigError(f"there is no data source '{source}'", f"{key}.source", f"one of: {known}")
+        known = sorted(registry.data_sources)
+        what = f"there is no data source '{source}'{did_you_mean(source, known)}"
+        raise ConfigError(what, f"{key}.source", f"choose one of: {', '.join(known)}")
     return _generated(registry.data_sources[source].spec, cfg.runtime.seed, registry, providers)
 
 

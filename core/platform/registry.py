@@ -30,7 +30,6 @@ from core.platform.hookspecs import (
 from core.platform.installing import importable, install_hint
 from core.platform.kinds import KINDS, Kind
 from core.platform.owners import Owner, PluginRecord, Registered
-from core.platform.providers import blamed
 from core.platform.spec_checks import LoadedSpec, Spec, specs_of, structured
 from core.platform.specs import (
     CommandSpec,

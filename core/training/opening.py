@@ -126,7 +126,7 @@ def _check_class(kind: Any, impl: str, owner: str) -> None:
         raise PluginError(f"'{impl}' is no stage", owner, "make it a class that extends core.torch_api.Stage")
     known = {name for name in dir(Stage) if not name.startswith("_")}
     for name in vars(kind):
-        near = "" if name.startswith("_") or name in known else nearest(name, HOOKS, cutoff=0.85)
+        near = "" if name.startswith("_") or name in known else nearest(name, HOOKS, least=0.85)
         if near:
             raise PluginError(
                 f"{kind.__qualname__}.{name} is no stage hook. Did you mean '{near}'?", owner,

@@ -386,7 +386,7 @@ def test_a_dialect_can_be_named(tmp_path: Path) -> None:
     assert load_records([path], dialect="text").records[0].prompt == ()
     with pytest.raises(ConfigError, match="no dialect 'txt'") as error:
         load_records([path], dialect="txt")
-    assert error.value.mend == "use 'text'"
+    assert error.value.what == "there is no dialect 'txt'. Did you mean 'text'?" and ", text" in error.value.mend
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -419,11 +419,12 @@ def test_columns_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"Question": "Hi", "Answer": "4"}])
     with pytest.raises(ConfigError, match="no field") as config:
         load_records([path], {"promt": "Question"})
-    assert config.value.mend == "use 'prompt'"
-    for columns in ({"prompt": "Questoin"}, {"prompt": "Question", "answer": "Answr"}):
+    assert config.value.what.endswith("Did you mean 'prompt'?") and "prompt, input," in config.value.mend
+    for columns, meant in (({"prompt": "Questoin"}, "Question"), ({"prompt": "Question", "answer": "Answr"}, "Answer")):
         with pytest.raises(DataError, match="the columns are Question, Answer") as data:
             load_records([path], columns)
-        assert data.value.mend in {"use 'Question'", "use 'Answer'"}
+        assert data.value.what.endswith(f"Did you mean '{meant}'?")
+        assert data.value.mend == "name one of these columns"
 
 
 def test_detection_does_not_depend_on_bad_rows_before_and_between(tmp_path: Path) -> None:

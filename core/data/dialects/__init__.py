@@ -6,7 +6,6 @@ binds the first spec that fits to the columns of a file.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from core.data.records import Record
 from core.data.turns import RowError, kind_of
 from core.errors import ConfigError, PluginError
 from core.platform.specs import DialectSpec
+from core.suggest import did_you_mean
 
 BUILT_IN: tuple[DialectSpec, ...] = (
     *preference.DIALECTS, *feedback.DIALECTS, *chat.DIALECTS, *supervised.DIALECTS, *plain.DIALECTS,
@@ -159,8 +159,7 @@ def _asked_for(specs: Sequence[DialectSpec], columns: Mapping[str, str], wanted:
 
 
 def _unknown(what: str, name: str, known: Sequence[str] | dict[str, None], where: str = "") -> ConfigError:
-    near = difflib.get_close_matches(name, known, 1)
-    return ConfigError(what, where, mend=f"use '{near[0]}'" if near else f"use one of {', '.join(known)}")
+    return ConfigError(what + did_you_mean(name, known), where, f"choose one of: {', '.join(known)}")
 
 
 class _Columns:
