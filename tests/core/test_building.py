@@ -206,6 +206,10 @@ def test_sources_are_typed_on_the_command_line(files):
         "a": SourceConfig(path=str(files["a"]), columns={"prompt": "prompt"}),
         "b": SourceConfig(path="b.jsonl", cap=7),
     }
+    length, text = configured(
+        "data.transforms=[{name: length},{name: quality}]", "data.transforms.0.min_chars=3"
+    ).transforms
+    assert (length.name, length.min_chars, text.name) == ("length", 3, "quality")
     whole = configured("data.mixture={a: {path: x, cap: 3}}")
     assert whole.mixture == {"a": SourceConfig(path="x", cap=3)}
 
