@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from core.training.on_demand import ChosenParts
 
 from core.api import ConfigError, Message, Record, TransformContext
 from core.config.typed import typed_config
 from core.planning.named_data import dataset_for
 from core.testing import command
-from core.training.on_demand import ChosenParts
 from plugins.augment import TranslatedConfig
 from plugins.augment.faults import fault
 from plugins.augment.translated import build

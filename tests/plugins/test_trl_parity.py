@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from plugins.rlhf.group import GroupWork, Grpo, Rloo
+from plugins.rlhf.pairwise import Pairwise
+from plugins.rlhf.rollouts import Drift, RolloutRow
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from core.models.packed import PromptGroup, pack
@@ -18,12 +21,9 @@ from core.models.pairs import pair_rows
 from core.models.roles import Models, ScoreModel, TokenModel
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.examples import Demonstration, Pair
-from plugins.sft.stage import weighted_nll, weighted_rows
 from plugins.reward.stage import Reward
 from plugins.rlhf import GrpoConfig, IpoConfig, PairwiseConfig, RlooConfig, SmoothedConfig
-from plugins.rlhf.group import GroupWork, Grpo, Rloo
-from plugins.rlhf.pairwise import Pairwise
-from plugins.rlhf.rollouts import Drift, RolloutRow
+from plugins.sft.stage import weighted_nll, weighted_rows
 
 TOLERANCE = 1e-5
 VOCABULARY = 320
