@@ -17,6 +17,7 @@ from core.errors import ConfigError
 from core.planning.make import make_plan
 from core.platform.registry import Registry
 from core.platform.switches import MODULES_VARIABLE
+from core.results import StageResult
 from plugins.cft.adaptive import judged, repeats
 from plugins.cft.library import NEGATIVE, STUDY
 from plugins.cft.stage import SEPARATOR, chunk_example
@@ -42,19 +43,11 @@ def cft(make_stage, texts):
 
 def drawn(stage, epochs=1):
     """(directive, example) of each passage, pass by pass."""
-    stage_object = stage_of(stage)
+    cft = stage.stage
     return [
-        [
-            (text, stage_object.example(stage.run, passage, epoch))
-            for passage in stage.data.train
-            for text in [stage_object.directive(stage.run, passage.index, epoch)]
-        ]
+        [(cft.directive(passage.index, epoch), cft.example(passage, epoch)) for passage in stage.data.train]
         for epoch in range(epochs)
     ]
-
-
-def stage_of(stage):
-    return stage.run.registry.manager.get_plugin("stage:cft")
 
 
 # 1. The library.
@@ -175,8 +168,7 @@ def test_loss_is_the_mean_over_text_tokens(cft):
 def test_another_directive_changes_the_context_of_the_loss_alone(cft):
     stage = cft()
     passage = stage.data.train[0]
-    stage_object = stage_of(stage)
-    one, other = (stage_object.behind(stage.run, passage.chunk, STUDY[name][0]) for name in ("reflection", "questions"))
+    one, other = (stage.stage.behind(passage.chunk, STUDY[name][0]) for name in ("reflection", "questions"))
     assert one.trained == other.trained
     assert loss_of(stage, one) != pytest.approx(loss_of(stage, other), abs=1e-4)
 
@@ -209,16 +201,15 @@ def test_each_arm_learns_and_is_scored_without_directive(cft, texts, arm):
     stage.fit()
     first, last = stage.recorder.first.metrics, stage.recorder.last.metrics
     assert last["heldout_perplexity"] < 0.8 * first["heldout_perplexity"]
-    (section,) = [s for s in stage.run.observers.report_sections(stage.run, {}) if s.title == "Held-out text"]
-    assert f"Arm {arm}" in section.html
+    section = stage.stage.report_section(StageResult("cft", first=first, last=last))
+    assert section.title == "Held-out text" and f"Arm {arm}" in section.html
 
 
 def test_all_arms_start_from_the_same_score(cft):
     scores = set()
     for arm in ARMS:
         stage = cft(f"stage.arm={arm}")
-        with torch.no_grad():
-            scores.add(stage.hook.evaluate(run=stage.run, models=stage.models, data=stage.data, step=0)["heldout_loss"])
+        scores.add(stage.evaluate().metrics["heldout_loss"])
     assert len(scores) == 1
 
 
@@ -333,7 +324,8 @@ class StubEngine:
 def test_adaptive_directives_belong_to_their_passage_and_never_repeat_it(cft, monkeypatch):
     stage = cft("stage.adaptive=true")
     engine = StubEngine(stage.run, stage.data.train)
-    monkeypatch.setattr(stage.run, "evaluation_engine", lambda: engine)
+    monkeypatch.setattr(stage.run.parts, "evaluation_engine", lambda: engine)
+    stage.make_data()
     stage.fit()
     library = {text for group in STUDY.values() for text in group}
     rows = [json.loads(line) for line in (stage.run.folder / "directives.jsonl").read_text().splitlines()]
@@ -343,10 +335,9 @@ def test_adaptive_directives_belong_to_their_passage_and_never_repeat_it(cft, mo
         assert not repeats(text, stage.run.codec.text(stage.data.train[index].chunk))
     assert {row["state"] for row in rows} >= {"used", "empty"}
     # A resumed run reads what was written.
-    stage_of(stage).written = {}
-    stage.run.first_eval = None
-    stage.fit()
-    assert engine.calls == 1 and stage_of(stage).written
+    stage.stage.written = {}
+    stage.make_data()
+    assert engine.calls == 1 and stage.stage.written
 
 
 def test_adaptive_directives_through_the_real_engine(cft):
@@ -354,6 +345,6 @@ def test_adaptive_directives_through_the_real_engine(cft):
 
     stage = cft("stage.adaptive=true", "stage.max_steps=1")
     with suppress(DataError):  # a random model may write no sentence at all
-        stage.fit()
+        stage.make_data()
     rows = [json.loads(line) for line in (stage.run.folder / "directives.jsonl").read_text().splitlines()]
     assert len(rows) == len(stage.data.train)

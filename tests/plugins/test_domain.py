@@ -158,7 +158,7 @@ def test_max_steps_bound_the_order(domain):
 
 def test_perplexities_are_those_of_a_plain_forward_pass(domain, texts):
     stage = domain("stage.epochs=1")
-    metrics = stage.hook.evaluate(run=stage.run, models=stage.models, data=stage.data, step=0)
+    metrics = stage.evaluate().metrics
     tokenizer, model = stage.run.codec.tokenizer, AutoModelForCausalLM.from_pretrained(stage.models.start.folder)
     total = count = size = 0
     for record in stage.run.plan.dataset.heldout:
@@ -179,7 +179,11 @@ def test_training_shows_what_was_learned_in_the_report(domain):
     stage.fit()
     first, last = stage.recorder.first.metrics, stage.recorder.last.metrics
     assert last["heldout_perplexity"] < 0.5 * first["heldout_perplexity"]
-    (section,) = [s for s in stage.run.observers.report_sections(stage.run, {}) if s.title == "Held-out text"]
+    recorder = stage.recorder
+    section = stage.stage.report_section(
+        StageResult("domain", first=recorder.first.metrics, last=recorder.last.metrics)
+    )
+    assert section.title == "Held-out text"
     assert f"{last['heldout_perplexity']:.4g}" in section.html and "| bits per byte |" in section.markdown
 
 
@@ -350,13 +354,13 @@ def test_the_artifact_holds_the_new_rows(domain, tmp_path, monkeypatch, tied, wo
     monkeypatch.setattr(
         "core.artifacts.artifact.verify_in_fresh_process", lambda job: {"ok": True, "checks": check_artifact(job)}
     )
-    stage.total_steps() = 6
     stage.fit()
-    artifact = seal(stage.run)
+    plan, folder = stage.run.plan, stage.run.folder
+    artifact = seal(plan, stage.models, folder, lambda part: stage.stage.export(stage.models, part))
     assert all(check["ok"] for check in artifact["verification"]["checks"]), artifact["verification"]
     folder = stage.run.folder / "artifact"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer("myocardial")["input_ids"] == stage.run.codec.tokenizer("myocardial")["input_ids"]
+    assert tokenizer("myocardial")["input_ids"] == stage.models.codec.tokenizer("myocardial")["input_ids"]
     ids = tokenizer("myocardial infarction")["input_ids"]
     assert max(ids) >= 320
     with torch.no_grad():
@@ -379,7 +383,7 @@ def test_the_rollout_engine_samples_with_the_new_tokens(domain):
 
     stage = extended(domain)
     engine = stage.run.parts.evaluation_engine()
-    ids = stage.run.codec.tokenizer("myocardial infarction")["input_ids"]
+    ids = stage.models.codec.tokenizer("myocardial infarction")["input_ids"]
     scores = torch.tensor(engine.score([ids])[0])
     with torch.no_grad():
         assert torch.allclose(scores, stage.models.policy(pack_texts([ids]))[0], atol=1e-4)

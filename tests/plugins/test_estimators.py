@@ -8,22 +8,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plugins.shared.estimators import (
+
+from plugins.online import KlEstimator
+from plugins.online.estimators import clipped_policy_loss, group_advantages, kl_estimate
+from plugins.reward.stage import bradley_terry_loss
+from plugins.rlhf.dpo.stage import cdpo_loss, dpo_loss, ipo_loss, robust_loss
+from plugins.rlhf.ppo.stage import (
     adaptive_coefficient,
-    clipped_policy_loss,
     clipped_value_loss,
     generalized_advantages,
-    group_advantages,
-    kl_estimate,
-    leave_one_out_advantages,
     masked_mean,
-    pairwise_loss,
+    to_rectangle,
+    token_rewards,
     whiten,
 )
-
-from plugins.reward.stage import bradley_terry_loss
-from plugins.rlhf.ppo import to_rectangle, token_rewards
-from plugins.shared import KlEstimator
+from plugins.rlhf.rloo.stage import leave_one_out_advantages
 
 LN2 = math.log(2)
 FEW = settings(max_examples=40, deadline=None)
@@ -266,6 +265,16 @@ def test_groups_do_not_mix():
 # ---- pairs -------------------------------------------------------------------------------------------------------
 
 POLICY_GAP, REFERENCE_GAP = tensor(-10.0 + 14.0), tensor(-11.0 + 13.0)
+
+
+def pairwise_loss(
+    kind: str, policy: torch.Tensor, reference: torch.Tensor, beta: float, smoothing: float = 0.0
+) -> torch.Tensor:
+    """The loss of a kind on the log-ratios' difference."""
+    h = policy - reference
+    if kind in ("cdpo", "robust"):
+        return {"cdpo": cdpo_loss, "robust": robust_loss}[kind](h, beta, smoothing)
+    return {"dpo": dpo_loss, "ipo": ipo_loss}[kind](h, beta)
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def step_on(stage: Any, example: Example, annotation: Annotation, cfg: NlftConfi
     """p(base) of the answer's tokens before and after a small step down the loss's gradient."""
     (row,) = training_rows([example], [annotation], cfg)
     before = conditions_of(stage, example)["base"]
-    stage.run.cfg.stage = cfg
+    stage.stage.cfg = cfg
     loss = stage.hook.compute_loss(run=stage.run, models=stage.models, micro_batch=row).loss
     loss.backward()
     with torch.no_grad():
@@ -341,17 +341,11 @@ def test_micro_batches_change_nothing(make_stage, annotation):
         assert max((weights[name] - results[0][2][name]).abs().max() for name in weights) < 1e-6
 
 
-def own(stage: Any) -> Any:
-    """The stage's own object."""
-    (found,) = [impl.plugin for impl in stage.hook.report_section.get_hookimpls() if hasattr(impl.plugin, "examples")]
-    return found
-
-
 def test_live_weights_are_the_frozen_ones_before_the_first_step(make_stage):
     losses = []
     for annotation in ("frozen", "live"):
         stage = make_stage(*QUICK, f"stage.annotation={annotation}", "stage.ratio=0.9", "stage.min_prob=0.0001")
-        assert sum(int(note.seed_T.sum()) for note in own(stage).annotations) > 0
+        assert sum(int(note.seed_T.sum()) for note in stage.stage.annotations) > 0
         losses.append([
             stage.hook.compute_loss(run=stage.run, models=stage.models, micro_batch=row).loss.item()
             for row in stage.collect().updates[0]
@@ -374,8 +368,8 @@ def test_heat_maps_stand_in_terminal_and_report(make_stage, capfd):
     stage = make_stage("stage=nlft", "stage.ratio=0.9", "stage.min_prob=0.0001")
     out = capfd.readouterr().out
     assert "tokens negative: " in out and "[[-" in out
-    plugin = own(stage)
-    section = plugin.report_section()
+    plugin = stage.stage
+    section = plugin.report_section(StageResult("nlft"))
     assert section.html.count('<i class="down"') > 0
     assert f"{len(plugin.examples)} wrong" in section.markdown and "`" in section.markdown
 
@@ -459,7 +453,7 @@ def test_span_feedback_reaches_the_right_tokens(make_stage):
     text = "the number is nine after two"
     start = text.index("nine")
     item = item_of(Record(prompt=ASKED, completion=text, spans=(Span(start, start + 4, "wrong"),)), CFG)
-    example = _example(stage.run, item)
+    example = _example(stage.run.codec, item, CFG)
     assert list(example.prompts) == ["base"]
     assert example.answer == stage.run.codec.completions([text])[0]
     named = [token for token, flag in zip(example.answer, example.marked, strict=True) if flag]
@@ -493,10 +487,10 @@ def test_answers_are_made_judged_and_never_made_twice(make_stage, questions, mon
     assert len(rows) == len(stage.data.train) > 32
     assert {row["right"] for row in rows} == {False}
     assert rows[0]["judgement"] == RULE.format(gold=rows[0]["answer"])
-    for row, example in zip(rows, own(stage).examples, strict=True):
+    for row, example in zip(rows, stage.stage.examples, strict=True):
         assert row["messages"][-1]["content"] == stage.run.codec.text(row["completion_ids"])
         assert example.answer == row["completion_ids"] and 0 < len(example.answer) <= 5
-    metrics = stage.hook.evaluate(run=stage.run, models=stage.models, data=stage.data)
+    metrics = stage.evaluate().metrics
     assert 0 < metrics["heldout_negative_prob"] < 1
 
     # The control finds the same answers made, and trains on the right ones alone: here on none.
@@ -508,7 +502,7 @@ def test_answers_are_made_judged_and_never_made_twice(make_stage, questions, mon
     loaded = make_stage(
         "stage=nlft", f"data.path={stage.run.folder / 'built' / 'feedback.jsonl'}", "data.heldout_frac=0"
     )
-    assert [example.right for example in own(loaded).examples] == [False] * len(rows)
+    assert [example.right for example in loaded.stage.examples] == [False] * len(rows)
     first = Message("user", rows[0]["messages"][0]["content"])
     judged = [one for one in loaded.run.plan.dataset.train if one.prompt == (first,)]
     assert [item_of(one, CFG).judgement for one in judged] == [rows[0]["judgement"]]
@@ -525,29 +519,29 @@ class Judge:
 
 
 def test_what_the_judge_says_and_what_it_fails_on(make_stage, questions, monkeypatch):
-    from core.training.run import StageRun
+    from core.training.parts import Parts
 
-    monkeypatch.setattr(StageRun, "judge", lambda _: Judge())
+    monkeypatch.setattr(Parts, "judge", lambda _: Judge())
     stage = make_stage("stage=nlft", f"data.path={questions}", "stage.max_new_tokens=4", "data.limit=9",
                        "stage.batch_size=1", "data.heldout_frac=0")  # fmt: skip
     rows = built(stage)
     assert [(row["right"], row["judgement"]) for row in rows[:3]] == [
         (False, "Off by one."), (False, RULE.format(gold=rows[1]["answer"])), (True, "")
     ]  # fmt: skip
-    assert any("2 answers are left out: 2 × the judge failed: down" in line for line in stage.run.plan.warnings)
+    assert any("2 answers are left out: 2 × the judge failed: down" in line for line in stage.run.log.warnings)
     assert len(stage.data.train) == 7 == stage.total_steps() / 3
     control = make_stage("stage=nlft", f"data.path={questions}", "stage.max_new_tokens=4", "data.limit=9",
                          "stage.batch_size=1", "data.heldout_frac=0", "stage.arm=sft")  # fmt: skip
     (right,) = {tuple(example.answer) for example in control.data.train[:1]}
-    (row,) = training_rows(control.data.train[:1], own(control).annotations[2:3], control.run.cfg.stage)
-    pull_M, push_M = token_weights(row, own(control).annotations[2:3], control.run.cfg.stage)
+    (row,) = training_rows(control.data.train[:1], control.stage.annotations[2:3], control.run.cfg.stage)
+    pull_M, push_M = token_weights(row, control.stage.annotations[2:3], control.run.cfg.stage)
     assert pull_M.tolist() == pytest.approx([1 / len(right)] * len(right)) and not push_M.any()
 
     every = make_stage("stage=nlft", f"data.path={questions}", "stage.max_new_tokens=4", "data.limit=9",
                        "stage.batch_size=1", "data.heldout_frac=0", "stage.arm=sft_all")  # fmt: skip
     assert len(every.data.train) == 7
-    (row,) = training_rows(every.data.train, own(every).annotations, every.run.cfg.stage)
-    pull_M, push_M = token_weights(row, own(every).annotations, every.run.cfg.stage)
+    (row,) = training_rows(every.data.train, every.stage.annotations, every.run.cfg.stage)
+    pull_M, push_M = token_weights(row, every.stage.annotations, every.run.cfg.stage)
     answers = [example.answer for example in every.data.train]
     assert pull_M.tolist() == pytest.approx([1 / (7 * len(answer)) for answer in answers for _ in answer])
     assert not push_M.any() and len(pull_M) == sum(map(len, answers))
