@@ -102,9 +102,7 @@ class FormatConfig(RewardConfig):
                 bool(re.fullmatch(r"[\w.:-]+", tag)), f"reward.sections[{index}]", "a bare tag name such as think", tag
             )
         require(len(set(self.sections)) == len(self.sections), "reward.sections", "without repetition", self.sections)
-        require(
-            len(self.weights) in (0, len(self.patterns)), "reward.weights", "as long as reward.patterns", self.weights
-        )
+        require(len(self.weights) in (0, len(self.patterns)), "reward.weights", "as long as patterns", self.weights)
         for index, weight in enumerate(self.weights):
             require(0 < weight < float("inf"), f"reward.weights[{index}]", "finite and > 0", weight)
 
@@ -135,7 +133,9 @@ class LengthConfig(RewardConfig):
         for key in ("target_tokens", "target_chars", "tolerance", "width"):
             require(getattr(self, key) >= 0, f"reward.{key}", ">= 0", getattr(self, key))
         if self.target_tokens and self.target_chars:
-            raise ConfigError("'reward.target_tokens' and 'reward.target_chars' are both set", mend="set one of them")
+            raise ConfigError(
+                "'{key}' and '{part}.target_chars' are both set", mend="set one of them", key="reward.target_tokens"
+            )
 
     def check(self) -> None:
         require(
@@ -225,7 +225,7 @@ class CodeConfig(RewardConfig):
         super().__post_init__()
         for key in ("limit_s", "memory_mb", "disk_mb", "processes"):
             require(getattr(self, key) > 0, f"reward.{key}", "> 0", getattr(self, key))
-        require(self.limit_s < self.timeout_s, "reward.limit_s", "below reward.timeout_s", self.limit_s)
+        require(self.limit_s < self.timeout_s, "reward.limit_s", "below timeout_s", self.limit_s)
 
 
 @dataclass
@@ -320,9 +320,10 @@ class EnsembleConfig(RewardConfig):
         require(0 <= self.spread_coef < float("inf"), "reward.spread_coef", "finite and >= 0", self.spread_coef)
         if self.allow_member_errors and self.aggregate is Aggregate.sum:
             raise ConfigError(
-                "'reward.allow_member_errors' does not go with reward.aggregate=sum: a sum over part of the members is "
-                "another reward", mend="set reward.aggregate=mean"
-            )  # fmt: skip
+                "'{key}' does not go with {part}.aggregate=sum: a sum over part of the members is another reward",
+                mend="set {part}.aggregate=mean",
+                key="reward.allow_member_errors",
+            )
         for index, member in enumerate(self.members):
             key = f"reward.members[{index}]"
             require(bool(member.get("name")), f"{key}.name", "the name of a reward model", member.get("name"))
@@ -331,9 +332,8 @@ class EnsembleConfig(RewardConfig):
             ranged = number and 0 < abs(weight) < float("inf")
             require(ranged, f"{key}.weight", "a finite number other than 0", weight)
             if weight != 1 and self.aggregate in (Aggregate.min, Aggregate.median):
-                raise ConfigError(
-                    f"'{key}.weight' has no meaning with reward.aggregate={self.aggregate.value}", mend="remove it"
-                )
+                what = "'{key}' has no meaning with aggregate={aggregate}"
+                raise ConfigError(what, mend="remove it", key=f"{key}.weight", aggregate=self.aggregate.value)
 
     def check(self) -> None:
         require(bool(self.members), "reward.members", "a list of at least one member", self.members)

@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 SLOW_TO_IMPORT = (
-    "core.training.run_stage", "peft", "transformers.models.llama.modeling_llama",
+    "core.training.run_stage", "core.training.stage", "peft", "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 
 

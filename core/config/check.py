@@ -12,12 +12,13 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from core.config.misplaced import unknown_key, unknown_upstream, upstream_stages
+from core.config.misplaced import PARTS, unknown_key, unknown_upstream, upstream_stages
 from core.errors import ConfigError
 from core.platform.kinds import LISTED
 from core.platform.named_parts import named_configs
 from core.platform.registry import Registry
 from core.settings import peft_methods
+from core.settings.convert import placed
 from core.settings.fields import FieldDoc, field_docs, field_names
 from core.settings.schema import PeftConfig, RunConfig, ShapedPeftConfig
 from core.suggest import did_you_mean, nearest
@@ -149,19 +150,6 @@ def _own_error(error: BaseException | None) -> ConfigError | None:
     return found
 
 
-def _at(error: ConfigError, prefix: str, names: list[str]) -> ConfigError:
-    """The same error with its key under `prefix`: checks of a stage say `stage.lr` wherever the stage stands, those of
-    a reward model `reward.threshold` where it is the judge."""
-    what, mend = error.what, error.mend
-    for name in names:
-        for old in (f"stage.{name}", f"reward.{name}", f"{prefix}.{name}", name):
-            if f"'{old}'" in what:
-                new = f"{prefix}.{name}"
-                mend = mend.replace(f"set {old}=", f"set {new}=")
-                return ConfigError(what.replace(f"'{old}'", f"'{new}'"), error.where, mend)
-    return error
-
-
 def _object(node: Any, prefix: str) -> Any:
     """A part as its typed object; this is when its own checks run."""
     if not isinstance(node, DictConfig | ListConfig):
@@ -171,9 +159,11 @@ def _object(node: Any, prefix: str) -> Any:
         return OmegaConf.to_object(node)
     except Exception as error:
         own = _own_error(error)
+        if own is not None and config is not None and dataclasses.is_dataclass(config):
+            part = next((name for name, base in PARTS.items() if issubclass(config, base)), "")
+            raise placed(own, config, prefix, part) from None
         if own is not None:
-            names = field_names(config) if config is not None and dataclasses.is_dataclass(config) else []
-            raise _at(own, prefix, names) from None
+            raise own from None
         if isinstance(error, OmegaConfBaseException | ValueError | TypeError):
             key = getattr(error, "full_key", None) or prefix
             raise ConfigError(f"'{key}' is not accepted: {str(error).splitlines()[0]}") from error

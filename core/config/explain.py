@@ -54,8 +54,7 @@ def _not_composed(error: HydraException | OmegaConfBaseException, registry: Regi
     preset = _PRESET.search(str(error))
     found = _of_cause(cause) if isinstance(cause, OmegaConfBaseException) else _of_text(str(error), registry)
     if preset and preset.group(1) != "preftune":
-        place = f"{preset.group(1)}.yaml"
-        return ConfigError(found.what, f"{place}; {found.where}" if found.where else place, found.mend)
+        return found.within(f"{preset.group(1)}.yaml")
     return found
 
 

@@ -25,6 +25,8 @@ _VALUE_FLAGS = frozenset(
 )  # fmt: skip
 """Hydra's flags that take the next argument as their value."""
 _WORD = re.compile(r"[\w-]+")
+_ITEM = re.compile(r"\.\d+\.")
+"""A key of a part in a list, `data.transforms.0.share`: the part's class is known by its name alone."""
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -93,6 +95,8 @@ def _is_free(path: str, registry: Registry) -> bool:
     """Whether `path` is, or lies inside, a dictionary whose keys the user chooses."""
     if path.startswith(f"{SOURCES}."):
         return re.match(rf"{re.escape(SOURCES)}\.\w+\.columns(\.|$)", path) is not None
+    if _ITEM.search(path):
+        return True
     part, _, rest = path.partition(".")
     if part == "upstream":
         part, rest = "stage", rest.partition(".")[2]

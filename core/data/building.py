@@ -16,8 +16,9 @@ from core.data.mixing import mixed
 from core.data.records import Record, fingerprint
 from core.data.transforms import BoundTransform, apply_transforms
 from core.data.views import prompts_of, with_system
-from core.errors import DataError
-from core.settings.data_schema import Choice, DataConfig
+from core.errors import DataError, PreftuneError
+from core.settings.convert import placed
+from core.settings.data_schema import Choice, DataConfig, SourceConfig
 
 
 def build_dataset(
@@ -84,7 +85,10 @@ def _load_source(cfg: DataConfig, name: str, place: Path | str, schema: str, see
         mix_rate_max=None, limit=None, system=None, stream=Choice.never,
         heldout_max=math.ceil(cfg.heldout_max / len(cfg.mixture)),
     )  # fmt: skip
-    part = load_dataset(own, place, schema, seed, formats)
+    try:
+        part = load_dataset(own, place, schema, seed, formats)
+    except PreftuneError as error:
+        raise placed(error, SourceConfig, f"data.mixture.{name}", "data") from error
     return replace(
         part,
         train=[_under(name, record) for record in part.train],

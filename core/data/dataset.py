@@ -20,7 +20,7 @@ from core.data.split import split_for
 from core.data.streaming import is_streamed, stream_records
 from core.data.views import as_schema, prompts_of, with_system
 from core.errors import DataError
-from core.settings.data_schema import DataConfig
+from core.settings.data_schema import DATA_PATH, DataConfig
 
 _LOOKED_AT = 10_000
 """Records kept on disk that are looked at for placeholders."""
@@ -81,8 +81,8 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int, form
     if held is not None:
         if cfg.folds:
             what = "data.folds holds out parts of the training rows, but the data brings a held-out part"
-            mend = "leave data.folds out, or point data.path at the training file alone"
-            raise DataError(what, ", ".join(held.files), mend)
+            mend = "leave data.folds out, or point {key} at the training file alone"
+            raise DataError(what, "{files}", mend, key=DATA_PATH, files=", ".join(held.files))
         seen = {record.prompt_key for record in held.records}
         kept = _without(train, seen)
         if not kept:

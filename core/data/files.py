@@ -12,6 +12,7 @@ from core.data.formats import BUILT_IN, Formats
 from core.data.readers import data_suffix
 from core.data.readers.hub import HubId
 from core.errors import ConfigError, DataError
+from core.settings.data_schema import DATA_PATH
 from core.suggest import nearest
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -25,6 +26,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 """Schema to the files of a folder that can serve it, by name without suffix, best first."""
 
 HELDOUT = "heldout"
+TAKES = "a file, a folder, or a hub id like owner/name"
 
 NEEDS = {
     "sft": "a prompt and a completion (or a chosen one)",
@@ -38,13 +40,14 @@ NEEDS = {
 
 
 def find_files(
-    path: Path | str, schema: str, formats: Formats = BUILT_IN
+    path: Path | str, schema: str, formats: Formats = BUILT_IN, key: str = DATA_PATH
 ) -> tuple[list[Path] | str, list[Path], Path | None]:
     """Training files (or the id of a hub dataset), held-out files, and the folder that both are in.
 
     path: a file, a folder, a pattern of files, or `owner/name:split` of the hub.
     schema: what the records must serve, see StageSpec.data; in a folder it decides which of sft.jsonl,
         preference.jsonl and so on are taken.
+    key: the setting that names the path.
     The folder is None where `path` names files themselves.
     Raises: ConfigError when there is nothing at `path`; DataError for a folder without files for the schema.
     """
@@ -57,8 +60,8 @@ def find_files(
         if HubId.parse(name) and not place.parent.exists() and data_suffix(place) not in readers.by_suffix:
             return name, [], None
         if glob.has_magic(name):
-            return _matching(place, formats)
-        raise _not_found(place, formats)
+            return _matching(place, formats, key)
+        raise not_found(place, key, formats)
     data = sorted(file for file in place.iterdir() if readers.reads(file))
     stems: dict[str, list[Path]] = {}
     for file in data:
@@ -70,7 +73,8 @@ def find_files(
         files = stems[serving[0]]
     elif named:
         what = f"the folder holds {', '.join(named)}, and none of these serves: the stage needs {NEEDS[schema]}"
-        raise DataError(what, str(place), f"add {PARTS[schema][0]}.jsonl, or point data.path at one file")
+        mend = "add {name}.jsonl, or point {key} at one file"
+        raise DataError("{fault}", "{place}", mend, key=key, fault=what, place=place, name=PARTS[schema][0])
     else:
         files = _all_files(place, heldout, formats)
     for part in (files if serving else [], heldout):
@@ -78,8 +82,8 @@ def find_files(
             what = f"the folder holds the same part more than once: {', '.join(file.name for file in part)}"
             raise DataError(what, str(place), "keep one of these files")
     if not files:
-        mend = f"point data.path at a file or folder of {readers.known}"
-        raise DataError("the folder holds no file of records", str(place), mend)
+        what, mend = "the folder holds no file of records", "point {key} at a file or folder of {known}"
+        raise DataError(what, "{place}", mend, key=key, place=place, known=readers.known)
     return files, heldout, place
 
 
@@ -95,24 +99,33 @@ def _all_files(folder: Path, heldout: Sequence[Path], formats: Formats) -> list[
     return [file for file in others or found if file not in heldout]
 
 
-def _matching(pattern: Path, formats: Formats) -> tuple[list[Path], list[Path], Path]:
+def _matching(pattern: Path, formats: Formats, key: str) -> tuple[list[Path], list[Path], Path]:
     """The data files that a pattern matches, and the folder that holds them all."""
     paths = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207 - these may be absolute
     files = [path for path in paths if formats.readers.reads(path)]
     if not files:
-        what = f"no file of records matches '{pattern}'"
-        raise ConfigError(what, "data.path", f"match files of {formats.readers.known}")
+        known = formats.readers.known
+        what = "no file of records matches '{pattern}'"
+        raise ConfigError(what, "{key}", "match files of {known}", key=key, pattern=pattern, known=known)
     return files, [], Path(os.path.commonpath([file.parent for file in files]))
 
 
-def _not_found(path: Path, formats: Formats) -> ConfigError:
+def not_found(path: Path, key: str, formats: Formats = BUILT_IN, takes: str = TAKES) -> ConfigError:
+    """The error for a path without anything there, which the setting `key` names: with the nearest name beside it.
+
+    takes: what may stand there.
+    """
     folder = path.parent
     names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    files = [name for name in names if formats.readers.reads(folder / name)]
     if near := nearest(path.name, names):
-        mend = f"use data.path={folder / near}"
+        mend = "use {typed}={near}"
     elif folder.is_dir():
-        files = [name for name in names if formats.readers.reads(folder / name)]
-        mend = f"'{folder}' holds {', '.join(files[:8])}" if files else f"'{folder}' holds no file of records"
+        mend = "'{folder}' holds {files}"
     else:
-        mend = f"there is no folder '{folder}' either; give a file, a folder, or a hub id like owner/name"
-    return ConfigError(f"'{path}' does not exist", where="data.path", mend=mend)
+        mend = "there is no folder '{folder}' either; give {takes}"
+    listed = ", ".join(files[:8]) or "no file of records"
+    return ConfigError(
+        "'{path}' does not exist", "{key}", mend,
+        key=key, path=path, folder=folder, files=listed, near=folder / near, takes=takes,
+    )  # fmt: skip

@@ -17,15 +17,17 @@ from core.data.record_store import RecordWriter
 from core.data.records import BadRow, Record, excerpt, fingerprint
 from core.data.turns import RowError
 from core.errors import DataError
+from core.settings.data_schema import COLUMNS, DATA_PATH
 from core.suggest import did_you_mean
 
 SAMPLE_ROWS = 50
 """Rows that a dialect is found from."""
 
 NAME_COLUMNS = (
-    "say which column holds what, e.g. data.columns={prompt: …, completion: …}, or name the layout with "
-    "data.dialect=…; docs/data.md lists fields and layouts"
+    "say which column holds what, e.g. {key}={{prompt: …, completion: …}}, or name the layout with {part}.dialect=…; "
+    "docs/data.md lists fields and layouts"
 )
+"""How to mend, as a template of an error whose key is COLUMNS."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def load_records(
     dialect: str | None = None,
     formats: Formats = BUILT_IN,
     into: RecordWriter | None = None,
+    key: str = DATA_PATH,
 ) -> Loaded:
     """Read files (or the hub dataset of that name), find the dialect of each, and put the bad rows aside.
 
@@ -70,6 +73,7 @@ def load_records(
     root: folder that file names are told relative to; the files' own folders when unset.
     formats: readers and dialects.
     into: takes the records one by one instead of the list.
+    key: the setting that names the files.
     Raises: DataError when no row can be used, when a file is damaged, and when too many rows are bad; ConfigError for
         unknown fields in `columns`.
     """
@@ -92,18 +96,23 @@ def load_records(
         except _Unusable as error:
             faults.append(error)
     if not records and faults:
-        raise faults[0]
+        raise faults[0].at(key) if faults[0].key == DATA_PATH else faults[0]
     total = len(records) + len(bad)
     if len(bad) > max_bad_frac * total:
         first = "; ".join(str(row) for row in bad[:3])
         what = f"{len(bad)} of {total} rows cannot be used ({len(bad) / total:.1%}, data.max_bad_frac={max_bad_frac})"
-        mend = "correct these rows, name the columns with data.columns={…}, or raise data.max_bad_frac"
-        raise DataError(what, where=first, mend=mend)
+        mend = "correct these rows, name the columns with {key}={{…}}, or raise data.max_bad_frac"
+        raise DataError(what, "{first}", mend, key=COLUMNS, first=first)
     return Loaded(listed, bad, dialects)
 
 
 class _Unusable(DataError):
     """No row of the file can be used; its rows are among the bad ones."""
+
+
+def _no_rows(where: str) -> _Unusable:
+    mend = "point {key} at a file that is not empty"
+    return _Unusable("the file holds no rows", "{place}", mend, key=DATA_PATH, place=where)
 
 
 Find = Callable[[Sequence[Mapping[str, Any]]], Dialect | None]
@@ -138,11 +147,13 @@ def _load_file(
                 why = "the row holds nothing to learn from"
         bad.append(BadRow(name, line, why, excerpt(value)))
     if dialect is None:
-        raise fault or _Unusable("the file holds no rows", where, "point data.path at a file that is not empty")
+        raise fault or _no_rows(where)
     if len(records) == counts[0]:
         faults = bad[counts[1] :]
-        what = f"none of the {len(faults)} rows can be used"
-        raise _Unusable(what, "; ".join(str(row) for row in faults[:3]), NAME_COLUMNS)
+        first = "; ".join(str(row) for row in faults[:3])
+        raise _Unusable(
+            f"none of the {len(faults)} rows can be used", "{first}", NAME_COLUMNS, key=COLUMNS, first=first
+        )
     return dialect
 
 
@@ -171,17 +182,21 @@ def _sample(
         if len(objects) < wanted:
             break
     if not read:
-        return [], None, _Unusable("the file holds no rows", where, "point data.path at a file that is not empty")
+        return [], None, _no_rows(where)
     if not objects:
         first = "; ".join(f"line {row.line}: {row.fault or 'not an object'}" for row in read[:3])
         mend = "each row must be a JSON object, each text in UTF-8"
         return read, None, _Unusable(f"none of the {len(read)} rows can be read", f"{where}: {first}", mend)
     names = ", ".join(str(column)[:40] for column in list(known)[:20]) or "none"
     if lost:
-        what = f"'data.columns' names '{lost[0]}', the columns are {names}{did_you_mean(lost[0], map(str, known))}"
-        raise DataError(what, where, "name one of these columns")
-    asked = f" with data.columns={dict(columns)}" if columns else ""
-    return read, None, _Unusable(f"no known layout fits the columns {names}{asked}", where, NAME_COLUMNS)
+        near = did_you_mean(lost[0], map(str, known))
+        raise DataError(
+            "'{key}' names '{lost}', the columns are {names}{near}", "{place}", "name one of these columns",
+            key=COLUMNS, lost=lost[0], names=names, near=near, place=where,
+        )  # fmt: skip
+    what = "no known layout fits the columns {names}" + (" with {key}={asked}" if columns else "")
+    fault = _Unusable(what, "{place}", NAME_COLUMNS, key=COLUMNS, names=names, asked=dict(columns), place=where)
+    return read, None, fault
 
 
 def describe(loaded: Loaded) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.data.files import not_found
 from core.data.loading import load_records
 from core.errors import ConfigError, DataError
 from core.settings.schema import RetentionConfig
@@ -47,8 +48,8 @@ def check_retention(cfg: RetentionConfig) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two sets of questions would be called '{name}'", "retention.choices", "rename one")
-    for path in cfg.choices:
-        load_choices(path, cfg.max_items)
+    for number, path in enumerate(cfg.choices):
+        load_choices(path, cfg.max_items, f"retention.choices[{number}]")
 
 
 def set_name(path: str) -> str:
@@ -59,20 +60,22 @@ def set_name(path: str) -> str:
 
 def load_text(path: str) -> str:
     """The raw text of a file, its records joined by line ends."""
-    place = _existing(path, "retention.texts")
-    texts = [record.text for record in load_records([place]).records if record.text]
+    key = "retention.texts"
+    place = _existing(path, key)
+    texts = [record.text for record in load_records([place], key=key).records if record.text]
     if not texts:
         raise DataError("the file holds no raw text", str(place), "name a text file, or rows with a column `text`")
     return "\n".join(texts)
 
 
-def load_choices(path: str, most: int) -> list[Choice]:
+def load_choices(path: str, most: int, key: str = "retention.choices") -> list[Choice]:
     """Questions of a file, or of all files of a folder; at most `most`, spread evenly over them.
 
     Formats: JSON Lines of {query, choices, gold} or {context_options, continuation, gold}; CSV without header of
-    question, options, letter. Raises ConfigError where there is no such file, DataError naming a line that is neither.
+    question, options, letter. Raises ConfigError where there is no such file, naming `key`, DataError naming a line
+    that is neither.
     """
-    place = _existing(path, "retention.choices")
+    place = _existing(path, key)
     files = sorted(file for file in place.iterdir() if file.suffix in (".jsonl", ".csv")) if place.is_dir() else [place]
     found = [choice for file in files for choice in _read(file)]
     if not found:
@@ -84,7 +87,7 @@ def load_choices(path: str, most: int) -> list[Choice]:
 def _existing(path: str, key: str) -> Path:
     place = Path(path).expanduser()
     if not place.exists():
-        raise ConfigError(f"'{path}' does not exist", key, f"set {key} to a file that is there")
+        raise not_found(place, key, takes="a file")
     return place
 
 

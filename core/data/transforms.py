@@ -209,7 +209,7 @@ def _guarded(work: Callable[[], Any], spec: TransformSpec, owner: Owner, place: 
     try:
         return work()
     except PreftuneError as error:
-        raise type(error)(error.what, f"{where}: {error.where}" if error.where else where, error.mend) from error
+        raise error.within(where) from error
     except Exception as error:
         what = f"the transform '{spec.name}' of {owner} failed: {type(error).__name__}: {error}"
         raise PluginError(what, where, "mend the plugin, or leave the transform out") from error

@@ -9,6 +9,7 @@ from core.data.dialects import Dialect
 from core.data.files import NEEDS
 from core.data.records import Message, Record
 from core.errors import DataError
+from core.settings.data_schema import DATA_PATH
 
 
 def as_schema(records: Iterable[Record], schema: str, dialects: Iterable[Dialect] = ()) -> list[Record]:
@@ -53,9 +54,12 @@ def none_serves(schema: str, dialects: Iterable[Dialect] = ()) -> DataError:
     """The error for records of which none serves the schema."""
     found = "; ".join(f"'{dialect.name}' with the columns {', '.join(dialect.columns)}" for dialect in dialects)
     return DataError(
-        f"no record serves: the stage needs {NEEDS[schema]}, the rows are {found or 'of another kind'}",
-        where="data.path",
-        mend="take other records, or name their columns with data.columns={…}",
+        "no record serves: the stage needs {needs}, the rows are {found}",
+        where="{key}",
+        mend="take other records, or name their columns with {part}.columns={{…}}",
+        key=DATA_PATH,
+        needs=NEEDS[schema],
+        found=found or "of another kind",
     )
 
 

@@ -22,7 +22,8 @@ from core.platform.owners import Registered
 from core.platform.providers import Providers, blamed
 from core.platform.registry import Registry
 from core.platform.specs import EngineSpec, OptimizerSpec, StageSpec
-from core.scoring.guarded import find_spec, involved
+from core.scoring.guarded import PART, find_spec, involved
+from core.settings.convert import placed
 from core.settings.schema import RewardConfig, RunConfig, ShapedPeftConfig
 from core.suggest import did_you_mean
 
@@ -183,7 +184,8 @@ def _judge(cfg: RunConfig, dataset: Dataset, registry: Registry) -> RewardConfig
     try:
         asked = involved(spec, config, specs)
     except ConfigError as error:
-        raise ConfigError(error.what.replace("'reward.", "'judge."), "judge", error.mend) from error
+        at = placed(error, spec.config, "judge", PART)
+        raise (at if at.where else at.within("judge")) from error
     if any(item.needs_model for item in asked):
         raise ConfigError(
             f"judge={config.name} scores with the run's reward model, which a judge has not",
@@ -212,7 +214,7 @@ def _check_scorers(cfg: RunConfig, spec: StageSpec, parents: dict[str, StagePlan
     if name == "auto" or (spec.rollouts and name == cfg.reward.name):
         return
     specs = {key: entry.spec for key, entry in registry.reward_models.items()}
-    scorer = find_spec(name, specs)
+    scorer = find_spec(name, specs, "eval.scorer")
     if scorer.needs_model and "reward_model" not in parents:
         raise ConfigError(
             f"eval.scorer={name} needs a reward model, which this stage has not",

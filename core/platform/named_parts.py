@@ -20,15 +20,15 @@ def named_configs(items: Sequence[Any], key: str, registry: Registry) -> list[An
     what, table = LISTED[key].label, registry.table(LISTED[key])
     configs = []
     for place, item in enumerate(items):
-        where = f"{key}[{place}]"
+        at = f"{key}[{place}]"
         values = {"name": item} if isinstance(item, str) else item
         name = values.get("name") if isinstance(values, Mapping) else None
         if not isinstance(name, str):
             mend = "write it as {name: NAME, field: value}"
-            raise ConfigError(f"'{where}' must be a {what} with a name, got {item!r}", mend=mend)
+            raise ConfigError(f"'{at}' must be a {what} with a name, got {item!r}", mend=mend)
         if name not in table:
             known = sorted(table)
             mend = f"choose one of: {', '.join(known)}" if known else f"no plugin brings a {what}"
-            raise ConfigError(f"there is no {what} '{name}'{did_you_mean(name, known)}", where, mend)
-        configs.append(from_plain(table[name].spec.config, values, f"{where} ({name})"))
+            raise ConfigError(f"there is no {what} '{name}'{did_you_mean(name, known)}", at, mend)
+        configs.append(from_plain(table[name].spec.config, values, where=f"{what} '{name}'", key=at))
     return configs

@@ -18,13 +18,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import MAX_ERROR_CHARS, ConfigError, PluginError, describe
-from core.settings.convert import from_plain
+from core.settings.convert import from_plain, placed
 from core.suggest import mend_of
 from core.types import Score, Scorer, ScoreRequest
 
 if typing.TYPE_CHECKING:
     from core.platform.specs import RewardSpec
     from core.settings.schema import RewardConfig
+
+PART = "reward"
+"""How the checks of a reward model call the place of its settings, wherever it stands."""
 
 
 # ---- what a scorer is given -----------------------------------------------------------------------------------------
@@ -50,36 +53,44 @@ class ScorerContext:
     def make(self, name: str, params: Mapping[str, Any] | None = None, where: str = "reward") -> GuardedScorer:
         """A guarded scorer for a reward model used by another one.
 
-        params: fields of its config as plain values. Raises: ConfigError for an unknown name, key or bad value.
+        params: fields of its config as plain values. where: key of the setting that holds them.
+        Raises: ConfigError for an unknown name, key or bad value.
         """
         spec = find_spec(name, self.specs, where)
-        config = from_plain(spec.config, {**(params or {}), "name": name}, where=f"{where} ({name})")
-        return GuardedScorer(spec, config, self)
+        return GuardedScorer(spec, _config_of(spec, params or {}, where), self)
 
 
-def find_spec(name: str, specs: Mapping[str, RewardSpec], where: str = "") -> RewardSpec:
-    """specs[name]. Raises: ConfigError with the nearest and all known names."""
+def find_spec(name: str, specs: Mapping[str, RewardSpec], key: str = "") -> RewardSpec:
+    """specs[name]. Raises: ConfigError with the nearest and all known names; key: the setting that names it."""
     if name not in specs:
-        raise ConfigError(f"unknown reward model {name!r}", where=where, mend=mend_of(name, specs, "known ones"))
+        offer = mend_of(name, specs, "known ones")
+        raise ConfigError("unknown reward model {name}", "{key}", "{offer}", key=key, name=repr(name), offer=offer)
     return specs[name]
+
+
+def _config_of(spec: RewardSpec, params: Mapping[str, Any], key: str) -> Any:
+    """The config of a reward model out of the plain values at `key`."""
+    values = {**params, "name": spec.name}
+    return from_plain(spec.config, values, where=f"reward model '{spec.name}'", key=key, part=PART)
 
 
 def involved(spec: RewardSpec, config: RewardConfig, specs: Mapping[str, RewardSpec]) -> list[RewardSpec]:
     """`spec` and every reward model that it asks (see RewardConfig.uses), each checked; nothing heavy is imported.
 
     The plan reads `needs_answer` and `needs_model` off the result. Raises: ConfigError for an incomplete config, an
-    unknown member, or a member's bad parameters.
+    unknown member, or a member's bad parameters; its key is one of `reward`, as the checks of the config call it.
     """
     config.check()
     found = [spec]
     for index, (name, params) in enumerate(config.uses()):
-        where = f"reward.members[{index}] ({name})"
-        member = find_spec(name, specs, f"reward.members[{index}].name")
-        member_config = from_plain(member.config, {**params, "name": name}, where=where)
+        key = f"{PART}.members[{index}]"
+        member = find_spec(name, specs, f"{key}.name")
+        member_config = _config_of(member, params, key)
         try:
             found += involved(member, member_config, specs)
         except ConfigError as error:
-            raise ConfigError(error.what, where=error.where or where, mend=error.mend) from error
+            at = placed(error, member.config, key, PART)
+            raise (at if at.where else at.within(f"reward model '{name}'")) from error
     return found
 
 

@@ -9,6 +9,11 @@ from typing import Any
 from core.errors import ConfigError
 from core.settings.rules import require
 
+DATA_PATH = "data.path"
+"""The setting that names the records of a run."""
+COLUMNS, DIALECT = "data.columns", "data.dialect"
+"""The settings that say of the rows what they do not say themselves."""
+
 
 class Mixing(str, Enum):
     """How the sources of a mixture are weighed."""

@@ -14,7 +14,13 @@ MISSING: Any = "???"
 def require(condition: bool, key: str, rule: str, value: object) -> None:
     """Raise ConfigError("<key> must be <rule>, got <value>") unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"'{key}' must be {rule}, got {value!r}", mend=f"set {key}=… to a value that is {rule}")
+        raise ConfigError(
+            "'{key}' must be {rule}, got {value}",
+            mend="set {typed}=… to a value that is {rule}",
+            key=key,
+            rule=rule,
+            value=repr(value),
+        )
 
 
 def check_regex(key: str, pattern: str) -> None:
@@ -23,6 +29,9 @@ def check_regex(key: str, pattern: str) -> None:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(
-            f"'{key}' must be a regular expression, got {pattern!r}: {error}",
-            mend=f"correct {key} (syntax of Python's re module)",
+            "'{key}' must be a regular expression, got {pattern}: {fault}",
+            mend="correct {typed}=… (syntax of Python's re module)",
+            key=key,
+            pattern=repr(pattern),
+            fault=error,
         ) from error

@@ -68,6 +68,7 @@ class Bench:
     def fit(self) -> list[dict[str, float]]:
         """Make all steps through the hooks, and finish; the training metrics of each, without the stage's name."""
         hooks, more = self.hook, {"run": self.run, "models": self.models, "data": self.data}
+        self.recorder.begin(self.run.plan.title, self.total_steps())
         self.fitted = hooks.fit(recorder=self.recorder, **more)
         hooks.finish(**more)
         return self.steps()

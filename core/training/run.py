@@ -114,14 +114,16 @@ class StageRun:
         """
         return dataset_for(self.cfg, schema, self.parts.registry, self.parts.providers).train
 
-    def records_from(self, path: str, schema: str) -> list[Record]:
+    def records_from(self, path: str, schema: str, key: str) -> list[Record]:
         """Records of a file, folder or hub dataset beside the run's own data; its bad rows go to quarantine.
+
+        key: the setting that names `path`.
 
         Raises: ConfigError when there is nothing at `path`; DataError when its records do not serve the schema.
         """
         formats = formats_of(self.parts.registry)
-        files, _, root = find_files(Path(path).expanduser(), schema, formats)
-        loaded = load_records(files, max_bad_frac=self.cfg.data.max_bad_frac, root=root, formats=formats)
+        files, _, root = find_files(Path(path).expanduser(), schema, formats, key)
+        loaded = load_records(files, max_bad_frac=self.cfg.data.max_bad_frac, root=root, formats=formats, key=key)
         self.log.dropped.extend(loaded.quarantined)
         return as_schema(loaded.records, schema, loaded.dialects.values())
 

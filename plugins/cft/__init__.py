@@ -46,7 +46,7 @@ class CftConfig(TextStageConfig):
         super().__post_init__()
         require(self.directive_tokens > 1, "stage.directive_tokens", "> 1", self.directive_tokens)
         require(
-            not self.adaptive or self.arm is Arm.cft, "stage.arm", "cft where stage.adaptive=true", self.arm.value
+            not self.adaptive or self.arm is Arm.cft, "stage.arm", "cft where adaptive=true", self.arm.value
         )  # fmt: skip
 
     def files(self) -> list[str]:

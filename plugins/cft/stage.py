@@ -149,7 +149,7 @@ class Cft(TextStage[CftConfig]):
         if cfg.arm is Arm.cpt:
             return
         if cfg.directives_path and cfg.arm is not Arm.cft_negative:
-            records = run.records_from(cfg.directives_path, "text")
+            records = run.records_from(cfg.directives_path, "text", "stage.directives_path")
             sets = {"own": [(record.text or "").strip() for record in records]}
             where = "stage.directives_path"
         else:

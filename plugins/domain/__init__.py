@@ -55,10 +55,10 @@ class DomainConfig(TextStageConfig):
         require(self.new_tokens >= 0, "stage.new_tokens", ">= 0", self.new_tokens)
         require(self.new_rows_steps >= 0, "stage.new_rows_steps", ">= 0", self.new_rows_steps)
         if self.new_rows_steps:
-            require(self.new_tokens > 0, "stage.new_tokens", "> 0 where stage.new_rows_steps is", self.new_tokens)
+            require(self.new_tokens > 0, "stage.new_tokens", "> 0 where new_rows_steps is", self.new_tokens)
             # Decay would move the old rows too, which have no gradient in these steps.
             require(
-                self.weight_decay == 0, "stage.weight_decay", "0 where stage.new_rows_steps is above 0",
+                self.weight_decay == 0, "stage.weight_decay", "0 where new_rows_steps is above 0",
                 self.weight_decay,
             )  # fmt: skip
 

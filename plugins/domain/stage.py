@@ -108,7 +108,9 @@ class Domain(TextStage[DomainConfig, DomainData]):
         train = [text_example(chunk) for chunk in chunked(documents, size, cfg.join)]
         replay: list[Demonstration] = []
         if cfg.replay.path:
-            general = document_ids(codec, run.records_from(cfg.replay.path, "text"), cfg.end_token, run.log.drop)
+            general = document_ids(
+                codec, run.records_from(cfg.replay.path, "text", "stage.replay.path"), cfg.end_token, run.log.drop
+            )
             replay = [text_example(chunk) for chunk in chunked(general, size, cfg.join)]
         count = None if cfg.max_steps is None else cfg.max_steps * cfg.batch_size
         order: list[Demonstration] = []

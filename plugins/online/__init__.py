@@ -77,7 +77,7 @@ class OnlineConfig(StageConfig):
         require(self.stop_kl >= 0, "stage.stop_kl", ">= 0", self.stop_kl)
         require(self.max_kl >= 0, "stage.max_kl", ">= 0", self.max_kl)
         require(self.importance_cap >= 0, "stage.importance_cap", ">= 0", self.importance_cap)
-        require(self.minibatches <= self.batch_size, "stage.minibatches", "<= stage.batch_size", self.minibatches)
+        require(self.minibatches <= self.batch_size, "stage.minibatches", "<= batch_size", self.minibatches)
 
     def work(self) -> Work:
         """Completions of each prompt, and the passes over them."""

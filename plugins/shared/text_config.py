@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.api import ConfigError, StageConfig, find_files, require
+from core.api import StageConfig, find_files, require
 
 
 @dataclass
@@ -29,8 +29,5 @@ class TextStageConfig(StageConfig):
 def check_files(named: Mapping[str, str | None]) -> None:
     """Raise ConfigError for a file, folder or hub dataset of raw text that is not there, by the key that names it."""
     for key, name in named.items():
-        try:
-            if name:
-                find_files(Path(name).expanduser(), "text")
-        except ConfigError as error:
-            raise ConfigError(error.what, key, error.mend.replace("data.path", key)) from error
+        if name:
+            find_files(Path(name).expanduser(), "text", key=key)

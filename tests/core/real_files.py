@@ -10,18 +10,16 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from core.data.loading import load_records
 from core.data.readers import BUILT_IN_READERS
 from core.data.records import Record
 from core.data.views import as_schema
 from core.errors import DataError
-from core.settings.data_schema import DataConfig
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.codec import ChatCodec
-from core.tokens.examples import demonstrations
+from core.tokens.encoding import ExampleMaker
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("PREFTUNE_TEST_DATA") or ROOT.parent / "shared" / "data")
@@ -67,16 +65,15 @@ class Read(NamedTuple):
 
 
 @cache
-def _run() -> Any:
-    """What `demonstrations` asks of a run; rows that it refuses are not counted."""
+def _maker() -> ExampleMaker:
+    """Rows that it refuses are not counted."""
     limit = 1 << 20
-    cfg = SimpleNamespace(model=SimpleNamespace(max_length=limit), data=DataConfig())
-    return SimpleNamespace(codec=ChatCodec(tiny_tokenizer(), limit), cfg=cfg, drop=lambda *_: None)
+    return ExampleMaker(ChatCodec(tiny_tokenizer(), limit), limit)
 
 
 def trained(records: Sequence[Record]) -> tuple[int, int]:
     """Trained tokens and all tokens of the first records."""
-    examples = demonstrations(_run(), list(records[:MEASURED]))
+    examples = _maker().demonstrations(list(records[:MEASURED]))
     return sum(example.trained for example in examples), sum(example.tokens for example in examples)
 
 

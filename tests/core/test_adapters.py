@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from core.config.typed import typed_config
 from core.config.combinations import (
     FAILING,
     NEEDED_PACKAGES,
@@ -22,6 +21,7 @@ from core.config.combinations import (
     UNMERGEABLE,
     check_combinations,
 )
+from core.config.typed import typed_config
 from core.errors import ConfigError, ModelError
 from core.models import adapters
 from core.models.adapters import add_adapter, is_quantized, keep_differentiable, merged_weights, quantization_config

@@ -206,6 +206,10 @@ def test_sources_are_typed_on_the_command_line(files):
         "a": SourceConfig(path=str(files["a"]), columns={"prompt": "prompt"}),
         "b": SourceConfig(path="b.jsonl", cap=7),
     }
+    length, text = configured(
+        "data.transforms=[{name: length},{name: quality}]", "data.transforms.0.min_chars=3"
+    ).transforms
+    assert (length.name, length.min_chars, text.name) == ("length", 3, "quality")
     whole = configured("data.mixture={a: {path: x, cap: 3}}")
     assert whole.mixture == {"a": SourceConfig(path="x", cap=3)}
 
@@ -242,9 +246,12 @@ def test_a_preset_names_sources_and_the_command_line_changes_them(tmp_path, cli,
         (["data.fold=1"], ["data.folds and data.fold go together"]),
         (["data.fold=4", "data.folds=3"], ["data.fold", "between 1 and 3"]),
         (["data.transforms=[{name: lenght}]"], ["no transform 'lenght'", "'length'", "data.transforms[0]"]),
-        (["data.transforms=[length, {name: length, min_char: 3}]"], ["'min_char'", "'min_chars'", "transforms[1]"]),
-        (["data.transforms=[{name: length, min_chars: few}]"], ["'min_chars' must be of type int"]),
-        (["data.transforms=[{name: length, min_chars: -1}]"], ["'min_chars' must be >= 0"]),
+        (["data.transforms=[length, {name: length, min_char: 3}]"], ["'data.transforms[1].min_char'", "'min_chars'"]),
+        (["data.transforms=[{name: length, min_chars: few}]"], ["'data.transforms[0].min_chars' must be of type int"]),
+        (
+            ["data.transforms=[{name: length, min_chars: -1}]"],
+            ["'data.transforms[0].min_chars' must be >= 0", "set data.transforms.0.min_chars="],
+        ),
         (["data.transforms=[{min_chars: 3}]"], ["must be a transform with a name"]),
     ],
 )

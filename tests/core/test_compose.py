@@ -8,8 +8,8 @@ import omegaconf
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from core.config.typed import typed_config
 from core.config import compose, presets
+from core.config.typed import typed_config
 from core.errors import ConfigError, PluginError, PreftuneError
 from core.platform.registry import Registry
 from core.settings import peft_methods

@@ -15,7 +15,6 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from core.data.records import Message, Record
 from core.errors import DataError, ModelError
-from core.settings.data_schema import DataConfig
 from core.testing.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from core.tokens import pieces
 from core.tokens.codec import TEMPLATE_TEXT, ChatCodec, Dialogue, check_embedding

@@ -7,13 +7,11 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 
 FLOORS = (
     "core core.errors core.stopwatch core.quiet core.tables core.types core.suggest",
-    "core.files core.jsonl",
+    "core.files core.jsonl core.results",
     "core.settings",
     "core.platform",
     "core.data core.scoring",
@@ -31,28 +29,6 @@ FLOORS = (
 
 PUBLIC = ("core.api", "core.torch_api")
 """What plugins and reward models may import of core."""
-
-KNOWN: set[tuple[str, str]] = {
-    ("core.platform.hookspecs", "core.models.roles"),
-    ("core.platform.hookspecs", "core.planning.plan"),
-    ("core.platform.hookspecs", "core.training.run"),
-    ("core.platform.observers", "core.training.run"),
-    ("core.models.guests", "core.training.run"),
-    ("core.models.loading", "core.training.run"),
-    ("core.models.sync", "core.training.run"),
-    ("core.artifacts.artifact", "core.training.run"),
-    ("core.tokens.encoding", "core.training.run"),
-    ("core.tokens.examples", "core.training.run"),
-    ("plugins.cft", "core.planning.plan"),
-    ("plugins.domain", "core.planning.plan"),
-    ("plugins.nlft.build", "core.training.run"),
-    ("plugins.nlft.show", "core.training.run"),
-    ("plugins.shared.sampling", "core.errors"),
-    ("plugins.tracker_tensorboard.tracker", "core.training.run"),
-    ("plugins.tracker_wandb.tracker", "core.training.run"),
-    ("reward_models.bradley_terry", "core.scoring.guarded"),
-}
-"""Imports that still run up. May only shrink."""
 
 
 def modules() -> dict[str, Path]:
@@ -104,12 +80,7 @@ def runs_up() -> set[tuple[str, str]]:
 
 
 def test_no_import_runs_up() -> None:
-    assert runs_up() - KNOWN == set()
-
-
-def test_the_known_exceptions_are_still_there() -> None:
-    """An exception that nobody needs any more is taken off the list."""
-    assert KNOWN - runs_up() == set()
+    assert runs_up() == set()
 
 
 def circles() -> list[list[str]]:
@@ -142,6 +113,4 @@ def circles() -> list[list[str]]:
 
 
 def test_nothing_goes_round_in_a_circle() -> None:
-    if KNOWN:
-        pytest.skip("circles go with the last exception")
     assert circles() == []

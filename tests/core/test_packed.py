@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from core.errors import ModelError
 from core.models.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
 from core.models.packed import PromptGroup, pack, pack_texts
 from core.models.roles import ScoreModel, TokenModel, check_packed
-from core.settings.data_schema import DataConfig
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.codec import ChatCodec
 from core.tokens.encoding import ExampleMaker

@@ -18,9 +18,10 @@ from core.commands.chain import _check_machine
 from core.errors import ConfigError, TrainingError
 from core.settings.schema import RunConfig
 from core.testing.run import Lab, make_lab, read_json, read_rows
-from core.training.lifecycle import _check_loop
+from core.training.loop import StepLoop
 from core.training.peers import ALONE, Peers, join
-from core.training.trainer import StepLoop
+from core.training.run_stage import _check_loop
+from core.training.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAIN = [
@@ -106,22 +107,29 @@ def test_micro_batches_are_shared_whole():
 
 
 def test_a_loop_of_the_stages_own_is_refused():
-    def run(count: int, plugin: str, wrapper: bool = False) -> Any:
-        hook = SimpleNamespace(fit=SimpleNamespace(get_hookimpls=lambda: [
-            SimpleNamespace(plugin_name="core.training.defaults", wrapper=False),
-            SimpleNamespace(plugin_name=plugin, wrapper=wrapper),
-        ]))  # fmt: skip
-        return SimpleNamespace(hook=hook, peers=Peers(0, count), plan=SimpleNamespace(title="own"), stage_name="own")
+    class Plain(Stage):
+        """Leaves the loop to core."""
 
-    _check_loop(run(1, "acme"))
-    _check_loop(run(2, "plugins.reward.stage", wrapper=True))
+    class Own(Plain):
+        """Brings one."""
+
+        def fit(self, models: Any, data: Any, recorder: Any) -> Any:
+            return None
+
+    def opened(count: int, kind: type[Stage]) -> Any:
+        run = SimpleNamespace(peers=Peers(0, count), plan=SimpleNamespace(title="own"), name="own",
+                              cfg=SimpleNamespace(stage=None))  # fmt: skip
+        return SimpleNamespace(run=run, registered=(kind(run),))
+
+    _check_loop(opened(1, Own))
+    _check_loop(opened(2, Plain))
     with pytest.raises(ConfigError, match="own brings a training loop of its own, which 2 processes"):
-        _check_loop(run(2, "acme"))
+        _check_loop(opened(2, Own))
 
 
 def test_different_weights_end_the_run():
-    peers = SimpleNamespace(count=2, all=lambda value: [value, [1.0]])
-    loop = SimpleNamespace(run=SimpleNamespace(peers=peers, stage_name="sft"), step=0,
+    peers = SimpleNamespace(count=2, all_gather=lambda value: [value, [1.0]])
+    loop = SimpleNamespace(run=SimpleNamespace(peers=peers, name="sft"), step=0,
                            optimizer=SimpleNamespace(sums=lambda: [2.0]))  # fmt: skip
     with pytest.raises(TrainingError, match="2 processes hold different weights"):
         StepLoop._agree(loop)

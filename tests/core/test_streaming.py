@@ -20,8 +20,7 @@ from core.settings.data_schema import Choice, DataConfig
 from core.settings.schema import Order
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.codec import ChatCodec
-from core.tokens.encoding import tokenizer_fingerprint
-from core.tokens.encoding import ExampleMaker
+from core.tokens.encoding import ExampleMaker, tokenizer_fingerprint
 from core.tokens.examples import Demonstration
 from core.training.order import step_items, token_counts
 

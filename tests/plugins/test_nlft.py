@@ -505,7 +505,9 @@ def test_answers_are_made_judged_and_never_made_twice(make_stage, questions, mon
 
     # What was built loads by its path alone, with answers and judgements as they were.
     monkeypatch.setattr("plugins.nlft.build.build_rows", lambda *_: pytest.fail("made again"))
-    loaded = make_stage("stage=nlft", f"data.path={stage.run.folder / 'built' / 'feedback.jsonl'}", "data.heldout_frac=0")
+    loaded = make_stage(
+        "stage=nlft", f"data.path={stage.run.folder / 'built' / 'feedback.jsonl'}", "data.heldout_frac=0"
+    )
     assert [example.right for example in own(loaded).examples] == [False] * len(rows)
     first = Message("user", rows[0]["messages"][0]["content"])
     judged = [one for one in loaded.run.plan.dataset.train if one.prompt == (first,)]

@@ -13,9 +13,9 @@ import torch
 
 from core.errors import ConfigError, TrainingError
 from core.models.packed import PromptGroup, pack
-from plugins.rlhf.group import _Group
-from plugins.rlhf.rollouts import collect_rollouts
-from plugins.shared.estimators import adaptive_coefficient
+from plugins.online.group import GroupStage
+from plugins.online.rollouts import sample_rollouts, with_old_logprobs
+from plugins.rlhf.ppo.stage import PolicyWork, ValueWork, adaptive_coefficient
 
 Make = Callable[..., Any]
 
@@ -44,7 +44,8 @@ class Ending:
 
 def rlhf(make: Make, algorithm: str, *words: str, ends_every: int = 1) -> Any:
     stage = make("stage=rlhf", f"algorithm={algorithm}", *SMALL, *words)
-    stage.run._engines["transformers"] = Ending(stage.run.engine(), ends_every)
+    parts = stage.run.parts
+    parts._engines["transformers"] = Ending(parts.engine(), ends_every)
     return stage
 
 
@@ -65,10 +66,10 @@ def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Ten
 def test_the_first_minibatch_of_ppo_has_ratio_one_exactly(make_stage, temperature):
     stage = rlhf(make_stage, "ppo", f"stage.temperature={temperature}", "stage.minibatches=2", "stage.lr=1e-2")
     updates = stage.collect().updates
-    assert [{work.kind for work in update} for update in updates] == [{"value"}, {"policy"}] * 2
+    assert [{type(work) for work in update} for update in updates] == [{ValueWork}, {PolicyWork}] * 2
     for micro_batch in [work for update in updates for work in update]:
         out = stage.hook.compute_loss(run=stage.run, models=stage.models, micro_batch=micro_batch)
-        if micro_batch.kind == "policy":
+        if isinstance(micro_batch, PolicyWork):
             assert out.metrics["ratio_gap"] == 0.0
             assert out.metrics["approx_kl"] == 0.0
             assert out.metrics["clip_frac"] == 0.0
@@ -80,9 +81,9 @@ def test_the_first_minibatch_of_ppo_has_ratio_one_exactly(make_stage, temperatur
             squares = 0.5 * (row.extra["value"] - row.extra["return"]) ** 2
             assert out.metrics["value_loss"] == pytest.approx(squares.sum().item() / micro_batch.tokens, rel=1e-6)
     loop = stage.loop()
-    assert loop._updates(updates[:2])["ratio_gap"] == 0.0
+    gaps = [loop.update(update)[0].get("ratio_gap") for update in updates]
     # After one step of that size the second minibatch sees another policy.
-    assert loop._updates(updates[2:])["ratio_gap"] > 0.01
+    assert gaps == [None, 0.0, None, pytest.approx(gaps[-1])] and gaps[-1] > 0.01
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
@@ -184,8 +185,9 @@ def test_target_tokens_end_the_training(make_stage, wanted):
 
 
 def test_target_tokens_are_refused_where_nothing_counts_them(make_stage):
+    stage = make_stage("stage=reward", "stage.target_tokens=9")
     with pytest.raises(ConfigError, match="does not count target tokens"):
-        make_stage("stage=reward", "stage.target_tokens=9")
+        stage.total_steps()
 
 
 def test_reward_offset_makes_chosen_completions_average_zero(make_stage):
@@ -294,7 +296,7 @@ def test_equal_rewards_give_no_gradient(make_stage):
 def test_a_single_update_learns_the_same_from_its_own_forward_pass(make_stage, monkeypatch, algorithm):
     ways = []
     for one_pass in (True, False):
-        monkeypatch.setattr(_Group, "is_one_pass", staticmethod(lambda run, answer=one_pass: answer))
+        monkeypatch.setattr(GroupStage, "one_update", one_pass)
         stage = rlhf(make_stage, algorithm, "stage.max_steps=3", "stage.lr=1e-2", "stage.micro_batch_tokens=40")
         assert len(stage.collect(0).updates[0]) > 1
         rows = stage.fit()
@@ -336,9 +338,11 @@ def test_a_missing_end_has_a_score_of_its_own(make_stage):
     scores = []
     for every in (1, 2):
         stage = rlhf(make_stage, "ppo", "stage.missing_eos_score=-0.7", ends_every=every)
-        rows, batch = collect_rollouts(stage.run, stage.models, stage.data, 0)
-        assert batch.metrics["finished"] == 1 / every
-        scores.append((torch.cat([row.score_C for row in rows]), batch.metrics["reward"]))
+        prompts, cfg = stage.stage.next_examples(stage.data.train, 0), stage.run.cfg.stage
+        sampled = sample_rollouts(stage.run, stage.models, prompts, 0, cfg)
+        rollouts = with_old_logprobs(stage.run, stage.models, sampled, cfg)
+        assert rollouts.metrics["finished"] == 1 / every
+        scores.append((torch.cat([row.score_C for row in rollouts.rows]), rollouts.metrics["reward"]))
     (plain, reward), (fined, same_reward) = scores
     assert torch.equal(fined[0::2], plain[0::2])
     assert torch.equal(fined[1::2], torch.full((4,), -0.7))
@@ -358,7 +362,6 @@ def test_stop_kl_skips_the_rest_of_the_updates(make_stage, algorithm):
     (stopped,) = stage.fit()
     # The first update is on policy; the second finds the policy moved, and is the last.
     assert stopped["updates"] == (4 if algorithm == "ppo" else 2)
-    assert not stage.run.skip_updates
     (loose,) = rlhf(make_stage, algorithm, *FOUR, "stage.stop_kl=1000").fit()
     assert loose["updates"] == free["updates"]
 
@@ -367,20 +370,17 @@ def test_stop_kl_skips_the_rest_of_the_updates(make_stage, algorithm):
 def test_stop_kl_looks_at_the_whole_update_however_it_is_cut(make_stage, algorithm):
     stage = rlhf(make_stage, algorithm, *FOUR[:3], "stage.micro_batch_tokens=1", "stage.lr=1e-3")
     loop = stage.loop()
-    updates = [update for update in stage.collect().updates if getattr(update[0], "kind", "policy") == "policy"]
+    updates = [update for update in stage.collect().updates if not isinstance(update[0], ValueWork)]
     assert [len(update) for update in updates] == [4] * 4
-    loop._updates(updates[:1])
-    moved = loop._updates(updates[1:2])["approx_kl"]
-    shares = []
-    for micro_batch in updates[2]:
-        out = stage.hook.compute_loss(run=stage.run, models=stage.models, micro_batch=micro_batch)
-        shares.append(out.metrics["approx_kl"])
-    assert sum(shares) > 0 < moved
+    for update in updates[:2]:
+        moved, _ = loop.update(update)
+    shares = [stage.loss(micro_batch).metrics["approx_kl"] for micro_batch in updates[2]]
+    assert sum(shares) > 0 < moved["approx_kl"]
     stage.run.cfg.stage.stop_kl = 0.9 * sum(shares)
     assert max(shares) < stage.run.cfg.stage.stop_kl
-    for micro_batch in updates[3]:
-        stage.hook.compute_loss(run=stage.run, models=stage.models, micro_batch=micro_batch)
-    assert stage.run.skip_updates
+    brake = stage.collect().skip_rest
+    assert "stage.stop_kl" in brake.exceeded(loop.update(updates[3])[0])
+    assert not brake.exceeded({"approx_kl": max(shares)})
 
 
 def test_max_kl_ends_the_run(make_stage):
@@ -390,7 +390,7 @@ def test_max_kl_ends_the_run(make_stage):
     assert [row["kl"] > 0.05 for row in rows] == [False] * (len(rows) - 1) + [True]
     assert stage.fitted.steps == len(rows)
     assert "stage.max_kl=0.05" in stage.fitted.stopped
-    assert any(f"stopped at step {len(rows)} of 9" in warning for warning in stage.run.plan.warnings)
+    assert any(f"stopped at step {len(rows)} of 9" in warning for warning in stage.run.log.warnings)
     # The completions after training are shown as such although the run ended early.
     samples = [json.loads(line) for line in (stage.run.folder / "samples.jsonl").read_text().splitlines()]
     assert {row["when"] for row in samples} >= {"before", "after"}
@@ -444,12 +444,12 @@ def test_a_loss_that_is_no_number_names_stage_and_step_and_keeps_the_checkpoint(
     loss = plugins.sft.stage.weighted_nll
 
     def failing(models, micro_batch, **settings):
-        return loss(models, micro_batch, **settings) * (float(bad) if stage.run.step == 3 else 1.0)
+        return loss(models, micro_batch, **settings) * (float(bad) if stage.recorder.done == 3 else 1.0)
 
     monkeypatch.setattr(plugins.sft.stage, "weighted_nll", failing)
     weights: list[dict[str, torch.Tensor]] = []
-    observe = stage.run.observe_step
-    monkeypatch.setattr(stage.run, "observe_step", lambda *a: (observe(*a), weights.append(stage.weights())))
+    record = stage.recorder.step
+    monkeypatch.setattr(stage.recorder, "step", lambda *a: (record(*a), weights.append(stage.weights())))
     with pytest.raises(TrainingError, match=f"the loss is {bad}") as raised:
         stage.fit()
     assert "stage sft, step 4" in str(raised.value)

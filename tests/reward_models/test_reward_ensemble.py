@@ -116,10 +116,20 @@ def test_ensembles_nest():
         ({"members": [{"name": "json"}, {"name": "jsno"}]}, "did you mean 'json'"),
         ({"members": [{"name": "json"}, {"name": "jsno"}]}, "numeric"),
         ({"members": [{"name": "json"}, {"name": "jsno"}]}, "reward.members[1]"),
+        ({"members": [{"name": "json", "kees": ["a"]}]}, "unknown key 'reward.members[0].kees'"),
         ({"members": [{"name": "json", "kees": ["a"]}]}, "did you mean 'keys'"),
-        ({"members": [{"name": "regex", "pattern": "("}]}, "reward.members[0] (regex)"),
-        ({"members": [{"name": "regex"}]}, "reward.members[0] (regex)"),
+        ({"members": [{"name": "regex", "pattern": "("}]}, "'reward.members[0].pattern' must be a regular expression"),
+        ({"members": [{"name": "regex", "pattern": "("}]}, "where: reward model 'regex'"),
+        ({"members": [{"name": "regex", "pattern": "("}]}, "correct reward.members.0.pattern="),
+        ({"members": [{"name": "json"}, {"name": "regex"}]}, "'reward.members[1].pattern' must be set"),
+        ({"members": [{"name": "json"}, {"name": "regex"}]}, "where: reward model 'regex'"),
+        ({"members": [{"name": "json"}, {"name": "json", "threshold": "x"}]}, "'reward.members[1].threshold' must be"),
         ({"members": [{"name": "ensemble", "members": [{"name": "nope"}]}]}, "nope"),
+        ({"members": [{"name": "ensemble", "members": [{"name": "nope"}]}]}, "reward.members[0].members[0].name"),
+        (
+            {"members": [{"name": "json"}, {"name": "ensemble", "members": [{"name": "regex"}]}]},
+            "set reward.members.1.members.0.pattern=",
+        ),
     ],
 )
 def test_bad_configs_are_refused_before_anything_runs(params, text):

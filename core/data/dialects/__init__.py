@@ -6,7 +6,7 @@ binds the first spec that fits to the columns of a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from core.data.records import Record
 from core.data.turns import RowError, kind_of
 from core.errors import ConfigError, PluginError
 from core.platform.specs import DialectSpec
+from core.settings.data_schema import COLUMNS, DIALECT
 from core.suggest import did_you_mean
 
 BUILT_IN: tuple[DialectSpec, ...] = (
@@ -144,11 +145,11 @@ def _asked_for(specs: Sequence[DialectSpec], columns: Mapping[str, str], wanted:
     fields = dict.fromkeys([*ALIASES, *(name for spec in specs for name in (*spec.required, *spec.optional))])
     for name in columns:
         if name not in fields:
-            raise _unknown(f"'data.columns' names '{name}', which is no field", name, fields)
+            raise _unknown("'{key}' names '{name}', which is no field", name, fields, COLUMNS)
     if wanted is not None:
         found = [spec for spec in specs if spec.name == wanted]
         if not found:
-            raise _unknown(f"there is no dialect '{wanted}'", wanted, [spec.name for spec in specs], "data.dialect")
+            raise _unknown("there is no dialect '{name}'", wanted, [spec.name for spec in specs], DIALECT, "{key}")
         return found
     return [
         spec
@@ -158,8 +159,10 @@ def _asked_for(specs: Sequence[DialectSpec], columns: Mapping[str, str], wanted:
     ]
 
 
-def _unknown(what: str, name: str, known: Sequence[str] | dict[str, None], where: str = "") -> ConfigError:
-    return ConfigError(what + did_you_mean(name, known), where, f"choose one of: {', '.join(known)}")
+def _unknown(what: str, name: str, known: Iterable[str], key: str, where: str = "") -> ConfigError:
+    names, near = list(known), did_you_mean(name, known)
+    mend = "choose one of: {known}"
+    return ConfigError(what + "{near}", where, mend, key=key, name=name, near=near, known=", ".join(names))
 
 
 class _Columns:

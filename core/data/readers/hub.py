@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from core.data.readers.rows import Row
 from core.errors import DataError
+from core.settings.data_schema import DATA_PATH
 
 _ID = re.compile(
     r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?"
@@ -55,7 +56,7 @@ def read_hub(text: str) -> Iterator[Row]:
 
     wanted = HubId.parse(text)
     if wanted is None:
-        raise DataError(f"'{text}' is no id of a dataset", "data.path", "write owner/name:split")
+        raise DataError("'{text}' is no id of a dataset", "{key}", "write owner/name:split", key=DATA_PATH, text=text)
     number = 0
     try:
         rows = datasets.load_dataset(
@@ -67,5 +68,8 @@ def read_hub(text: str) -> Iterator[Row]:
     except Exception as error:  # whatever the hub, the network or the dataset's files raise
         reason = str(error).strip().partition("\n")[0]
         after = f" after row {number}" if number else ""
-        mend = "check the name and the network, or download the files and set data.path to their folder"
-        raise DataError(f"cannot load '{text}' from the hub{after}: {reason}", where="data.path", mend=mend) from error
+        mend = "check the name and the network, or download the files and set {key} to their folder"
+        raise DataError(
+            "cannot load '{text}' from the hub{after}: {reason}", "{key}", mend,
+            key=DATA_PATH, text=text, after=after, reason=reason,
+        ) from error  # fmt: skip

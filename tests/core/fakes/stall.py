@@ -15,7 +15,7 @@ from core.api import hookimpl
 
 def _stall(run: Any, hook: str, step: int) -> None:
     stage, wanted, number, file = os.environ.get("PREFTUNE_TEST_STALL", ":::").split(":", 3)
-    if (run.stage_name, hook, str(step)) == (stage, wanted, number):
+    if (run.name, hook, str(step)) == (stage, wanted, number):
         Path(file).touch()
         time.sleep(600)
 
@@ -39,6 +39,6 @@ def on_eval_end(run: Any, step: int) -> None:
 
 
 @hookimpl
-def on_run_end(run: Any) -> None:
+def on_run_end(run: Any, result: Any) -> None:
     """After result.json, before the report."""
-    _stall(run, "end", run.step)
+    _stall(run, "end", result.steps)
