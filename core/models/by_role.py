@@ -20,12 +20,13 @@ Shape = Callable[[nn.Module], None]
 
 
 def _adapted(start: Start, module: nn.Module, task: str, shape: Shape | None) -> nn.Module:
-    """Mark what trains: everything, or a fresh adapter."""
+    """Mark what trains: everything, or a fresh adapter. What is drawn from here on, its weights and all noise of the
+    training, depends on the run's seed alone."""
     cfg = start.cfg
+    torch.manual_seed(cfg.runtime.seed)
     if cfg.peft.method == "none":
         module.requires_grad_(True)
         return module
-    torch.manual_seed(cfg.runtime.seed)
     adapted = add_adapter(module, cfg.peft, task)
     if shape is not None:
         shape(adapted)

@@ -17,16 +17,16 @@ from core.planning.plan import Plan, StagePlan
 from core.planning.sources import artifact_folder
 from core.platform.observers import Observers
 from core.platform.providers import Providers, blamed
-from core.platform.registry import Registry
+from core.platform.registry import STAGE_HOOKS, Registry
 from core.settings.convert import to_plain
-from core.suggest import nearest
+from core.suggest import nearest, question
 from core.tokens.codec import ChatCodec
 from core.training.log import RunLog
 from core.training.parts import Parts
 from core.training.peers import ALONE, Peers
 from core.training.recorder import Recorder
 from core.training.run import StageRun
-from core.training.stage import HOOKS, Stage
+from core.training.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _register(run: StageRun, registry: Registry, providers: Providers) -> tuple[
         stage = kind(run)
     made: list[object] = [registry.register(stage, f"stage:{spec.name}", spec)]
     # What the class leaves to core is core's to answer for.
-    own = [name for name in HOOKS if getattr(kind, name) is not getattr(Stage, name)]
+    own = [name for name in STAGE_HOOKS if getattr(kind, name) is not getattr(Stage, name)]
     made.append(providers.watch_hooks(registry.manager, owner, own))
     tracker = run.cfg.tracker
     if tracker.name in registry.trackers:
@@ -126,9 +126,9 @@ def _check_class(kind: Any, impl: str, owner: str) -> None:
         raise PluginError(f"'{impl}' is no stage", owner, "make it a class that extends core.torch_api.Stage")
     known = {name for name in dir(Stage) if not name.startswith("_")}
     for name in vars(kind):
-        near = "" if name.startswith("_") or name in known else nearest(name, HOOKS, least=0.85)
+        near = "" if name.startswith("_") or name in known else nearest(name, STAGE_HOOKS, least=0.85)
         if near:
             raise PluginError(
-                f"{kind.__qualname__}.{name} is no stage hook. Did you mean '{near}'?", owner,
+                f"{kind.__qualname__}.{name} is no stage hook{question([near])}", owner,
                 f"rename it to {near}, or begin its name with an underscore if it is your own",
             )  # fmt: skip

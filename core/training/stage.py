@@ -16,7 +16,8 @@ from core.artifacts.artifact import export_model
 from core.errors import ConfigError, PluginError
 from core.models.by_role import models_for_roles
 from core.models.roles import Models
-from core.platform.hookspecs import PROJECT, StageHooks, hookimpl
+from core.platform.hookspecs import PROJECT, hookimpl
+from core.platform.registry import STAGE_HOOKS
 from core.results import StageResult
 from core.settings.schema import StageConfig
 from core.tokens.examples import StageData
@@ -34,8 +35,8 @@ D = TypeVar("D", default=StageData)
 B = TypeVar("B", default=Any)
 """A micro-batch."""
 
-HOOKS = tuple(name for name in vars(StageHooks) if not name.startswith("_"))
-"""Names of the stage hooks; `report_section`, a hook of observers, is answered by a stage too."""
+_ANSWERED = (*STAGE_HOOKS, "report_section")
+"""Hooks that a stage's methods answer; `report_section` is one of the observers'."""
 
 
 class Stage(Generic[C, D, B]):
@@ -51,7 +52,7 @@ class Stage(Generic[C, D, B]):
         self.cfg: C = run.cfg.stage
 
     def __init_subclass__(cls) -> None:
-        for name in (*HOOKS, "report_section"):
+        for name in _ANSWERED:
             own = vars(cls).get(name)
             if callable(own) and not hasattr(own, f"{PROJECT}_impl"):
                 hookimpl(own)
@@ -140,5 +141,5 @@ class Stage(Generic[C, D, B]):
         )  # fmt: skip
 
 
-for _name in (*HOOKS, "report_section"):
+for _name in _ANSWERED:
     hookimpl(vars(Stage)[_name])

@@ -89,7 +89,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> Executed:
     """Stands in for core.commands.chain, and remembers what it was called with."""
     seen = Executed()
 
-    def execute(cfg: Any, registry: Any, config: dict[str, Any]) -> int:
+    def run_chain(cfg: Any, registry: Any, config: dict[str, Any]) -> int:
         if seen.error is not None:
             raise seen.error
         seen.configs.append(cfg)
@@ -98,7 +98,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> Executed:
         return seen.code
 
     module = types.ModuleType("core.commands.chain")
-    module.execute = execute  # type: ignore[attr-defined]
+    module.run_chain = run_chain  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "core.commands.chain", module)
     return seen
 
@@ -150,3 +150,20 @@ def tiny_cli(capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
         return Outcome(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def activate() -> Callable[..., Any]:
+    """Registers a stage of a registry for its hooks, as opening it does; returns the instance."""
+    from core.platform.providers import Providers
+    from core.training.opening import _register
+
+    def register(registry: Any, name: str, providers: Any = None) -> Any:
+        spec = registry.stages[(name, "")].spec
+        cfg = types.SimpleNamespace(
+            stage=spec.config(name=name), tracker=registry.trackers["wandb"].spec.config(name="wandb")
+        )
+        run = types.SimpleNamespace(plan=types.SimpleNamespace(spec=spec), cfg=cfg, name=name)
+        return _register(run, registry, providers or Providers())[0]  # type: ignore[arg-type]
+
+    return register

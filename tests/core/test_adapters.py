@@ -24,7 +24,14 @@ from core.config.combinations import (
 from core.config.typed import typed_config
 from core.errors import ConfigError, ModelError
 from core.models import adapters
-from core.models.adapters import add_adapter, is_quantized, keep_differentiable, merged_weights, quantization_config
+from core.models.adapters import (
+    add_adapter,
+    is_quantized,
+    keep_differentiable,
+    merged_weights,
+    plan_ranks,
+    quantization_config,
+)
 from core.models.packed import PromptGroup, pack
 from core.models.roles import Models, ScoreModel, TokenModel, check_packed
 from core.settings.peft_methods import methods
@@ -178,7 +185,9 @@ def train(model: TokenModel, steps: int = 2, lr: float = 0.02) -> list[float]:
 
 def adapted(cfg: RunConfig, folder: Path, dtype=torch.float32, quant=Quant.none) -> TokenModel:
     torch.manual_seed(0)
-    return TokenModel(add_adapter(load(folder, dtype, quant), cfg.peft, "CAUSAL_LM", 20)).eval()
+    module = add_adapter(load(folder, dtype, quant), cfg.peft, "CAUSAL_LM")
+    plan_ranks(module, cfg.peft, 20)
+    return TokenModel(module).eval()
 
 
 def plain_from(folder: Path, weights: dict[str, torch.Tensor], dtype=torch.float32) -> nn.Module:
@@ -316,16 +325,18 @@ def test_words_and_fields_that_a_method_does_not_have(folder: Path):
         (PeftConfig(method="adalora", r=4, options={"target_r": 4}), "peft.options.target_r"),
     ):
         with pytest.raises(ConfigError) as caught:
-            add_adapter(load(folder), cfg, "CAUSAL_LM", 10)
+            add_adapter(load(folder), cfg, "CAUSAL_LM")
         assert caught.value.where == where and caught.value.mend
     with pytest.raises(ModelError, match="block size") as refused:
-        add_adapter(load(folder), PeftConfig(method="c3a", options={"block_size": 7}), "CAUSAL_LM", 10)
+        add_adapter(load(folder), PeftConfig(method="c3a", options={"block_size": 7}), "CAUSAL_LM")
     assert refused.value.mend
 
 
 def test_our_words_reach_the_fields_that_the_method_reads(folder: Path):
     def config(**words: Any) -> Any:
-        return add_adapter(load(folder), PeftConfig(**words), "CAUSAL_LM", 10).active_peft_config
+        module = add_adapter(load(folder), PeftConfig(**words), "CAUSAL_LM")
+        plan_ranks(module, PeftConfig(**words), 10)
+        return module.active_peft_config
 
     adalora = config(method="adalora", r=9)
     assert (adalora.init_r, adalora.target_r, adalora.total_step) == (9, 6, 10)
@@ -339,7 +350,7 @@ def test_our_words_reach_the_fields_that_the_method_reads(folder: Path):
 @pytest.mark.parametrize("option", [{"target_modules": ["q_proj", "embed_tokens"]}, {"target_modules": ["lm_head"]}])
 def test_low_rank_factors_on_tied_embeddings_are_refused(option: dict[str, Any], folder: Path):
     with pytest.raises(ModelError, match="shares its weights"):
-        add_adapter(load(folder), PeftConfig(method="lora", options=option), "CAUSAL_LM", 10)
+        add_adapter(load(folder), PeftConfig(method="lora", options=option), "CAUSAL_LM")
 
 
 def test_an_untied_head_can_be_adapted(folder: Path, tmp_path: Path):
@@ -349,7 +360,7 @@ def test_an_untied_head_can_be_adapted(folder: Path, tmp_path: Path):
     config.tie_word_embeddings = False
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     for words in ({"targets": ["q_proj", "lm_head"]}, {"options": {"modules_to_save": ["lm_head"]}}):
-        model = TokenModel(add_adapter(load(tmp_path), PeftConfig(method="lora", **words), "CAUSAL_LM", 10)).eval()
+        model = TokenModel(add_adapter(load(tmp_path), PeftConfig(method="lora", **words), "CAUSAL_LM")).eval()
         check_packed(model)
         train(model)
         assert gap(logits(plain_from(tmp_path, dict(merged_weights(model.module)))), logits(model.module)) <= 1e-5
@@ -517,7 +528,7 @@ def test_orthogonality_is_the_papers():
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
     )
-    module = add_adapter(LlamaForCausalLM(config), PeftConfig(method="adalora", r=3), "CAUSAL_LM", 10)
+    module = add_adapter(LlamaForCausalLM(config), PeftConfig(method="adalora", r=3), "CAUSAL_LM")
     with torch.no_grad():
         for name, factor in module.named_parameters():
             if "lora_A" in name:
@@ -533,7 +544,7 @@ def test_orthogonality_is_the_papers():
 
 def test_a_reference_by_adapter_off_is_no_second_copy(configure, folder: Path):
     policy = adapted(configure("peft=lora"), folder)
-    models = Models(policy=policy, reference_is_adapter_off=True)
+    models = Models(None, policy=policy, reference_is_adapter_off=True)
     plain = load(folder)
     base = sum(parameter.numel() for parameter in plain.parameters())
     own = sum(parameter.numel() for _, parameter in policy.trainable())
@@ -547,7 +558,7 @@ def test_a_reference_by_adapter_off_is_no_second_copy(configure, folder: Path):
 
 def test_prompt_methods_score_nothing(folder: Path):
     with pytest.raises(ModelError, match="prompt method"):
-        ScoreModel(add_adapter(load(folder), PeftConfig(method="prompt_tuning"), "CAUSAL_LM", 10))
+        ScoreModel(add_adapter(load(folder), PeftConfig(method="prompt_tuning"), "CAUSAL_LM"))
 
 
 def test_every_prompt_method_is_unmergeable():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.api import ConfigError, find_files, require
-from core.commands.launch import typed_config
+from core.config.typed import typed_config
 from core.data.loading import load_records
 from core.errors import DataError, PreftuneError, describe
 from core.planning.make import make_plan

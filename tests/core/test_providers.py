@@ -12,7 +12,7 @@ from core.platform.deprecation import Renamed
 from core.platform.hookspecs import API_ATTRIBUTE, API_VERSION, Deprecated, hookspec
 from core.platform.owners import Owner
 from core.platform.providers import ProviderError, Providers, Watched, blamed
-from core.platform.registry import STAGE_HOOKS, Registry
+from core.platform.registry import Registry
 
 ACME = Owner("acme", "acme-dist", "1.2")
 
@@ -56,7 +56,7 @@ def test_an_engine_is_blamed_for_its_own_faults():
         engine.generate()
 
 
-def test_stage_hooks_are_watched_from_outside_every_wrapper(acme, make_module, monkeypatch):
+def test_stage_hooks_are_watched_from_outside_every_wrapper(acme, make_module, activate, monkeypatch):
     wrapper = """
         from core.api import hookimpl
         @hookimpl(wrapper=True)
@@ -66,10 +66,9 @@ def test_stage_hooks_are_watched_from_outside_every_wrapper(acme, make_module, m
     monkeypatch.setenv("PREFTUNE_PLUGINS", f"acme_stages,{make_module(wrapper)}")
     registry = Registry.load()
     providers = Providers()
-    made = registry.activate(registry.stages[("sft", "")].spec)
-    providers.watch_hooks(registry.manager, made, ACME, STAGE_HOOKS)
+    activate(registry, "sft", providers)
     assert registry.hook.total_steps(run=None, data=None) == 6
-    assert list(providers.seconds) == ["acme"]
+    assert list(providers.seconds) == [registry.owner_of(registry.stages[("sft", "")].spec).plugin]
 
 
 STAGE = """
@@ -87,13 +86,16 @@ STAGE = """
 """
 
 
-def test_plan_edits_and_constructors_are_blamed(acme, make_distribution, make_module, tmp_path, monkeypatch):
+def test_plan_edits_and_constructors_are_blamed(acme, make_distribution, make_module, activate, tmp_path, monkeypatch):
     monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_stages,plugins.optimizers")
-    impl = make_module("class Stage:\n    def __init__(self): raise ValueError('made wrong')")
+    impl = make_module(
+        "import core.torch_api\n"
+        "class Stage(core.torch_api.Stage):\n    def __init__(self, run): raise ValueError('made wrong')"
+    )
     make_distribution("mine", STAGE.format(module=impl), distribution="mine-dist", version="3")
     registry = Registry.load()
     with pytest.raises(ProviderError, match=r"plugin 'mine' of mine-dist 3 failed in .*ValueError: made wrong"):
-        registry.activate(registry.stages[("mine", "")].spec)
+        activate(registry, "mine")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4)
     from core.config.typed import typed_config
     from core.planning.make import make_plan

@@ -597,7 +597,7 @@ def test_dataset_of_a_file_is_split_and_told(tmp_path: Path) -> None:
     assert {record.prompt[0] for record in data.train + data.heldout} == {Message("system", "Be kind")}
     plain = load_dataset(DataConfig(limit=40, heldout_frac=0.25), path, "sft", 3)
     assert [record.meta["line"] for record in plain.heldout] == [record.meta["line"] for record in data.heldout]
-    info = json.loads(json.dumps(data.info))
+    info = json.loads(json.dumps(data.info.to_json()))
     assert info["train"]["records"] == len(data.train)
     assert (info["train"]["dialect"], info["train"]["files"]) == ("prompt_completion", ["rows.jsonl"])
     assert info["train"]["mapping"] == {"prompt": "prompt", "completion": "completion"}
@@ -641,7 +641,7 @@ def test_folder_of_other_files_takes_them_all(tmp_path: Path) -> None:
     assert [record.completion for record in data.heldout] == ["c"]
     assert data.info.train.dialect == "messages, prompt_completion"
     assert data.info.train.mapping["a.jsonl"] == {"messages": "messages"}
-    json.dumps(data.info)
+    json.dumps(data.info.to_json())
 
 
 def test_folders_that_cannot_serve(tmp_path: Path) -> None:

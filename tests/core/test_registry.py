@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 import core.api
+from core.api import TrackerConfig
 from core.config.typed import typed_config
 from core.errors import PluginError
 from core.platform import registry as registry_module
@@ -48,10 +49,11 @@ def test_collects_every_kind_of_spec(acme):
     assert registry.warnings == []
 
 
-def test_each_load_makes_a_manager_of_its_own(acme):
+def test_each_load_makes_a_manager_of_its_own(acme, activate):
     first, second = Registry.load(), Registry.load()
     assert first.manager is not second.manager
-    first.activate(first.stages[("sft", "")].spec)
+    activate(first, "sft")
+    assert first.hook.total_steps(run=None, data=None) == 3
     assert second.hook.total_steps(run=None, data=None) is None
 
 
@@ -99,7 +101,7 @@ def test_stage_hooks_of_an_entry_module_are_refused(acme, make_distribution):
     assert registry.hook.compute_loss(run=None, models=None, micro_batch=None) is None
 
 
-def test_wrappers_of_stage_hooks_are_welcome(acme, make_distribution):
+def test_wrappers_of_stage_hooks_are_welcome(acme, make_distribution, activate):
     source = """
         from core.api import hookimpl
         @hookimpl(wrapper=True)
@@ -108,7 +110,7 @@ def test_wrappers_of_stage_hooks_are_welcome(acme, make_distribution):
     """
     make_distribution("timer", source)
     registry = Registry.load()
-    registry.activate(registry.stages[("sft", "")].spec)
+    activate(registry, "sft")
     assert registry.warnings == [] and registry.hook.total_steps(run=None, data=None) == 6
 
 
@@ -172,12 +174,13 @@ def test_a_field_type_that_cannot_be_held_is_named(acme, make_distribution):
         typed_config(["stage=odd"])
 
 
-def test_activate_registers_an_instance(acme):
+def test_an_opened_stage_and_its_tracker_answer_the_hooks(acme, activate):
     registry = Registry.load()
-    made = registry.activate(registry.stages[("sft", "")].spec)
+    made = activate(registry, "sft")
     assert registry.manager.is_registered(made) and registry.hook.total_steps(run=None, data=None) == 3
-    tracker = registry.activate(registry.trackers["wandb"].spec, "its config")
-    assert tracker.config == "its config"
+    assert made.cfg.lam == 0.1
+    tracker = registry.manager.get_plugin("tracker:wandb")
+    assert isinstance(tracker.config, TrackerConfig)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +189,15 @@ def test_activate_registers_an_instance(acme):
         ("acme_impl:Stage", ", requires=('not_there_at_all',)", ["not_there_at_all", "pip install not-there-at-all"]),
         ("no_such_module_here:Stage", "", ["no_such_module_here"]),
         ("acme_impl:Nothing", "", ["has no 'Nothing'"]),
-        ("acme_impl:Misspelt", "", ["compute_los"]),
+        ("acme_impl:Misspelt", "", ["compute_los", "Did you mean 'compute_loss'?"]),
+        ("acme_impl:Tracker", "", ["is no stage", "core.torch_api.Stage"]),
     ],
 )
-def test_activate_tells_what_is_wrong(acme, make_distribution, impl, more, texts):
+def test_opening_tells_what_is_wrong(acme, make_distribution, activate, impl, more, texts):
     make_distribution("acme", one_stage("mine", impl, more), version="1.2")
     registry = Registry.load()
     with pytest.raises(PluginError) as caught:
-        registry.activate(registry.stages[("mine", "")].spec)
+        activate(registry, "mine")
     for text in [*texts, "acme 1.2"]:
         assert text in str(caught.value)
     assert registry.hook.total_steps(run=None, data=None) is None

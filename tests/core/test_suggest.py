@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from core.commands.launch import typed_config
 
+from core.config.typed import typed_config
 from core.errors import ConfigError
 from core.planning.make import make_plan
 from core.suggest import did_you_mean, mend_of, nearest, question

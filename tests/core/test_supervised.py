@@ -80,7 +80,7 @@ def trajectory(module: LlamaForCausalLM, loss_of, steps: int = 3) -> tuple[list[
 
 def packed_way(rows: list[Demonstration], limit: int, smoothing: float):
     def make(module: LlamaForCausalLM):
-        models = Models(policy=TokenModel(module))
+        models = Models(None, policy=TokenModel(module))
         made = weighted_rows(rows, limit)
         return lambda: [lambda row=row: weighted_nll(models, row, label_smoothing=smoothing) for row in made]
 
@@ -180,7 +180,7 @@ def test_the_noise_of_a_sequence_goes_by_its_own_length():
 
 
 def test_noise_in_training_only_and_once(plain, examples):
-    models = Models(policy=TokenModel(copy.deepcopy(plain)))
+    models = Models(None, policy=TokenModel(copy.deepcopy(plain)))
     (row,) = weighted_rows(examples[:3], 1000)
     quiet = weighted_nll(models, row)
     torch.manual_seed(3)
@@ -206,7 +206,7 @@ def test_checkpointed_layers_see_the_same_noise(plain, examples):
     found = []
     for checkpointing in (False, True):
         own = copy.deepcopy(plain).train()
-        models = Models(policy=TokenModel(own))
+        models = Models(None, policy=TokenModel(own))
         if checkpointing:
             own.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         torch.manual_seed(5)
@@ -223,7 +223,7 @@ def test_prompt_methods_train_the_kept_tokens_and_take_no_noise(plain, examples)
     module = get_peft_model(
         copy.deepcopy(plain), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     ).eval()
-    models = Models(policy=TokenModel(module))
+    models = Models(None, policy=TokenModel(module))
     (row,) = weighted_rows(examples[:3], 1000)
     total = sum(sum(map(abs, example.weights)) for example in examples[:3])
     loss = 0.0

@@ -8,10 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from plugins.reward.stage import bradley_terry_loss
-from plugins.rlhf.ppo import to_rectangle, token_rewards
-from plugins.shared import KlEstimator
 from plugins.shared.estimators import (
     adaptive_coefficient,
     clipped_policy_loss,
@@ -24,6 +20,10 @@ from plugins.shared.estimators import (
     pairwise_loss,
     whiten,
 )
+
+from plugins.reward.stage import bradley_terry_loss
+from plugins.rlhf.ppo import to_rectangle, token_rewards
+from plugins.shared import KlEstimator
 
 LN2 = math.log(2)
 FEW = settings(max_examples=40, deadline=None)

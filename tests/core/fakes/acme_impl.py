@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import core.torch_api
 from core.api import hookimpl
 
 
-class Stage:
+class Stage(core.torch_api.Stage):
     """Answers one stage hook."""
 
-    @hookimpl
-    def total_steps(self, run, data):
+    def total_steps(self, data):
         return 3
 
 
@@ -24,11 +24,10 @@ class Tracker:
         return None
 
 
-class Misspelt:
-    """Answers a hook that does not exist."""
+class Misspelt(Stage):
+    """Has a method that was meant to be a hook."""
 
-    @hookimpl
-    def compute_los(self, run):
+    def compute_los(self, models, micro_batch):
         return None
 
 
