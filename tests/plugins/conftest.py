@@ -57,18 +57,18 @@ class Planted:
 
     name = "planted"
 
-    def __init__(self, run, write) -> None:
-        self.run, self.write, self.prompts = run, write, 0
+    def __init__(self, codec, write) -> None:
+        self.codec, self.write, self.prompts = codec, write, 0
 
     def generate(self, prompts, sampling):
         rollouts = []
         for index, prompt in enumerate(prompts):
             self.prompts += 1
-            asked = self.run.codec.tokenizer.decode(prompt)
+            asked = self.codec.tokenizer.decode(prompt)
             for _ in range(sampling.n):
                 text, finished = self.write(asked)
-                ids = self.run.codec.tokenizer(text, add_special_tokens=False)["input_ids"]
-                ids = [*ids, self.run.codec.eos] if finished else ids
+                ids = self.codec.tokenizer(text, add_special_tokens=False)["input_ids"]
+                ids = [*ids, self.codec.eos] if finished else ids
                 rollouts.append(Rollout(list(prompt), ids, [0.0] * len(ids), finished, 0, index))
         return rollouts
 
@@ -78,5 +78,5 @@ class Planted:
 
 @pytest.fixture
 def planted() -> type[Planted]:
-    """The engine that writes what a test says: `planted(run, write)`."""
+    """The engine that writes what a test says: `planted(codec, write)`."""
     return Planted

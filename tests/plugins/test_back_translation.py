@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from core.training.on_demand import ChosenParts
 
 from core.api import ConfigError, Message, Record, TransformContext
 from core.config.typed import typed_config
 from core.planning.named_data import dataset_for
 from core.testing import command
+from core.training.parts import Parts
 from plugins.augment import TranslatedConfig
 from plugins.augment.faults import fault
 from plugins.augment.translated import build
@@ -58,10 +58,10 @@ def back_translate(tiny_chat, tmp_path, planted, monkeypatch):
 
         def engine(self):
             if not engines:
-                engines.append(planted(self, write))
+                engines.append(planted(self.models.codec, write))
             return engines[0]
 
-        monkeypatch.setattr(ChosenParts, "engine", engine)
+        monkeypatch.setattr(Parts, "engine", engine)
         outcome = command(
             "back-translate", f"data.path={data}", f"model.source={tiny_chat}", "rollout=transformers",
             "runtime.dtype=fp32", "model.max_length=400", f"runs_dir={tmp_path / 'runs'}", "--out",

@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from core.api import ConfigError, DataError, Message, Record
 from core.training.evaluate import headline
@@ -52,11 +51,9 @@ def test_every_assistant_turn_is_trained_and_loss_is_told_by_source(instruct):
         for example in stage.data.train
     }
     assert kept == {"talk": "two<|im_end|>three<|im_end|>", "tasks": "three<|im_end|>"}
-    with torch.no_grad():
-        before = stage.hook.evaluate(run=stage.run, models=stage.models, data=stage.data, step=0)
+    before = stage.evaluate(0).metrics
     stage.fit()
-    with torch.no_grad():
-        after = stage.hook.evaluate(run=stage.run, models=stage.models, data=stage.data, step=12)
+    after = stage.evaluate(12).metrics
     for source in ("talk", "tasks"):
         assert after[f"heldout_loss/{source}"] < 0.7 * before[f"heldout_loss/{source}"]
     masses = {"talk": 0.0, "tasks": 0.0}
@@ -64,7 +61,7 @@ def test_every_assistant_turn_is_trained_and_loss_is_told_by_source(instruct):
         masses[example.source] += sum(example.weights)
     whole = sum(masses[s] * before[f"heldout_loss/{s}"] for s in masses) / sum(masses.values())
     assert before["heldout_loss"] == pytest.approx(whole, rel=1e-6)
-    told = headline(stage.run)["heldout_loss_by_source"]
+    told = headline(stage.recorder.first, stage.recorder.last)["heldout_loss_by_source"]
     assert set(told) == {"talk", "tasks"}
     assert told["talk"]["before"] == pytest.approx(before["heldout_loss/talk"], rel=1e-5)
     assert told["talk"]["after"] == pytest.approx(after["heldout_loss/talk"], rel=1e-5)
@@ -85,12 +82,9 @@ def test_weights_of_roles_reach_the_loss(instruct):
 def test_noise_is_drawn_in_training_and_not_in_evaluation(instruct):
     stage = instruct("stage.neftune_alpha=50")
     (row, *_), *_ = stage.collect().updates
-    one, two = (stage.hook.compute_loss(run=stage.run, models=stage.models, micro_batch=row).loss for _ in range(2))
+    one, two = (stage.loss(row).loss for _ in range(2))
     assert one.item() != two.item()
-    with torch.no_grad():
-        first, again = (
-            stage.hook.evaluate(run=stage.run, models=stage.models, data=stage.data, step=0) for _ in range(2)
-        )
+    first, again = (stage.evaluate().metrics for _ in range(2))
     assert first["heldout_loss"] == again["heldout_loss"]
 
 

@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +14,13 @@ from torch import nn
 
 from core.__main__ import main
 from core.errors import ModelError
-from core.models.loading import adapter_base, load_module, models_for_roles, read_record, trainable_scorer
+from core.models.by_role import models_for_roles, trainable_scorer
+from core.models.loading import adapter_base, load_module, read_record
 from core.models.packed import PromptGroup, pack
 from core.models.roles import ScoreModel
+from core.models.start import Start
 from core.planning.sources import resolve_source
-from core.settings.schema import ModelConfig, PeftConfig, RunConfig
+from core.settings.schema import Device, Dtype, ModelConfig, PeftConfig, RunConfig, RuntimeConfig
 from core.testing import tiny_model, tiny_pairs
 
 IDS = torch.tensor([[5, 9, 33, 71, 100, 8, 61, 300, 12, 4]])
@@ -66,7 +67,8 @@ def chain(bench: Bench) -> dict[str, Path]:
 
 
 def config(bench: Bench) -> RunConfig:
-    return RunConfig(stage=None, model=ModelConfig(source=str(bench.folder / "model")))
+    runtime = RuntimeConfig(dtype=Dtype.fp32, device=Device.cpu)
+    return RunConfig(stage=None, model=ModelConfig(source=str(bench.folder / "model")), runtime=runtime)
 
 
 def plain(folder: Path, scores: bool = False) -> nn.Module:
@@ -158,35 +160,25 @@ def test_the_reward_models_head_and_offset_survive(chain: dict[str, Path], bench
         assert ScoreModel(module).offset == pytest.approx(offset)
 
 
-def test_the_value_model_starts_from_the_reward_model(chain: dict[str, Path], bench: Bench):
+def test_the_value_model_starts_from_the_reward_model(chain: dict[str, Path], bench: Bench, tmp_path: Path):
     cfg = config(bench)
     cfg.peft = PeftConfig(method="lora")
     reward = chain["reward"] / "artifact"
-    run = SimpleNamespace(
-        cfg=cfg, dtype=torch.float32, device=torch.device("cpu"), total_steps=4,
-        start_folder=chain["sft"] / "artifact", engine_folder=chain["rlhf"] / "engine",
-    )  # fmt: skip
-    value = trainable_scorer(run, reward)
+    value = trainable_scorer(Start(cfg, tmp_path, weights=chain["sft"] / "artifact"), folder=reward)
     assert value.offset == pytest.approx(read_record(reward)["preftune_reward_offset"])
     start = load_module(reward, config(bench), torch.float32, "SEQ_CLS")
     assert gap(logits(value.module), logits(start)) <= 1e-6
     assert any("score.modules_to_save" in name for name, _ in value.trainable())
 
 
-def test_the_models_of_a_run_hold_one_base(chain: dict[str, Path], bench: Bench):
+def test_the_models_of_a_run_hold_one_base(bench: Bench, tmp_path: Path):
     """No second copy for the reference, unless the adapter takes its start out of the base."""
     cfg = config(bench)
     base = plain(bench.folder / "model")
     size = sum(parameter.numel() for parameter in base.parameters())
     for options, copies in (({}, 1), ({"init_lora_weights": "pissa"}, 2)):
         cfg.peft = PeftConfig(method="lora", r=2, options=options)
-        run = SimpleNamespace(
-            cfg=cfg, dtype=torch.float32, device=torch.device("cpu"), total_steps=4, codec=SimpleNamespace(tokenizer=0),
-            start_folder=bench.folder / "model", engine_folder=bench.folder / "model",
-            plan=SimpleNamespace(spec=SimpleNamespace(roles=("policy", "reference"))),
-            reward_model_folder=lambda: None,
-        )  # fmt: skip
-        models = models_for_roles(run)
+        models = models_for_roles(Start(cfg, tmp_path), ("policy", "reference"))
         held = {id(p): p.numel() for model in models.by_role().values() for p in model.parameters()}
         own = sum(parameter.numel() for _, parameter in models.policy.trainable())
         assert sum(held.values()) == copies * size + own

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.errors import ConfigError, DataError, PluginError, TrainingError
-from core.settings.schema import Dtype, RuntimeConfig
+from core.models.start import Start
+from core.settings.schema import Device, Dtype, ModelConfig, RunConfig, RuntimeConfig
 from core.types import Rollout, Sampling
 from plugins.rollout_transformers import TransformersRolloutConfig
 from plugins.rollout_transformers.engine import TransformersEngine
@@ -62,6 +62,13 @@ def largest_gap(left: list[list[float]], right: list[list[float]]) -> float:
 
 def trainer_gap(module: torch.nn.Module, rollouts: list[Rollout], sampling: Sampling) -> float:
     return largest_gap([r.logprobs for r in rollouts], [trainer_logprobs(module, r, sampling) for r in rollouts])
+
+
+def start_of(folder: Path, scratch: Path, dtype: Dtype) -> Start:
+    """A stage's start from a plain checkpoint."""
+    model = ModelConfig(source=str(folder), max_length=MAX_TOKENS)
+    runtime = RuntimeConfig(dtype=dtype, device=Device.cpu)
+    return Start(RunConfig(stage=None, model=model, runtime=runtime), scratch)
 
 
 SAMPLINGS = [
@@ -184,10 +191,12 @@ class TestTransformersEngine:
             expected = logprobs_TV.gather(-1, torch.tensor(rollout.completion_ids)[:, None])[:, 0].tolist()
             assert largest_gap([rollout.logprobs], [expected]) < 1e-4
 
-    def test_build_looks_the_module_up_late(self, tiny) -> None:
-        run = SimpleNamespace(models=None)
-        engine = build_transformers(TransformersRolloutConfig(), run)
-        run.models = SimpleNamespace(policy=SimpleNamespace(module=tiny))
+    def test_build_takes_the_policys_own_module(self, tiny, tiny_model, tmp_path) -> None:
+        engine = build_transformers(TransformersRolloutConfig(), start_of(tiny_model, tmp_path, Dtype.fp32), tiny)
+        with torch.no_grad():
+            tiny.lm_head.weight.mul_(-1)  # No copy was taken: what is done to the module afterwards is sampled from.
+        greedy = Sampling(4, temperature=0.0)
+        assert trainer_gap(tiny, engine.generate([[1, 2]], greedy), greedy) < 1e-4
         engine.sync(iter(()), 3)
         assert engine.generate([[1, 2]], Sampling(2))[0].policy_version == 3
 
@@ -245,15 +254,11 @@ class Pair:
         from plugins.rollout_vllm.engine import build
 
         self.dtype = dtype
-        run = SimpleNamespace(
-            engine_folder=self.folder,
-            max_sequence_tokens=MAX_TOKENS,
-            cfg=SimpleNamespace(runtime=RuntimeConfig(dtype=dtype)),
-        )
+        start = start_of(self.folder, self.folder, dtype)
+        self.module = AutoModelForCausalLM.from_pretrained(self.folder, dtype=start.dtype)
         # Fewer tokens a pass than the prompts have, so that every test meets more than one pass of them.
-        self.vllm = build(VllmRolloutConfig(kv_cache_gb=0.25, max_batch=16, prefill_tokens=64), run)
-        torch_dtype = torch.float32 if dtype is Dtype.fp32 else torch.bfloat16
-        self.module = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch_dtype)
+        config = VllmRolloutConfig(kv_cache_gb=0.25, max_batch=16, prefill_tokens=64)
+        self.vllm = build(config, start, self.module)
         self.transformers = TransformersEngine(self.module, TransformersRolloutConfig())
 
     def sync(self) -> None:

@@ -210,8 +210,8 @@ def s3ft(make_stage, planted, monkeypatch):
         monkeypatch.setenv(MODULES_VARIABLE, "toy_rewards,route_judges")
         stage = make_stage("stage=s3ft", "stage.max_new_tokens=16", "stage.batch_size=8", "data.limit=16",
                            "model.max_length=400", "stage.build_batch=4", *words)  # fmt: skip
-        stage.engine = planted(stage.run, write)
-        monkeypatch.setattr(stage.run, "engine", lambda: stage.engine)
+        stage.engine = planted(stage.run.codec, write)
+        monkeypatch.setattr(stage.run.parts, "engine", lambda: stage.engine)
         return stage
 
     return make
@@ -318,7 +318,7 @@ def test_bad_judges_cost_their_items_alone(s3ft):
         assert word in error
     assert SELF in {row["branch"] for row in rows[4:]}
     assert stage.recorder.facts["judge_errors"] == 4
-    assert any("the judge failed on 4 answers" in warning for warning in stage.run.plan.warnings)
+    assert any("the judge failed on 4 answers" in warning for warning in stage.run.log.warnings)
 
 
 def test_what_leaves_no_room_to_answer_gets_the_gold_answer(s3ft):

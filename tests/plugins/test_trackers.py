@@ -16,7 +16,7 @@ from typing import Any
 import pluggy
 import pytest
 
-from core.api import PROJECT, ConfigError
+from core.api import PROJECT, ConfigError, StageResult
 from core.platform.hookspecs import ObserverHooks
 from core.platform.observers import Observers
 from plugins.tracker_tensorboard import TensorboardConfig
@@ -29,20 +29,20 @@ ROWS = [
      "answer": str(i + 1), "score": 1.0, "reward": None}
     for i in range(3)
 ]  # fmt: skip
-RESULT = {"version": 1, "stage": "rlhf", "algorithm": "ppo", "metric": "held-out accuracy", "before": 0.45,
-          "after": 0.81, "interval": [0.72, 0.88], "reward_before": None, "steps": 3, "verified": True}  # fmt: skip
+RESULT = StageResult("rlhf", "ppo", "held-out accuracy", before=0.45, after=0.81, interval=[0.72, 0.88],
+                     reward_before=None, steps=3, verified=True)  # fmt: skip
 
 
 def make_run(folder: Path) -> Any:
-    """The part of StageRun that a tracker may read."""
+    """What a tracker may read of a run, see core.api.Run."""
     (folder / "artifact").mkdir(parents=True)
     (folder / "artifact" / "model.safetensors").write_bytes(b"weights")
     (folder / "artifact.json").write_text('{"version": 1}')
     about = {"owner": {"distribution": "preftune"}, "data": {"quarantined": 0}}
     plan = SimpleNamespace(stage="rlhf", algorithm="ppo", key=KEY)
-    return SimpleNamespace(dir=folder, plan=plan, plan_json=about, cfg=None,
+    return SimpleNamespace(folder=folder, plan=plan, plan_json=about, cfg=None,
                            config_json={"stage": {"lr": 2e-5, "max_steps": 3}},
-                           group="night", stage_name="rlhf",
+                           group="night", name="rlhf",
                            parents=[{"stage": "sft", "key": "5d0c7a91be44", "run_dir": "runs/sft"}])  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def test_wandb_offline_run_is_written_and_read_back(
     out = capfd.readouterr()
     assert out.out + out.err == "", "the console belongs to the run"
 
-    (path,) = run.dir.glob("wandb/offline-run-*/*.wandb")
+    (path,) = run.folder.glob("wandb/offline-run-*/*.wandb")
     records = finished_records(path)
     kinds = [record.WhichOneof("record_type") for record in records]
     assert {"run", "history", "summary", "artifact", "exit"} <= set(kinds)
@@ -166,7 +166,7 @@ def test_wandb_closes_a_failed_run(tmp_path: Path, no_account: None) -> None:
     tracker = observers(WandbTracker(WandbConfig()))
     tracker.on_run_start(run)
     tracker.on_run_error(run, "train", 2, RuntimeError("loss is not finite"))
-    (path,) = run.dir.glob("wandb/offline-run-*/*.wandb")
+    (path,) = run.folder.glob("wandb/offline-run-*/*.wandb")
     (exit_,) = [record.exit for record in finished_records(path) if record.WhichOneof("record_type") == "exit"]
     assert exit_.exit_code == 1
     tracker.on_step_end(run, 3, {"rlhf/loss": 1.0})  # after the end there is nothing to log to
@@ -175,7 +175,7 @@ def test_wandb_closes_a_failed_run(tmp_path: Path, no_account: None) -> None:
 def test_wandb_disabled_does_nothing(tmp_path: Path, no_account: None) -> None:
     run = make_run(tmp_path / "run")
     drive(WandbTracker(WandbConfig(mode=WandbMode.disabled)), run)
-    assert not (run.dir / "wandb").exists()
+    assert not (run.folder / "wandb").exists()
 
 
 def test_wandb_mode_follows_key_and_environment(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_tensorboard_events_are_read_back(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     tracker = TensorboardTracker(TensorboardConfig())
     drive(tracker, run)
-    events = EventAccumulator(str(run.dir / "tensorboard")).Reload()
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("rlhf/loss")] == [
         (1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]  # fmt: skip
     assert [(e.step, pytest.approx(e.value)) for e in events.Scalars("eval/score")] == [(0, 0.45), (3, 0.81)]
@@ -224,7 +224,7 @@ def test_tensorboard_resume_shows_one_line(tmp_path: Path) -> None:
         for step in range(first, 4):
             tracker.on_step_end(run, step, {"rlhf/loss": value, "rlhf/kl": math.nan})
         tracker.on_run_error(run, "train", 3, KeyboardInterrupt())
-    events = EventAccumulator(str(run.dir / "tensorboard")).Reload()
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("rlhf/loss")] == [(1, 1.0), (2, 5.0), (3, 5.0)]
 
 

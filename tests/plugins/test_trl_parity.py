@@ -11,9 +11,6 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from plugins.rlhf.group import GroupWork, Grpo, Rloo
-from plugins.rlhf.pairwise import Pairwise
-from plugins.rlhf.rollouts import Drift, RolloutRow
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from core.models.packed import PromptGroup, pack
@@ -21,8 +18,15 @@ from core.models.pairs import pair_rows
 from core.models.roles import Models, ScoreModel, TokenModel
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.examples import Demonstration, Pair
+from plugins.online.group import GroupWork
+from plugins.online.rollouts import RolloutRow, Size
 from plugins.reward.stage import Reward
-from plugins.rlhf import GrpoConfig, IpoConfig, PairwiseConfig, RlooConfig, SmoothedConfig
+from plugins.rlhf.dpo import DpoConfig, IpoConfig, SmoothedConfig
+from plugins.rlhf.dpo.stage import Cdpo, Dpo, Ipo, Robust
+from plugins.rlhf.grpo import Aggregation, GrpoConfig
+from plugins.rlhf.grpo.stage import Grpo
+from plugins.rlhf.rloo import RlooConfig
+from plugins.rlhf.rloo.stage import Rloo
 from plugins.sft.stage import weighted_nll, weighted_rows
 
 TOLERANCE = 1e-5
@@ -72,7 +76,13 @@ def batch() -> list[Pair]:
 
 def stage_run(cfg: Any) -> Any:
     """What the losses ask of a run."""
-    return SimpleNamespace(cfg=SimpleNamespace(stage=cfg), skip_updates=False)
+    return SimpleNamespace(cfg=SimpleNamespace(stage=cfg))
+
+
+def models_of(**roles: Any) -> Models:
+    """Models by role; the losses do not ask what they started from."""
+    start: Any = None
+    return Models(start, **roles)
 
 
 def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -120,19 +130,27 @@ def trl_pairwise(trainer: Any, parts: list[list[Pair]]) -> float:
     return total
 
 
-def our_pairwise(cfg: Any, batch: list[Pair], limit: int) -> tuple[float, torch.nn.Module]:
+STAGES = {"dpo": Dpo, "cdpo": Cdpo, "robust": Robust, "ipo": Ipo}
+
+
+def pair_stage(cfg: DpoConfig) -> Dpo:
+    """The stage of the settings' algorithm."""
+    return STAGES[cfg.algorithm](stage_run(cfg))
+
+
+def our_pairwise(cfg: DpoConfig, batch: list[Pair], limit: int) -> tuple[float, torch.nn.Module]:
     """Our loss over packed rows of at most `limit` tokens, and the module that holds its gradient."""
-    models = Models(policy=TokenModel(causal(1)), reference=TokenModel(causal(2)).requires_grad_(False))
-    stage, run, total = Pairwise(), stage_run(cfg), 0.0
+    models = models_of(policy=TokenModel(causal(1)), reference=TokenModel(causal(2)).requires_grad_(False))
+    stage, total = pair_stage(cfg), 0.0
     for row in pair_rows(batch, limit):
-        loss = stage.compute_loss(run=run, models=models, micro_batch=row).loss
+        loss = stage.compute_loss(models, row).loss
         loss.backward()
         total += loss.item()
     return total, models.policy.module
 
 
 CASES = {
-    "dpo": (PairwiseConfig(algorithm="dpo", beta=0.3), {"loss_type": ["sigmoid"], "beta": 0.3}),
+    "dpo": (DpoConfig(algorithm="dpo", beta=0.3), {"loss_type": ["sigmoid"], "beta": 0.3}),
     "robust": (
         SmoothedConfig(algorithm="robust", beta=0.3, label_smoothing=0.2),
         {"loss_type": ["robust"], "beta": 0.3, "label_smoothing": 0.2},
@@ -162,9 +180,9 @@ def test_metrics_agree_with_trl(tmp_path, tokenizer, batch):
     trainer = dpo_trainer(tmp_path, tokenizer, **settings)
     trl_pairwise(trainer, [batch])
     theirs = {name: values[-1] for name, values in trainer._metrics["eval"].items()}
-    models = Models(policy=TokenModel(causal(1)), reference=TokenModel(causal(2)))
+    models = models_of(policy=TokenModel(causal(1)), reference=TokenModel(causal(2)))
     (row,) = pair_rows(batch, 1000)
-    ours = Pairwise().compute_loss(run=stage_run(cfg), models=models, micro_batch=row).metrics
+    ours = pair_stage(cfg).compute_loss(models, row).metrics
     for mine, other in {
         "accuracy": "rewards/accuracies",
         "margin": "rewards/margins",
@@ -200,9 +218,9 @@ def test_ipo_of_sums_is_the_average_form_times_lengths(batch):
 def test_loss_of_the_first_step(name, value, batch):
     cfg = copy.copy(CASES[name][0])
     cfg.beta = 0.1
-    models = Models(policy=TokenModel(causal(1)), reference=TokenModel(causal(1)))
+    models = models_of(policy=TokenModel(causal(1)), reference=TokenModel(causal(1)))
     (row,) = pair_rows(batch, 1000)
-    out = Pairwise().compute_loss(run=stage_run(cfg), models=models, micro_batch=row)
+    out = pair_stage(cfg).compute_loss(models, row)
     assert out.loss.item() == pytest.approx(value, abs=1e-5)
     assert out.metrics["margin"] == pytest.approx(0.0, abs=1e-6)
 
@@ -218,17 +236,15 @@ def test_the_adapter_switched_off_is_the_reference(tmp_path, tokenizer, batch):
                 torch.nn.init.normal_(parameter, std=0.2)
         return module.eval()
 
-    models = Models(policy=TokenModel(adapted()), reference_is_adapter_off=True)
+    models = models_of(policy=TokenModel(adapted()), reference_is_adapter_off=True)
     cfg = CASES["dpo"][0]
     (row,) = pair_rows(batch, 1000)
-    loss = Pairwise().compute_loss(run=stage_run(cfg), models=models, micro_batch=row).loss
+    loss = pair_stage(cfg).compute_loss(models, row).loss
     loss.backward()
     whole = adapted()
     merged = copy.deepcopy(whole).merge_and_unload()
-    apart = Models(policy=TokenModel(merged), reference=TokenModel(causal(1)))
-    assert loss.item() == pytest.approx(
-        Pairwise().compute_loss(run=stage_run(cfg), models=apart, micro_batch=row).loss.item(), abs=1e-5
-    )
+    apart = models_of(policy=TokenModel(merged), reference=TokenModel(causal(1)))
+    assert loss.item() == pytest.approx(pair_stage(cfg).compute_loss(apart, row).loss.item(), abs=1e-5)
     assert all(("lora_" in name) == (p.grad is not None) for name, p in models.policy.module.named_parameters())
 
 
@@ -260,11 +276,10 @@ def test_reward_modelling_agrees_with_trl(tmp_path, tokenizer, batch, margin, ce
     trainer.model.eval()
     theirs = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
     theirs.backward()
-    models = Models(reward_model=ScoreModel(scorer()))
-    run = stage_run(SimpleNamespace(margin=margin, centering=centering))
-    total = 0.0
+    models = models_of(reward_model=ScoreModel(scorer()))
+    stage, total = Reward(stage_run(SimpleNamespace(margin=margin, centering=centering))), 0.0
     for row in pair_rows(batch, 30):
-        loss = Reward().compute_loss(run=run, models=models, micro_batch=row).loss
+        loss = stage.compute_loss(models, row).loss
         loss.backward()
         total += loss.item()
     assert total == pytest.approx(theirs.item(), abs=TOLERANCE)
@@ -287,7 +302,7 @@ def test_sft_agrees_with_the_labels_loss_of_transformers(batch, limit):
         labels.append([-100] * len(pair.prompt) + pair.chosen + [-100] * fill)
     loss = theirs(input_ids=torch.tensor(rows), attention_mask=torch.tensor(masks), labels=torch.tensor(labels)).loss
     loss.backward()
-    models = Models(policy=TokenModel(causal(1)))
+    models = models_of(policy=TokenModel(causal(1)))
     micro_batches = weighted_rows(examples, limit)
     assert (len(micro_batches) > 1) == (limit == 25)
     total = 0.0
@@ -364,22 +379,20 @@ def online_trainer(kind: str, folder: Path, policy_folder: Path, tokenizer: Any,
     return trainer
 
 
-def our_group_loss(stage: Any, cfg: Any, rollouts: dict[str, Any]) -> tuple[float, torch.nn.Module, dict[str, float]]:
-    models = Models(policy=TokenModel(causal(1)))
+def our_group_loss(stage: Grpo | Rloo, rollouts: dict[str, Any]) -> tuple[float, torch.nn.Module, dict[str, float]]:
+    models = models_of(policy=TokenModel(causal(1)))
     packed, zeros = rollouts["packed"], torch.zeros(4)
-    row = RolloutRow(packed, zeros, rollouts["old"], rollouts["reference"], torch.ones(len(packed.targets_M)))
-    row.extra["advantage_C"] = torch.tensor(ADVANTAGES)
-    tokens = len(packed.targets_M)
-    work = GroupWork(row, tokens, packed.completions, Drift(tokens))
-    out = stage.compute_loss(run=stage_run(cfg), models=models, micro_batch=work)
+    row = RolloutRow(
+        packed, zeros, rollouts["reference"], engine_logprob_M=rollouts["old"], old_logprob_M=rollouts["old"],
+        weight_M=torch.ones(len(packed.targets_M)), extra={"advantage_C": torch.tensor(ADVANTAGES)},
+    )  # fmt: skip
+    out = stage.compute_loss(models, GroupWork(row, Size.of([row])))
     out.loss.backward()
     return out.loss.item(), models.policy.module, out.metrics
 
 
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo"])
 def test_grpo_agrees_with_trl(tmp_path, policy_folder, tokenizer, rollouts, aggregation):
-    from plugins.rlhf import Aggregation
-
     # TRL by default weighs the KL term by the ratio (DeepSeek-V3.2); DeepSeekMath, and so this stage, does not.
     trainer = online_trainer(
         "GRPO",
@@ -398,7 +411,7 @@ def test_grpo_agrees_with_trl(tmp_path, policy_folder, tokenizer, rollouts, aggr
         group_size=2, kl_coef=0.07, clip_range=0.15, clip_range_high=0.28, temperature=TEMPERATURE,
         max_new_tokens=WIDEST, aggregation=Aggregation(aggregation),
     )  # fmt: skip
-    ours, module, metrics = our_group_loss(Grpo(), cfg, rollouts)
+    ours, module, metrics = our_group_loss(Grpo(stage_run(cfg)), rollouts)
     assert ours == pytest.approx(theirs.item(), abs=TOLERANCE)
     assert_gradients(module, trainer.model)
     assert metrics["clip_frac"] == pytest.approx(trainer._metrics["eval"]["clip_ratio/region_mean"][-1], abs=1e-6)
@@ -410,7 +423,7 @@ def test_rloo_agrees_with_trl(tmp_path, policy_folder, tokenizer, rollouts):
     theirs = trainer._compute_loss(trainer.model, trl_inputs(rollouts))
     theirs.backward()
     cfg = RlooConfig(group_size=2, clip_range=0.3, temperature=TEMPERATURE)
-    ours, module, metrics = our_group_loss(Rloo(), cfg, rollouts)
+    ours, module, metrics = our_group_loss(Rloo(stage_run(cfg)), rollouts)
     assert ours == pytest.approx(theirs.item(), abs=TOLERANCE)
     assert_gradients(module, trainer.model)
     assert metrics["clip_frac"] == pytest.approx(trainer._metrics["eval"]["clip_ratio/region_mean"][-1], abs=1e-6)

@@ -29,8 +29,8 @@ def ask(completion: str, answer: str | None = "two", question: str = "One and on
     return ScoreRequest(question, completion, answer=answer, meta=meta)
 
 
-def scorer(config: Any, run: Any = None) -> GuardedScorer:
-    return GuardedScorer(SPECS[config.name], config, ScorerContext(run=run, device="cpu", dtype=torch.float32))
+def scorer(config: Any, parts: Any = None) -> GuardedScorer:
+    return GuardedScorer(SPECS[config.name], config, ScorerContext(parts=parts, device="cpu", dtype=torch.float32))
 
 
 # ---- verdicts --------------------------------------------------------------------------------------------------------
@@ -67,20 +67,19 @@ def test_fields_are_filled_in_one_pass():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What a judge asks of a run, with a tiny policy and the engine on top of it."""
-    from core.models.roles import TokenModel
-    from core.tokens.codec import load_codec
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a judge asks of a run's parts, with a tiny policy and the engine on top of it."""
+    from core.models.roles import Models, TokenModel
+    from core.models.start import Start
+    from core.settings.schema import ModelConfig, RunConfig
     from plugins.rollout_transformers import TransformersRolloutConfig
     from plugins.rollout_transformers.engine import TransformersEngine
 
     folder = tiny_model(tmp_path_factory.mktemp("judge_model"))
     policy = TokenModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)).eval()
-    cfg = SimpleNamespace(source=str(folder), trust_remote_code=None, chat_template=None, eos_token=None,
-                          pad_token=None, max_length=512)  # fmt: skip
+    start = Start(RunConfig(stage=None, model=ModelConfig(source=str(folder), max_length=512)), folder)
     engine = TransformersEngine(policy.module, TransformersRolloutConfig())
-    return SimpleNamespace(folder=folder, models=SimpleNamespace(policy=policy), codec=load_codec(folder, cfg),
-                           engine=lambda: engine, max_sequence_tokens=512)  # fmt: skip
+    return SimpleNamespace(models=Models(start, policy=policy), engine=lambda: engine)
 
 
 def plain_cosine(folder: Path, first: str, second: str) -> float:
@@ -96,38 +95,40 @@ def plain_cosine(folder: Path, first: str, second: str) -> float:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_embedding_is_the_cosine_of_mean_hidden_states(run, own):
-    config = EmbeddingConfig(name="embedding", source=str(run.folder) if own else None, batch_tokens=12)
-    judge = scorer(config, None if own else run)
+def test_embedding_is_the_cosine_of_mean_hidden_states(parts, own):
+    folder = parts.models.start.folder
+    config = EmbeddingConfig(name="embedding", source=str(folder) if own else None, batch_tokens=12)
+    judge = scorer(config, None if own else parts)
     texts = ["two", "the number after one is two", "red green", "two"]
     scores = judge.score([ask(text) for text in texts] + [ask("", "two"), ask("two", None)])
     for text, score in zip(texts, scores, strict=False):
-        assert score.value == pytest.approx(plain_cosine(run.folder, text, "two"), abs=1e-4)
+        assert score.value == pytest.approx(plain_cosine(folder, text, "two"), abs=1e-4)
     assert scores[0].value == pytest.approx(1.0, abs=1e-5) and scores[2].value < 0.999
     assert [score.error for score in scores[4:]] == ["the completion is empty", "the record has no gold answer"]
     judge.close()
 
 
-def test_a_whole_reference_wins_over_the_short_answer(run):
-    judge = scorer(EmbeddingConfig(name="embedding"), run)
+def test_a_whole_reference_wins_over_the_short_answer(parts):
+    judge = scorer(EmbeddingConfig(name="embedding"), parts)
     [score] = judge.score([ask("so it is two", "2", reference="so it is two")])
     assert score.value == pytest.approx(1.0, abs=1e-5)
 
 
-def test_the_policys_verdict_is_its_probability_of_yes(run):
+def test_the_policys_verdict_is_its_probability_of_yes(parts):
     prompt = "Q {question} R {reference} A {answer}"
-    [score] = scorer(LlmConfig(name="llm", prompt=prompt), run).score([ask("two")])
-    [ids] = run.codec.prompts([[Message("user", "Q One and one? R two A two")]])
+    [score] = scorer(LlmConfig(name="llm", prompt=prompt), parts).score([ask("two")])
+    models = parts.models
+    [ids] = models.codec.prompts([[Message("user", "Q One and one? R two A two")]])
     weights = []
-    for ending in run.codec.completions(["Verdict: yes", "Verdict: no"]):
+    for ending in models.codec.completions(["Verdict: yes", "Verdict: no"]):
         with torch.no_grad():
-            logits_TV = run.models.policy.module(input_ids=torch.tensor([[*ids, *ending]])).logits[0, len(ids) - 1 : -1]
+            logits_TV = models.policy.module(input_ids=torch.tensor([[*ids, *ending]])).logits[0, len(ids) - 1 : -1]
         weights.append(logits_TV.log_softmax(-1).gather(-1, torch.tensor(ending)[:, None]).sum())
     assert score.value == pytest.approx(torch.stack(weights).softmax(0)[0].item(), abs=1e-4)
 
 
-def test_a_reply_without_verdict_costs_that_item(run):
-    judge = scorer(LlmConfig(name="llm", prompt="{question}{reference}{answer}", max_new_tokens=4), run)
+def test_a_reply_without_verdict_costs_that_item(parts):
+    judge = scorer(LlmConfig(name="llm", prompt="{question}{reference}{answer}", max_new_tokens=4), parts)
     scores = judge.score([ask("two"), ask("x" * 600), ask("three", None)])
     assert [score.value for score in scores] == [None, None, None]
     assert "no verdict in the reply" in scores[0].error

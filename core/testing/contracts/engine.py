@@ -32,7 +32,7 @@ class EngineContract(ConfiguredContract):
 
     @pytest.fixture(scope="class")
     def bench(self, preftune_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-        """A stage whose `run.engine()` is the engine, holding the policy's weights."""
+        """A stage whose `run.parts.engine()` is the engine, holding the policy's weights."""
         from core.testing.bench import Bench
 
         folder = tmp_path_factory.mktemp("engine")

@@ -20,4 +20,4 @@ class Config(StageConfig):
 @hookimpl
 def register_stages():
     roles = ("policy", "reference")
-    return [StageSpec("outside", Config, "outside_dpo_stage:Stage", "preference", "DPO again", roles=roles)]
+    return [StageSpec("outside", Config, "outside_dpo_stage:Outside", "preference", "DPO again", roles=roles)]
