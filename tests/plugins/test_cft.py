@@ -146,7 +146,7 @@ def test_end_token_follows_documents_or_every_chunk(cft):
 
 
 def loss_of(stage, example):
-    from core.torch_api import weighted_nll, weighted_rows
+    from plugins.sft.stage import weighted_nll, weighted_rows
 
     (row,) = weighted_rows([example], 4096)
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_another_directive_changes_the_context_of_the_loss_alone(cft):
 
 def test_context_carries_no_gradient_of_its_own(cft):
     """With weight on nothing but the passage, the gradient equals that of a sum over the passage's tokens alone."""
-    from core.torch_api import weighted_nll, weighted_rows
+    from plugins.sft.stage import weighted_nll, weighted_rows
 
     stage = cft("stage.arm=cft_fixed")
     (_, example), *_ = drawn(stage)[0]

@@ -20,6 +20,7 @@ from core.errors import ConfigError, ModelError
 from core.models.packed import pack_texts
 from core.planning.make import make_plan
 from core.platform.registry import Registry
+from core.results import StageResult
 from core.testing.tiny import tiny_model, tiny_tokenizer
 from core.torch_api import Demonstration
 from plugins.domain.stage import mixed

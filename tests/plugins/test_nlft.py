@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from core.data.records import Message, Record, Span
 from core.errors import PreftuneError
+from core.results import StageResult
 from core.testing.tiny import tiny_tokenizer
 from core.types import Score
 from plugins.nlft import ClusterMeasure, NegativeNll, NlftConfig
