@@ -56,7 +56,7 @@ def test_a_stage_comes_and_goes(environment, preftune_lab: Lab, tmp_path, editab
         "acme-hinge",
         "0.1.0",
         "loaded",
-        1,
+        2,
     )
     assert record["adds"] == ["stage hinge", "config pkg://acme_hinge.conf"]
     overview = environment.core("--help").stdout
@@ -107,7 +107,7 @@ def test_every_kind_is_listed(everything):
     records = {record["distribution"]: record for record in plugins(environment).values()}
     for distribution in folders:
         record = records[distribution]
-        assert record["state"] == "loaded" and record["api"] == 1, record
+        assert record["state"] == "loaded" and record["api"] == 2, record
         assert record["hooks"] and (record["adds"] or set(record["hooks"]) <= set(vars(ObserverHooks))), record
     assert {hook for name in folders for hook in records[name]["hooks"]} >= {kind.hook for kind in PLATFORM_KINDS}
     overview = environment.core("--help").stdout
