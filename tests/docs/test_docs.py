@@ -21,6 +21,7 @@ from core.config.typed import typed_config
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
 from core.platform import hookspecs
 from core.platform.registry import Registry
+from core.results import StageResult
 from core.settings import schema
 from core.settings.fields import field_docs
 
@@ -291,8 +292,8 @@ def test_config_page_has_every_choice():
 
 
 def written_names() -> set[str]:
-    """Names that core writes into a run folder: literals after `run.dir /` and their like."""
-    pattern = re.compile(r"(?:\b(?:self|run)\.dir|\brun_dir|\bpath\.run_dir) / \"([\w./-]+)\"")
+    """Names that core writes into a run folder: literals after `run.folder /` and their like."""
+    pattern = re.compile(r"(?:\brun\.folder|\bself\._folder|\brun_dir|\bpath\.run_dir) / \"([\w./-]+)\"")
     texts = [file.read_text(encoding="utf-8") for file in (ROOT / "core").rglob("*.py")]
     return {name for text in texts for name in pattern.findall(text)} | {METRICS_FILE, SAMPLES_FILE}
 
@@ -307,8 +308,8 @@ def test_every_file_of_a_run_is_documented():
 FIELDS = [
     ("core/planning/plan.py", "to_json"), ("core/commands/preview/estimate.py", "estimate"),
     ("core/commands/preview/estimate.py", "_cost"), ("core/artifacts/artifact.py", "seal"),
-    ("core/training/lifecycle.py", "carry_out"), ("core/training/lifecycle.py", "_add_chain"),
-    ("core/training/evaluate.py", "headline"), ("core/jsonl.py", "metrics"), ("core/jsonl.py", "samples"),
+    ("core/training/run_stage.py", "_with_chain"), ("core/training/evaluate.py", "headline"),
+    ("core/jsonl.py", "metrics"), ("core/jsonl.py", "samples"),
 ]  # fmt: skip
 """Functions whose dictionaries are what the JSON files hold."""
 NOT_FIELDS = {"pairs", "prompts", "preference", "float32", "heldout_loss", "score"}
@@ -324,6 +325,20 @@ def test_every_field_of_the_json_files_is_documented(file, function):
     assert keys, f"{function} has no dictionary any more"
     for key in sorted(keys - NOT_FIELDS):
         assert f"`{key}`" in TEXTS["docs/run-directory.md"], key
+
+
+def test_every_field_of_a_result_is_documented():
+    page = TEXTS["docs/run-directory.md"].partition("## `result.json`")[2].partition("\n## ")[0]
+    for name in StageResult(stage="sft", heldout_loss_by_source={"a": {}}).to_json():
+        assert f"`{name}`" in page, name
+    tree = ast.parse((ROOT / "core/training/run_stage.py").read_text(encoding="utf-8"))
+    chain = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_with_chain")
+    keys = {item.value for node in ast.walk(chain) if isinstance(node, ast.Tuple) for item in node.elts
+            if isinstance(item, ast.Constant)}  # fmt: skip
+    assert {"stage", "before", "after"} <= keys
+    row = next(line for line in page.splitlines() if line.startswith("| `pipeline` |"))
+    for key in sorted(keys):
+        assert f"`{key}`" in row, key
 
 
 def test_core_table_names_every_folder_and_file():
