@@ -187,10 +187,17 @@ def test_data_blocks_can_be_read():
 
 
 @pytest.mark.slow
-def test_the_tutorials_own_tests_pass(tmp_path):
-    """The stage that the tutorial makes, through the test file that it prints."""
-    write_modules("docs/tutorial.md", tmp_path)
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "PREFTUNE_PLUGINS": "acme_simpo"}
+@pytest.mark.parametrize(
+    ("page", "plugins"),
+    [
+        ("docs/tutorial.md", "acme_simpo"),
+        ("docs/plugins.md", "acme_slic,acme_seen,acme_vowels,acme_pairs"),
+    ],
+)
+def test_the_pages_own_tests_pass(page, plugins, tmp_path):
+    """The stage that a page makes, through the test file that it prints, beside the page's other plugins."""
+    write_modules(page, tmp_path)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "PREFTUNE_PLUGINS": plugins}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--rootdir", str(tmp_path), "-p", "no:cacheprovider", str(tmp_path)],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
@@ -203,8 +210,9 @@ def test_the_reference_is_current():
 
 
 def test_the_documented_stage_loads(documented_plugins, monkeypatch):
-    monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_slic,acme_vowels,acme_directives")
+    monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_slic,acme_vowels,acme_pairs,acme_seen,acme_directives")
     registry = Registry.load()
+    assert ".pairs" in registry.readers and "ask_say" in registry.dialects
     assert ("slic", "") in registry.stages and "vowels" in registry.reward_models and "acme" in registry.text_sets
     assert not [line for line in registry.warnings if "acme" in line]
 
