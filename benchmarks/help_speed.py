@@ -20,7 +20,7 @@ _PLUGIN = """
 from dataclasses import dataclass
 from core.api import StageConfig, StageSpec, hookimpl
 
-PREFTUNE_API = 1
+PREFTUNE_API = 2
 
 @dataclass
 class Config(StageConfig):

@@ -14,11 +14,10 @@ PROMPT_CHARS = (30, 130)
 """Prompts of rollouts are taken within these lengths: 40 to 60 tokens with the chat template of SmolLM2."""
 
 
-def open_run(job: dict[str, Any], more: list[str]) -> tuple[Any, Any]:
-    """(StageRun, StageData) of the task."""
+def open_task(job: dict[str, Any], more: list[str]) -> tuple[Any, Any]:
+    """(OpenStage, StageData) of the task."""
     from core.config.typed import typed_config
     from core.console import Console
-    from core.planning.ledger import Ledger
     from core.planning.make import make_plan
     from core.quiet import hush
     from core.training.opening import open_stage
@@ -27,17 +26,16 @@ def open_run(job: dict[str, Any], more: list[str]) -> tuple[Any, Any]:
     task = TASKS[job["task"]]
     overrides = [*task.overrides, *more, *model_overrides(job["model"]), f"data.path={job['rows']}", "data=none"]
     cfg, registry, config_json = typed_config([*overrides, f"runs_dir={job['folder']}"])
-    plan = make_plan(cfg, registry)
-    stage = plan.target
-    stage.run_dir = Path(job["folder"])
-    stage.run_dir.mkdir(parents=True, exist_ok=True)
-    run = open_stage(plan, stage, Console(), cfg, config_json, "benchmark", Ledger(Path(cfg.runs_dir)))
-    data = run.hook.build_data(run=run)
+    chain = make_plan(cfg, registry)
+    chain.target.run_dir = Path(job["folder"])
+    chain.target.run_dir.mkdir(parents=True, exist_ok=True)
+    opened = open_stage(chain, chain.target, registry, Console(), config_json, "benchmark")
+    data = opened.run.hooks.build_data(run=opened.run)
     if task.new_tokens:
         low, high = PROMPT_CHARS
         fitting = [item for item in data.train if low <= len(item.record.prompt[-1].content) <= high]
         data.train = fitting if len(fitting) >= task.batch else data.train
-    return run, data
+    return opened, data
 
 
 def model_overrides(model: str | None) -> list[str]:
@@ -52,13 +50,13 @@ def write_steps(job: dict[str, Any], gate: Gate) -> None:
     from core.training.order import step_items
 
     task = TASKS[job["task"]]
-    run, data = open_run(job, ["algorithm=rloo"] if task.name == "rloo" else [])
-    steps = []
+    opened, data = open_task(job, ["algorithm=rloo"] if task.name == "rloo" else [])
+    run, steps = opened.run, []
     for step in range(job["steps"]):
         items = step_items(data.train, step, task.batch, run.seed_for("order"))
         steps.append([_ids(item) for item in items])
     Path(job["steps_file"]).write_text(json.dumps(steps))
-    gate.say(folder=str(run.start_folder), examples=len(data.train))
+    gate.say(folder=str(run.start.folder), examples=len(data.train))
 
 
 def _ids(item: Any) -> dict[str, list[int]]:
@@ -83,14 +81,15 @@ def race(job: dict[str, Any], gate: Gate) -> None:
     """Build everything a run builds before its first step, then make a step at each turn."""
     import torch
 
-    from core.training.trainer import StepLoop
+    from core.training.loop import StepLoop
 
     gate.imported()
     task = TASKS[job["task"]]
-    run, data = open_run(job, [*job["options"]["overrides"], f"stage.max_steps={job['steps']}"])
-    run.total_steps = job["steps"]
-    run.models = run.hook.build_models(run=run)
-    loop = StepLoop(run, run.models, data)
+    opened, data = open_task(job, [*job["options"]["overrides"], f"stage.max_steps={job['steps']}"])
+    run = opened.run
+    models = run.hooks.build_models(run=run)
+    run.parts.hold(models, 0)
+    loop = StepLoop(run, models, data, opened.recorder)
     if task.new_tokens:
         _run_to_full_length(run)
     steps = json.loads(Path(job["steps_file"]).read_text())
@@ -102,11 +101,11 @@ def race(job: dict[str, Any], gate: Gate) -> None:
         clock = gate.stop_clock()
         sampled = round(metrics.get("completion_tokens", 0) * task.batch * task.group)
         gate.done(clock, plain_tokens(task, rows, sampled), metrics["loss"], completion_tokens=sampled)
-    run.close()
+    opened.close()
 
 
 def _run_to_full_length(run: Any) -> None:
     """Let no token end a completion, so that every contender samples and trains on equally many tokens."""
-    engine = run.engine()
+    engine = run.parts.engine()
     generate = engine.generate
     engine.generate = lambda prompts, sampling: generate(prompts, dataclasses.replace(sampling, stop_token_ids=()))

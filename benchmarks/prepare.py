@@ -103,13 +103,11 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     """The `sft` stage's own functions: demonstrations, then the packed rows of every step of an epoch."""
     from core.config.typed import typed_config
     from core.console import Console
-    from core.planning.ledger import Ledger
     from core.planning.make import make_plan
     from core.quiet import hush, set_environment
-    from core.tokens.examples import demonstrations
     from core.training.opening import open_stage
     from core.training.order import step_items
-    from core.training.supervised import weighted_rows
+    from plugins.sft.stage import weighted_rows
 
     set_environment()
     hush()
@@ -120,13 +118,13 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         f"stage.batch_size={batch}", f"stage.micro_batch_tokens={MAX_TOKENS}", f"runs_dir={job['folder']}/runs",
         *job.get("overrides", []),
     ])  # fmt: skip
-    plan = make_plan(cfg, registry)
-    stage = plan.target
-    stage.run_dir = Path(job["folder"]) / "run"
-    run = open_stage(plan, stage, Console(quiet=True), cfg, config_json, "benchmark", Ledger(Path(cfg.runs_dir)))
-    _ = run.codec
+    chain = make_plan(cfg, registry)
+    chain.target.run_dir = Path(job["folder"]) / "run"
+    chain.target.run_dir.mkdir(exist_ok=True)
+    run = open_stage(chain, chain.target, registry, Console(quiet=True), config_json, "benchmark").run
+    maker = run.examples  # loads the tokenizer
     began = time.perf_counter()
-    examples = demonstrations(run, stage.dataset.train)
+    examples = maker.demonstrations(run.plan.dataset.train)
     packed = 0
     for step in range(len(examples) // batch):
         packed += len(weighted_rows(step_items(examples, step, batch, 0), MAX_TOKENS))

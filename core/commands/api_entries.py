@@ -17,8 +17,14 @@ from typing import Any
 from core.settings.fields import Written, own_fields, written_in
 
 MODULES = ("core.api", "core.torch_api")
-"""The public modules. All that their `__all__` names is documented; the second one loads torch."""
+"""What core offers to plugins. All that their `__all__` names is documented; the second one loads torch."""
+EXTENDED = (
+    "plugins.online", "plugins.online.group", "plugins.online.rollouts", "plugins.online.estimators", "plugins.sft",
+    "plugins.sft.stage",
+)  # fmt: skip
+"""Modules of built-in stages that others may build on, in the same way."""
 
+_OURS = {name.partition(".")[0] for name in (*MODULES, *EXTENDED)}
 _UNSAID = ("Protocol", "Generic", "NamedTuple", "str", "Enum")
 """Bases that the kind says already."""
 
@@ -51,8 +57,9 @@ class Entry(Definition):
 
 
 def entries() -> list[Entry]:
-    """Every public name once, in the order of the modules and the alphabet. Imports the modules."""
-    offered = [(name, module) for module in map(importlib.import_module, MODULES) for name in module.__all__]
+    """Every public name once, in the order of the modules and of their `__all__`. Imports the modules."""
+    modules = map(importlib.import_module, (*MODULES, *EXTENDED))
+    offered = [(name, module) for module in modules for name in module.__all__]
     public = {id(getattr(module, name)) for name, module in offered}
     return [_entry(name, module, public) for name, module in offered]
 
@@ -114,7 +121,7 @@ def _class(name: str, value: type, where: str, public: set[int]) -> Entry:
 
 
 def _is_ours(value: type) -> bool:
-    return value.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return value.__module__.partition(".")[0] in _OURS
 
 
 def _kind(value: type) -> str:
@@ -130,12 +137,12 @@ def _kind(value: type) -> str:
 
 
 def _bases(value: type, public: set[int]) -> Iterator[str]:
-    """Bases as the source names them; one of ours without a public name gives its own."""
+    """Bases as the source names them, without their types; one of ours without a public name gives its own."""
     for base, node in zip(value.__bases__, _node(value).bases, strict=False):
         if _is_ours(base) and id(base) not in public:
             yield from _bases(base, public)
-        elif ast.unparse(node).partition("[")[0] not in _UNSAID:
-            yield ast.unparse(node)
+        elif (said := ast.unparse(node).partition("[")[0]) not in _UNSAID:
+            yield said
 
 
 def _fields(value: type) -> dict[str, Written]:

@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from core.commands.api_entries import MODULES, Definition, Entry, entries, one_line
+from core.commands.api_entries import EXTENDED, MODULES, Definition, Entry, entries, one_line
 from core.settings.fields import Written
 
 HEAD = f"""# Public API
 
 Written by `python -m core reference --api` from the code and its docstrings; change it there. All that plugins may
-import, from {" and ".join(f"`{module}`" for module in MODULES)}. What these names are for tell
-[plugins.md](plugins.md), [tutorial.md](tutorial.md) and [stages.md](stages.md).
+import, from {" and ".join(f"`{module}`" for module in MODULES)}; and what a stage may build on of the built-in ones,
+under the names of their modules. What these names are for tell [plugins.md](plugins.md), [tutorial.md](tutorial.md) and
+[stages.md](stages.md).
 
 A capital letter at the end of a name is a dimension of a tensor: T tokens of a packed row, M completion tokens,
 C completions, B pairs, V the vocabulary, d the width of a hidden state.
@@ -27,25 +28,29 @@ GROUPS = {
     "Settings":
         "StageConfig RewardConfig RolloutConfig OptimizerConfig PeftConfig MetricConfig TrackerConfig TransformConfig "
         "Schedule require check_regex",
-    "A stage and its loop": "StageRun StageData Batch LossOutput step_items split_by_tokens",
+    "A stage and its loop":
+        "Stage StageRun StageData Batch LossOutput Limit Evaluation Work Fitted Recorder RunLog Parts step_items "
+        "split_by_tokens",
+    "What everyone sees of a run": "Run PlanView PlannedStage StageResult",
     "Records and data":
         "Record Message Span Step Row RowError to_messages to_text find_files TransformContext Transformed TextPart "
         "texts_of text_of words_of",
     "Tokens and examples":
-        "load_codec Supervision TrainOn TooLong Demonstration demonstrations check_trained Pair pairs Prompt prompts "
-        "encoded_prompts heatmap",
+        "ChatCodec load_codec ExampleMaker Supervision TrainOn TooLong Demonstration check_trained Pair Prompt "
+        "encoded_prompts heldout_prompts heatmap",
     "Loading and calling models":
-        "Models TokenModel ScoreModel models_for_roles trainable_scorer load_module export_models Guest plain_body",
+        "Start Models TokenModel ScoreModel models_for_roles trainable_policy frozen_policy trainable_scorer "
+        "load_module is_prompt_learning export_model Guest plain_body",
     "Packed rows and losses":
-        "Packed PromptGroup pack pack_texts PairRow pair_rows WeightedRow weighted_rows weighted_nll linear_logprobs "
-        "logits_logprobs sum_by_completion",
+        "Packed PromptGroup pack pack_texts PairRow pair_rows linear_logprobs logits_logprobs sum_by_completion",
     "Drawing completions": "Sampling Rollout RolloutEngine build_rows save_rows sampling_run",
     "Scoring": "Score ScoreRequest Scorer ScorerContext GuardedScorer summarise score_heldout",
     "Reports, files and commands":
         "Section html_table markdown_table read_rows write_text atomic_folder disk_guard CommandParser",
     "Errors": "PreftuneError ConfigError DataError ModelError TrainingError ArtifactError PluginError",
 }  # fmt: skip
-"""Heading to the public names under it, in order. A name that stands nowhere comes under OTHERS."""
+"""Heading to core's public names under it, in order. A name that stands nowhere comes under OTHERS. A module of a
+built-in stage is a heading of its own, as its `__all__` orders it."""
 OTHERS = "More"
 INTRODUCTIONS = {
     "What a plugin registers":
@@ -60,6 +65,8 @@ def page() -> str:
     """The Markdown text."""
     found = {entry.name: entry for entry in entries()}
     groups = {title: [name for name in names.split() if name in found] for title, names in GROUPS.items()}
+    extended = {module: [name for name in found if found[name].module == module] for module in EXTENDED}
+    groups |= {f"`{module}`": names for module, names in extended.items()}
     placed = {name for names in groups.values() for name in names}
     groups[OTHERS] = [name for name in found if name not in placed]
     groups = {title: names for title, names in groups.items() if names}

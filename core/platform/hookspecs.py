@@ -42,8 +42,9 @@ API_ATTRIBUTE = "PREFTUNE_API"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
-"""Marks a function of an entry module, or a method of a stage or tracker, as an answer to the hook of its name. With
-`wrapper=True` it is a generator around the others' answers; `tryfirst=True` and `trylast=True` move it in the order."""
+"""Marks a function of an entry module, or a method of a tracker, as an answer to the hook of its name; the methods of a
+stage are marked by its base. With `wrapper=True` it is a generator around the others' answers; `tryfirst=True` and
+`trylast=True` move it in the order."""
 
 
 class Deprecated(DeprecationWarning):

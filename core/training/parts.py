@@ -70,7 +70,8 @@ class Parts:
     def engine(self) -> RolloutEngine:
         """The stage's rollout engine, holding the policy's present weights.
 
-        Raises TrainingError when engine and trainer disagree about a fixed text after the weights were handed over.
+        Raises: PluginError for a stage that has none; TrainingError when engine and trainer disagree about a fixed text
+        after the weights were handed over.
         """
         if self._plan.engine is None:
             mend = "set rollouts=True or builds=True in its StageSpec"

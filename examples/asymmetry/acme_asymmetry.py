@@ -2,7 +2,7 @@
 
 from core.api import PeftMethodSpec, hookimpl
 
-PREFTUNE_API = 1
+PREFTUNE_API = 2
 
 
 def shape(module, config):

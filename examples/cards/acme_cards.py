@@ -14,7 +14,7 @@ from core.api import (
     require,
 )
 
-PREFTUNE_API = 1
+PREFTUNE_API = 2
 
 
 def read(file, path):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from core.api import TrackerConfig, TrackerSpec, hookimpl, require
 
-PREFTUNE_API = 1
+PREFTUNE_API = 2
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Csv:
 
     @hookimpl
     def on_step_end(self, run, step, metrics):
-        with (run.dir / self.config.file).open("a", newline="", encoding="utf-8") as file:
+        with (run.folder / self.config.file).open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([step, name, value] for name, value in metrics.items())
 
     @hookimpl

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from core.api import ConfigError, RewardConfig, RewardSpec, Score, hookimpl, require
 
-PREFTUNE_API = 1
+PREFTUNE_API = 2
 
 
 @dataclass

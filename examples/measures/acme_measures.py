@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from core.api import MetricConfig, MetricSpec, hookimpl, require, words_of
 
-PREFTUNE_API = 1
+PREFTUNE_API = 2
 
 
 @dataclass

@@ -2,20 +2,20 @@
 
 from core.api import EngineSpec, Rollout, RolloutConfig, hookimpl
 
-PREFTUNE_API = 1
+PREFTUNE_API = 2
 
 
 class Plain:
     name = "plain"
 
-    def __init__(self, config, run):
-        self.run, self.version = run, 0
+    def __init__(self, config, start, module):
+        self.module, self.device, self.version = module, start.device, 0
 
     def logits(self, ids):
         import torch
 
         with torch.no_grad():
-            found = self.run.models.policy.module(input_ids=torch.tensor([ids], device=self.run.device)).logits[0]
+            found = self.module(input_ids=torch.tensor([ids], device=self.device)).logits[0]
         return found.float().cpu()
 
     def generate(self, prompts, sampling):

@@ -5,7 +5,7 @@ import random
 
 from core.api import DataSourceSpec, TextSetSpec, hookimpl
 
-PREFTUNE_API = 1
+PREFTUNE_API = 2
 
 
 def write(folder, seed):

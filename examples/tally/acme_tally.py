@@ -5,7 +5,7 @@ from pathlib import Path
 
 from core.api import CommandSpec, ConfigError, hookimpl, read_rows
 
-PREFTUNE_API = 1
+PREFTUNE_API = 2
 
 
 def command(arguments):

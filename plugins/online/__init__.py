@@ -13,6 +13,8 @@ from enum import Enum
 
 from core.api import Schedule, StageConfig, StageSpec, Work, require
 
+__all__ = ["ROLES", "KlEstimator", "OnlineConfig", "online_spec"]
+
 ROLES = ("policy", "reference", "reward_model")
 """Models of an algorithm without a critic."""
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from plugins.online import KlEstimator
 
+__all__ = ["clipped_policy_loss", "group_advantages", "kl_estimate"]
+
 
 def kl_estimate(logprob: Tensor, reference_logprob: Tensor, estimator: KlEstimator) -> Tensor:
     """Per-token estimate in nats, shape of the inputs.

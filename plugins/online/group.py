@@ -28,6 +28,8 @@ from plugins.online.rollouts import (
     with_old_logprobs,
 )
 
+__all__ = ["GroupStage", "GroupWork"]
+
 C = TypeVar("C", bound=OnlineConfig, default=OnlineConfig)
 
 

@@ -30,6 +30,20 @@ from core.torch_api import (
 from plugins.online import KlEstimator, OnlineConfig
 from plugins.online.estimators import kl_estimate
 
+__all__ = [
+    "RolloutRow",
+    "Rollouts",
+    "Settled",
+    "Size",
+    "drift",
+    "evaluate_online",
+    "kl_on_heldout",
+    "limits",
+    "minibatches",
+    "sample_rollouts",
+    "with_old_logprobs",
+]
+
 _SAMPLE_ROWS = 4
 """Rollouts shown in the sample table of each iteration."""
 

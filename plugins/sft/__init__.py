@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from core.api import ConfigError, StageConfig, StageSpec, TooLong, TrainOn, hookimpl, require
 
+__all__ = ["SftConfig"]
+
 _ROLES = ("system", "user", "assistant", "tool")
 
 

@@ -41,6 +41,8 @@ from core.torch_api import (
 )
 from plugins.sft import SftConfig
 
+__all__ = ["Sft", "WeightedRow", "neftune_noise", "weighted_nll", "weighted_rows"]
+
 C = TypeVar("C", bound=SftConfig, default=SftConfig)
 D = TypeVar("D", bound=StageData, default=StageData)
 

@@ -21,6 +21,7 @@ from core.config.typed import typed_config
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
 from core.platform import hookspecs
 from core.platform.registry import Registry
+from core.results import StageResult
 from core.settings import schema
 from core.settings.fields import field_docs
 
@@ -186,10 +187,17 @@ def test_data_blocks_can_be_read():
 
 
 @pytest.mark.slow
-def test_the_tutorials_own_tests_pass(tmp_path):
-    """The stage that the tutorial makes, through the test file that it prints."""
-    write_modules("docs/tutorial.md", tmp_path)
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "PREFTUNE_PLUGINS": "acme_simpo"}
+@pytest.mark.parametrize(
+    ("page", "plugins"),
+    [
+        ("docs/tutorial.md", "acme_simpo"),
+        ("docs/plugins.md", "acme_slic,acme_seen,acme_vowels,acme_pairs"),
+    ],
+)
+def test_the_pages_own_tests_pass(page, plugins, tmp_path):
+    """The stage that a page makes, through the test file that it prints, beside the page's other plugins."""
+    write_modules(page, tmp_path)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "PREFTUNE_PLUGINS": plugins}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--rootdir", str(tmp_path), "-p", "no:cacheprovider", str(tmp_path)],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
@@ -202,8 +210,9 @@ def test_the_reference_is_current():
 
 
 def test_the_documented_stage_loads(documented_plugins, monkeypatch):
-    monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_slic,acme_vowels,acme_directives")
+    monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_slic,acme_vowels,acme_pairs,acme_seen,acme_directives")
     registry = Registry.load()
+    assert ".pairs" in registry.readers and "ask_say" in registry.dialects
     assert ("slic", "") in registry.stages and "vowels" in registry.reward_models and "acme" in registry.text_sets
     assert not [line for line in registry.warnings if "acme" in line]
 
@@ -291,8 +300,8 @@ def test_config_page_has_every_choice():
 
 
 def written_names() -> set[str]:
-    """Names that core writes into a run folder: literals after `run.dir /` and their like."""
-    pattern = re.compile(r"(?:\b(?:self|run)\.dir|\brun_dir|\bpath\.run_dir) / \"([\w./-]+)\"")
+    """Names that core writes into a run folder: literals after `run.folder /` and their like."""
+    pattern = re.compile(r"(?:\brun\.folder|\bself\._folder|\brun_dir|\bpath\.run_dir) / \"([\w./-]+)\"")
     texts = [file.read_text(encoding="utf-8") for file in (ROOT / "core").rglob("*.py")]
     return {name for text in texts for name in pattern.findall(text)} | {METRICS_FILE, SAMPLES_FILE}
 
@@ -307,8 +316,8 @@ def test_every_file_of_a_run_is_documented():
 FIELDS = [
     ("core/planning/plan.py", "to_json"), ("core/commands/preview/estimate.py", "estimate"),
     ("core/commands/preview/estimate.py", "_cost"), ("core/artifacts/artifact.py", "seal"),
-    ("core/training/lifecycle.py", "carry_out"), ("core/training/lifecycle.py", "_add_chain"),
-    ("core/training/evaluate.py", "headline"), ("core/jsonl.py", "metrics"), ("core/jsonl.py", "samples"),
+    ("core/training/run_stage.py", "_with_chain"), ("core/training/evaluate.py", "headline"),
+    ("core/jsonl.py", "metrics"), ("core/jsonl.py", "samples"),
 ]  # fmt: skip
 """Functions whose dictionaries are what the JSON files hold."""
 NOT_FIELDS = {"pairs", "prompts", "preference", "float32", "heldout_loss", "score"}
@@ -324,6 +333,20 @@ def test_every_field_of_the_json_files_is_documented(file, function):
     assert keys, f"{function} has no dictionary any more"
     for key in sorted(keys - NOT_FIELDS):
         assert f"`{key}`" in TEXTS["docs/run-directory.md"], key
+
+
+def test_every_field_of_a_result_is_documented():
+    page = TEXTS["docs/run-directory.md"].partition("## `result.json`")[2].partition("\n## ")[0]
+    for name in StageResult(stage="sft", heldout_loss_by_source={"a": {}}).to_json():
+        assert f"`{name}`" in page, name
+    tree = ast.parse((ROOT / "core/training/run_stage.py").read_text(encoding="utf-8"))
+    chain = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_with_chain")
+    keys = {item.value for node in ast.walk(chain) if isinstance(node, ast.Tuple) for item in node.elts
+            if isinstance(item, ast.Constant)}  # fmt: skip
+    assert {"stage", "before", "after"} <= keys
+    row = next(line for line in page.splitlines() if line.startswith("| `pipeline` |"))
+    for key in sorted(keys):
+        assert f"`{key}`" in row, key
 
 
 def test_core_table_names_every_folder_and_file():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from core.api import StageConfig, StageSpec, hookimpl, require
 
-PREFTUNE_API = 1
+PREFTUNE_API = 2
 
 
 @dataclass

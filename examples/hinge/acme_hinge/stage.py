@@ -2,25 +2,23 @@
 
 from torch.nn import functional as F
 
-from core.api import Batch, LossOutput, hookimpl
-from core.torch_api import StageData, pair_rows, pairs, step_items, sum_by_completion
+from acme_hinge import HingeConfig
+from core.api import Batch, LossOutput
+from core.torch_api import PairRow, Stage, StageData, pair_rows, sum_by_completion
 
 
-class Hinge:
-    @hookimpl
-    def build_data(self, run):
-        return StageData(pairs(run, run.plan.dataset.train), pairs(run, run.plan.dataset.heldout))
+class Hinge(Stage[HingeConfig, StageData, PairRow]):
+    def build_data(self):
+        dataset, examples = self.run.plan.dataset, self.run.examples
+        return StageData(examples.pairs(dataset.train), examples.pairs(dataset.heldout))
 
-    @hookimpl
-    def collect_batch(self, run, data, step):
-        cfg = run.cfg.stage
-        batch = step_items(data.train, step, cfg.batch_size, run.seed_for("order"), cfg.order)
-        rows = pair_rows(batch, cfg.micro_batch_tokens)
-        return Batch(updates=[rows], tokens=sum(pair.tokens for pair in batch))
+    def collect_batch(self, models, data, step):
+        batch = self.next_examples(data.train, step)
+        rows = pair_rows(batch, self.cfg.micro_batch_tokens)
+        return Batch([rows], tokens=sum(pair.tokens for pair in batch))
 
-    @hookimpl
-    def compute_loss(self, run, models, micro_batch):
-        row, cfg = micro_batch.packed, run.cfg.stage
+    def compute_loss(self, models, micro_batch):
+        row, cfg = micro_batch.packed, self.cfg
         logprob_M, _ = models.call("policy", row)
         sums_C = sum_by_completion(logprob_M, row.completion_M.to(logprob_M.device), row.completions)
         chosen_B, rejected_B = sums_C[0::2], sums_C[1::2]
