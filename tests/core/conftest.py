@@ -6,7 +6,7 @@ import itertools
 import sys
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,7 @@ from run_kit import FAKES, Lab, make_lab, run_apart, verify_here
 
 from core.__main__ import main
 from core.platform.switches import DISABLE_VARIABLE, MODULES_VARIABLE
+from core.testing.warm import warm_stages
 
 _numbers = itertools.count()
 
@@ -135,8 +136,9 @@ def finished(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny_cli(capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Runs a command line with real stages in this process; artifacts are verified in this process too."""
+def tiny_cli(capfd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcome]]:
+    """Runs a command line with real stages in this process, or in warm ones where there are several; artifacts are
+    verified in the stage's process."""
     import core.artifacts.artifact
 
     monkeypatch.setattr(core.artifacts.artifact, "verify_in_fresh_process", verify_here)
@@ -149,4 +151,5 @@ def tiny_cli(capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
         assert "Traceback" not in captured.err + captured.out, captured.err
         return Outcome(code, captured.out, captured.err)
 
-    return run
+    with warm_stages():
+        yield run

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
+import core.artifacts.artifact
 from core.__main__ import main
 from core.errors import ModelError
 from core.models.loading import adapter_base, load_module, models_for_roles, read_record, trainable_scorer
@@ -21,6 +24,7 @@ from core.models.roles import ScoreModel
 from core.planning.sources import resolve_source
 from core.settings.schema import ModelConfig, PeftConfig, RunConfig
 from core.testing import tiny_model, tiny_pairs
+from core.testing.warm import verify_apart, warm_stages
 
 IDS = torch.tensor([[5, 9, 33, 71, 100, 8, 61, 300, 12, 4]])
 MASK = torch.ones_like(IDS)
@@ -50,11 +54,12 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("peft_runs")
     tiny_model(folder / "model")
     tiny_pairs(folder / "pairs.jsonl")
-    return Bench(folder)
+    with warm_stages(), mock.patch.object(core.artifacts.artifact, "verify_in_fresh_process", verify_apart):
+        yield Bench(folder)
 
 
 @pytest.fixture(scope="module")
