@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_once import made_once
 from run_kit import FAKES, Lab, make_lab, run_apart, verify_here
 
 from core.__main__ import main
@@ -123,16 +124,19 @@ def cli(capfd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: Execut
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A tiny model and rows for it."""
-    return make_lab(tmp_path_factory.mktemp("lab"))
+    folder = made_once(tmp_path_factory, "lab", make_lab)
+    return Lab(folder / "model", folder / "data")
 
 
 @pytest.fixture(scope="session")
 def finished(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the runs of a finished chain up to PPO; copy it to change it."""
-    folder = tmp_path_factory.mktemp("finished")
-    code = run_apart(lab.rlhf(folder / "runs", "ppo"), folder / "out.txt")
-    assert code == 0, (folder / "out.txt").read_text()
-    return folder / "runs"
+
+    def make(folder: Path) -> None:
+        code = run_apart(lab.rlhf(folder / "runs", "ppo"), folder / "out.txt")
+        assert code == 0, (folder / "out.txt").read_text()
+
+    return made_once(tmp_path_factory, "finished", make) / "runs"
 
 
 @pytest.fixture
