@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, reduction
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -48,7 +50,9 @@ def start(work: Callable[..., Any], *arguments: Any, name: str | None = None) ->
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    _server.ensure_running()
+    path = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
+    with mock.patch.dict(os.environ, {"PYTHONPATH": path}):  # where the server finds what it imports
+        _server.ensure_running()
     process = context.Process(target=_begin, args=(_Parent(), work, arguments), name=name)
     process.start()
     return process
@@ -67,14 +71,21 @@ def verify_apart(job: dict[str, Any]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = receiver.recv()
     except EOFError:
-        raise RuntimeError("the process that verifies ended without an answer") from None
-    finally:
         process.join()
+        found = _not_reloaded(f"the process ended with code {process.exitcode}")
+    process.join()
     return found
 
 
 def _verify(job: dict[str, Any], sender: Any) -> None:
-    sender.send(verify_here(job))
+    try:
+        sender.send(verify_here(job))
+    except Exception as error:
+        sender.send(_not_reloaded(f"{type(error).__name__}: {error}"))
+
+
+def _not_reloaded(detail: str) -> dict[str, Any]:
+    return {"ok": False, "checks": [{"name": "reload", "ok": False, "detail": detail}]}
 
 
 @contextmanager
