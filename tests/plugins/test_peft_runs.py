@@ -256,6 +256,7 @@ def check_quantised(run: Path, bench: Bench, quant: str, result: torch.Tensor | 
         assert gap(logits(plain(base)), result) <= 0.1
 
 
+@pytest.mark.slow
 def test_nf4_chain(bench: Bench):
     """sft and dpo on 4-bit weights; what the first learned is in the second's start."""
     words = ("stage=rlhf", "algorithm=dpo", "peft=lora", "quant=nf4", "peft.merge=true", "upstream.sft.max_steps=6")
