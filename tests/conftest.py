@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from cpu_budget import CpuBudget
+from made_once import made_once
 
 # A library's handler may outlive the captured stream that it was made for; that is no failure of a test.
 logging.raiseExceptions = False
@@ -27,6 +28,11 @@ logging.raiseExceptions = False
 def pytest_configure(config: pytest.Config) -> None:
     """Hold every test to its CPU seconds; as a plugin of the session, so that it sees the fixtures of all folders."""
     config.pluginmanager.register(CpuBudget())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no worker waits for them at the end."""
+    items.sort(key=lambda item: "thirdparty" not in item.path.parts)
 
 
 SLOW_TO_IMPORT = (
@@ -100,10 +106,10 @@ def tiny_model_folder(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the 135M model."""
-    return real_model_folder(tmp_path_factory.mktemp("real_model"))
+    return made_once(tmp_path_factory, "real_model", real_model_folder)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the random model."""
-    return tiny_model_folder(tmp_path_factory.mktemp("tiny_model"))
+    return made_once(tmp_path_factory, "tiny_model", tiny_model_folder)

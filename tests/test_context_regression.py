@@ -1,4 +1,4 @@
-"""The synthetic study of contextual fine-tuning: its sequences, and its claim (slow)."""
+"""The synthetic study of contextual fine-tuning: its sequences, and its claim, in small and (long) as documented."""
 
 from __future__ import annotations
 
@@ -49,10 +49,23 @@ def test_a_hidden_prefix_cannot_be_seen_and_labels_of_later_pairs_neither():
         assert not torch.allclose(model(x, later)[:, 7], model(x, y)[:, 7])
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # Nothing was learnt before, and two pairs in two dimensions: what the prefix tells is found within seconds.
+        pytest.param(
+            Settings(
+                layers=2, width=32, heads=2, dimensions=2, pairs=2, batch=64, pretrain_steps=1, tune_steps=800,
+                tune_lr=5e-3,
+            ), id="in small", marks=pytest.mark.slow,
+        ),
+        # A third of the documented run: enough for this factor.
+        pytest.param(Settings(tune_steps=1200), id="as documented", marks=pytest.mark.long),
+    ],
+)  # fmt: skip
 @pytest.mark.timeout(3600)
-def test_informative_context_helps_to_learn_a_polynomial():
-    result = study(Settings(tune_steps=1200))  # a third of the documented run: enough for this factor
+def test_informative_context_helps_to_learn_a_polynomial(settings):
+    result = study(settings)
     error = {arm: result["errors"]["polynomial"][arm]["mean"] for arm in ARMS}
     assert error["cft"] * 5 <= min(error["negative"], error["none"]), error
     assert 1 / 3 < error["negative"] / error["none"] < 3, error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,9 +16,13 @@ pytest.register_assert_rewrite("core.testing.contracts")
 
 
 @pytest.fixture(scope="session")
-def preftune_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def preftune_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A tiny random model and rows for it, made once."""
-    return make_lab(tmp_path_factory.mktemp("preftune_lab"))
+    lab = make_lab(tmp_path_factory.mktemp("preftune_lab"))
+    gc.collect()
+    gc.freeze()  # accelerate collects at the end of every run, which would go through the objects of all libraries
+    yield lab
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="class")

@@ -140,6 +140,7 @@ class StageRunner:
         chain: let the plan put stages before the named one; else it starts from the tiny model.
         """
         import core.artifacts.artifact
+        from core.testing.warm import warm_stages
 
         self._count += 1
         runs = runs or self._folder / f"runs-{self._count}"
@@ -153,6 +154,7 @@ class StageRunner:
         with (
             _environment(**(settings if interrupt_at else {})),
             mock.patch.object(core.artifacts.artifact, "verify_in_fresh_process", verify_here),
+            warm_stages(),
         ):
             outcome = command(*self.lab.words(runs), *more, *words)
         outcome.runs, outcome.stage = runs, stage

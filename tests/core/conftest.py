@@ -6,17 +6,19 @@ import itertools
 import sys
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_once import made_once
 from run_kit import FAKES, Lab, make_lab, run_apart, verify_here
 
 from core.__main__ import main
 from core.platform.switches import DISABLE_VARIABLE, MODULES_VARIABLE
+from core.testing.warm import warm_stages
 
 _numbers = itertools.count()
 
@@ -122,21 +124,25 @@ def cli(capfd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executed: Execut
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A tiny model and rows for it."""
-    return make_lab(tmp_path_factory.mktemp("lab"))
+    folder = made_once(tmp_path_factory, "lab", make_lab)
+    return Lab(folder / "model", folder / "data")
 
 
 @pytest.fixture(scope="session")
 def finished(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the runs of a finished chain up to PPO; copy it to change it."""
-    folder = tmp_path_factory.mktemp("finished")
-    code = run_apart(lab.rlhf(folder / "runs", "ppo"), folder / "out.txt")
-    assert code == 0, (folder / "out.txt").read_text()
-    return folder / "runs"
+
+    def make(folder: Path) -> None:
+        code = run_apart(lab.rlhf(folder / "runs", "ppo"), folder / "out.txt")
+        assert code == 0, (folder / "out.txt").read_text()
+
+    return made_once(tmp_path_factory, "finished", make) / "runs"
 
 
 @pytest.fixture
-def tiny_cli(capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Runs a command line with real stages in this process; artifacts are verified in this process too."""
+def tiny_cli(capfd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcome]]:
+    """Runs a command line with real stages in this process, or in warm ones where there are several; artifacts are
+    verified in the stage's process."""
     import core.artifacts.artifact
 
     monkeypatch.setattr(core.artifacts.artifact, "verify_in_fresh_process", verify_here)
@@ -149,7 +155,8 @@ def tiny_cli(capfd, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
         assert "Traceback" not in captured.err + captured.out, captured.err
         return Outcome(code, captured.out, captured.err)
 
-    return run
+    with warm_stages():
+        yield run
 
 
 @pytest.fixture

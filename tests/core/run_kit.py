@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 import os
 import signal
 import sys
@@ -12,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core.testing import warm
 from core.testing.run import Lab as TinyLab
 from core.testing.run import assert_same_weights, fixed, read_json, verify_here
 from core.testing.run import make_lab as make_tiny_lab
@@ -55,7 +54,6 @@ def make_lab(folder: Path) -> Lab:
 
 
 def _child(arguments: list[str], environment: dict[str, str], output: Path, prepare: Callable[[], None] | None) -> None:
-    gc.freeze()  # a collection at the end of a run need not go through what the server has loaded
     os.environ.update(environment)
     with output.open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -67,7 +65,9 @@ def _child(arguments: list[str], environment: dict[str, str], output: Path, prep
     core.artifacts.artifact.verify_in_fresh_process = verify_here  # type: ignore[assignment]
     if prepare is not None:
         prepare()
-    sys.exit(main(arguments))
+    with warm.warm_stages():
+        code = main(arguments)
+    sys.exit(code)
 
 
 def start(
@@ -80,13 +80,7 @@ def start(
 
     prepare: a function of a module, called in the process before the command.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["run_kit", "core.training.run_stage", "core.training.opening", "transformers.models.llama.modeling_llama"]
-    )
-    process = context.Process(target=_child, args=(arguments, environment or {}, output, prepare))
-    process.start()
-    return process
+    return warm.start(_child, arguments, environment or {}, output, prepare)
 
 
 def finish(process: Any) -> int:

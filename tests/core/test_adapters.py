@@ -247,7 +247,6 @@ def test_method_trains_saves_reloads_and_merges(item: Case, configure, folder: P
     assert gap(ours, logits(reloaded.merge_and_unload())) <= 1e-5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("item", CASES)
 def test_method_in_bf16(item: Case, configure, folder: Path, tmp_path: Path):
     from peft import PeftModel
@@ -369,13 +368,15 @@ def test_an_untied_head_can_be_adapted(folder: Path, tmp_path: Path):
 # -- quantised bases ---------------------------------------------------------------------------------------------------
 
 _QUANT_WORDS = {item.values[0].method: item.values[0].words for item in reversed(CASES)}
-_FAST = {("lora", "nf4"), ("lora", "int8"), ("dora", "nf4"), ("adalora", "nf4"), ("prompt_tuning", "nf4")}
+_QUANT_METHODS = sorted(QUANTISED["nf4"] | QUANTISED["int8"] | {"dora"})
+_BOTH = {"lora", "dora", "adalora", "prompt_tuning"}
+"""Methods that `make test` tries in both number formats; of the others each with each quantisation in one of them."""
 QUANT_CASES = [
     pytest.param(method, quant, dtype, id=f"{method}-{quant}-{dtype}",
-                 marks=() if (method, quant) in _FAST else pytest.mark.slow)
-    for quant in ("nf4", "int8")
-    for method in sorted(QUANTISED[quant] | ({"dora"} if quant == "nf4" else set()))
-    for dtype in ("float32", "bfloat16")
+                 marks=pytest.mark.long if method not in _BOTH and (number + at + place) % 2 else ())
+    for place, quant in enumerate(("nf4", "int8"))
+    for number, method in enumerate(_QUANT_METHODS) if method in QUANTISED[quant] or (method, quant) == ("dora", "nf4")
+    for at, dtype in enumerate(("float32", "bfloat16"))
 ]  # fmt: skip
 
 

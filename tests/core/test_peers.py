@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from run_kit import finish, start
 from safetensors.torch import load_file
 
 from core.commands.chain import _check_machine
@@ -23,7 +21,6 @@ from core.training.peers import ALONE, Peers, join
 from core.training.run_stage import _check_loop
 from core.training.stage import Stage
 
-ROOT = Path(__file__).resolve().parents[2]
 CHAIN = [
     "stage=rlhf", "algorithm=dpo", "pipeline.stages=[sft,rlhf]", "retention.general=false", "reuse=false",
     *(f"{stage}.{setting}" for stage in ("stage", "upstream.sft")
@@ -32,20 +29,17 @@ CHAIN = [
 
 
 def launched(count: int, lab: Lab, runs: Path, *words: str) -> list[tuple[int, str]]:
-    """Exit code and output of each of `count` processes that run one command, as a launcher starts them."""
+    """Exit code and output of each of `count` warm processes that run one command, as a launcher starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = []
     for rank in range(count):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-                       **({name: str(value) for name, value in own.items()} if count > 1 else {})}  # fmt: skip
-        command = [sys.executable, "-P", "-m", "core", *words, *lab.words(runs)]
-        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        text=True))  # fmt: skip
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+        environment = {name: str(value) for name, value in own.items()} if count > 1 else {}
+        output = runs.with_name(f"{runs.name}-{rank}.txt")
+        started.append((start([*words, *lab.words(runs)], output, environment), output))
+    return [(finish(process), output.read_text()) for process, output in started]
 
 
 @pytest.mark.slow

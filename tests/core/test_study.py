@@ -83,6 +83,7 @@ def studies(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Studie
     return made
 
 
+@pytest.mark.slow
 def test_a_study_is_interrupted_goes_on_and_tells_what_its_runs_tell(studies):
     studies.stop_at = 4
     assert studies().code == 130
@@ -118,6 +119,7 @@ def test_a_study_is_interrupted_goes_on_and_tells_what_its_runs_tell(studies):
     assert studies().code == 0 and studies.made == []  # nothing is left to do
 
 
+@pytest.mark.slow
 def test_a_failing_arm_is_told_and_the_rest_goes_on(studies, tmp_path):
     preset = tmp_path / "conf" / "experiment" / "rates.yaml"
     preset.write_text(PRESET.format(more="broken: [stage.lr=1e30, stage.max_grad_norm=0]"))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
+import core.artifacts.artifact
 from core.__main__ import main
 from core.errors import ModelError
 from core.models.by_role import models_for_roles, trainable_scorer
@@ -22,6 +25,7 @@ from core.models.start import Start
 from core.planning.sources import resolve_source
 from core.settings.schema import Device, Dtype, ModelConfig, PeftConfig, RunConfig, RuntimeConfig
 from core.testing import tiny_model, tiny_pairs
+from core.testing.warm import verify_apart, warm_stages
 
 IDS = torch.tensor([[5, 9, 33, 71, 100, 8, 61, 300, 12, 4]])
 MASK = torch.ones_like(IDS)
@@ -51,11 +55,12 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("peft_runs")
     tiny_model(folder / "model")
     tiny_pairs(folder / "pairs.jsonl")
-    return Bench(folder)
+    with warm_stages(), mock.patch.object(core.artifacts.artifact, "verify_in_fresh_process", verify_apart):
+        yield Bench(folder)
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +248,7 @@ def check_quantised(run: Path, bench: Bench, quant: str, result: torch.Tensor | 
         assert gap(logits(plain(base)), result) <= 0.1
 
 
+@pytest.mark.slow
 def test_nf4_chain(bench: Bench):
     """sft and dpo on 4-bit weights; what the first learned is in the second's start."""
     words = ("stage=rlhf", "algorithm=dpo", "peft=lora", "quant=nf4", "peft.merge=true", "upstream.sft.max_steps=6")

@@ -269,7 +269,7 @@ class Pair:
         return some_prompts(vocabulary=self.vocabulary)
 
 
-@pytest.fixture(scope="session", params=["tiny", "real"])
+@pytest.fixture(scope="session", params=["tiny", pytest.param("real", marks=pytest.mark.long)])
 def started(request: pytest.FixtureRequest) -> Iterator[Pair]:
     pytest.importorskip("vllm")
     folder = request.getfixturevalue(f"{request.param}_model")

@@ -346,7 +346,7 @@ def test_the_tiny_model_answers_and_trains(make_stage, algorithm):
 
 
 @pytest.mark.slow
-def test_vllm_and_transformers_build_alike(make_stage, real_model):
+def test_vllm_and_transformers_build_alike(make_stage, real_model, tmp_path):
     """Greedy answers of the 135M model to word problems: both engines find the same composition, up to rounding."""
     rng = random.Random(0)
     rows = [{"question": f"Tom has {a} apples and buys {b} more. How many apples has he? Answer with a number.",
@@ -354,7 +354,7 @@ def test_vllm_and_transformers_build_alike(make_stage, real_model):
             for a, b in ((rng.randrange(2, 9), rng.randrange(2, 9)) for _ in range(12))]  # fmt: skip
     shares = {}
     for engine in ("transformers", "vllm"):
-        path = real_model.parent / "problems.jsonl"
+        path = tmp_path / "problems.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         stage = make_stage(
             "stage=s3ft", f"model.source={real_model}", f"data.path={path}", f"rollout={engine}",

@@ -219,6 +219,7 @@ def test_integers_are_equal_only_to_themselves(a, b):
     assert value(str(a), f"{b:,}") == float(a == b)
 
 
+@pytest.mark.slow
 def test_a_formula_that_never_ends_is_an_error():
     """math-verify would spend minutes on this tower of powers."""
     scorer = CONTEXT.make("numeric", {"timeout_s": 2.0})

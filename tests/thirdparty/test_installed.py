@@ -47,7 +47,7 @@ def test_examples_are_small_and_use_the_public_names_alone(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("editable", [False, True], ids=["normal", "editable"])
+@pytest.mark.parametrize("editable", [False, pytest.param(True, marks=pytest.mark.long)], ids=["normal", "editable"])
 def test_a_stage_comes_and_goes(environment, preftune_lab: Lab, tmp_path, editable):
     folder = copy(EXAMPLES / "hinge", tmp_path)
     environment.install(folder, editable={folder} if editable else ())
