@@ -96,79 +96,79 @@ class _Study:
         self.given = [word for word in arguments if not word.startswith(("experiment=", "study.", "++study."))]
         # Seed by seed, so that a study which was cut short has whole comparisons.
         self.runs = [ArmRun(arm, seed) for seed in self.study.seeds for arm in self.study.arms]
-        for run in self.runs:
-            self._plan(run)
-        digest = hashlib.sha256("".join(run.key for run in self.runs).encode()).hexdigest()[:8]
+        for arm_run in self.runs:
+            self._plan(arm_run)
+        digest = hashlib.sha256("".join(arm_run.key for arm_run in self.runs).encode()).hexdigest()[:8]
         self.folder = Path(cfg.runs_dir) / "studies" / f"{name}-{digest}"
 
-    def _words(self, run: ArmRun) -> list[str]:
+    def _words(self, arm_run: ArmRun) -> list[str]:
         """The command line of one run."""
-        return [f"experiment={self.name}", *self.study.arms[run.arm], *self.given, f"runtime.seed={run.seed}"]
+        return [f"experiment={self.name}", *self.study.arms[arm_run.arm], *self.given, f"runtime.seed={arm_run.seed}"]
 
-    def _plan(self, run: ArmRun) -> None:
+    def _plan(self, arm_run: ArmRun) -> None:
         """The run's key, and its numbers where it is done already. Raises what is wrong with its config or data."""
         try:
-            cfg, registry, _ = typed_config(self._words(run))
-            run.key = make_plan(cfg, registry).target.key
+            cfg, registry, _ = typed_config(self._words(arm_run))
+            arm_run.key = make_plan(cfg, registry).target.key
         except PreftuneError as error:
-            error.where = f"arm {run.arm}, seed {run.seed}" + (f": {error.where}" if error.where else "")
+            error.where = f"arm {arm_run.arm}, seed {arm_run.seed}" + (f": {error.where}" if error.where else "")
             raise
         if self.cfg.reuse:
-            self._take(run)
+            self._take(arm_run)
 
-    def _take(self, run: ArmRun) -> bool:
+    def _take(self, arm_run: ArmRun) -> bool:
         """Read a run that is done; whether it is."""
-        found = self.ledger.lookup(run.key)
+        found = self.ledger.lookup(arm_run.key)
         if found.state != "reuse" or found.folder is None:
             return False
-        run.read(found.folder, list(self.study.metrics))
+        arm_run.read(found.folder, list(self.study.metrics))
         result = StageResult.read(found.folder)
-        run.seconds = result.wall_seconds if result is not None else None
+        arm_run.seconds = result.wall_seconds if result is not None else None
         return True
 
     def run(self) -> int:
         """Run what is not done, write the pages after each run. Returns the exit code."""
         say = self.console.line
-        done = sum(run.state == "done" for run in self.runs)
+        done = sum(arm_run.state == "done" for arm_run in self.runs)
         say(f"study {self.name}: {self.study.title}")
         for arm, overrides in self.study.arms.items():
             say(f"  {arm:<14} {' '.join(overrides)}")
         say(f"  {len(self.runs)} runs: {len(self.study.arms)} arms × seeds {self.study.seeds}; {done} are done already")
         if self.cfg.dry_run:
             return 0
-        for number, run in enumerate(self.runs, 1):
-            if run.state == "done":
+        for number, arm_run in enumerate(self.runs, 1):
+            if arm_run.state == "done":
                 continue
-            say(f"run {number} of {len(self.runs)}: arm {run.arm}, seed {run.seed}{self._left(number - 1)}")
-            self._run_arm(run)
+            say(f"run {number} of {len(self.runs)}: arm {arm_run.arm}, seed {arm_run.seed}{self._left(number - 1)}")
+            self._run_arm(arm_run)
             self._write()
         self._write()
         self._summary()
-        return int(any(run.state == "failed" for run in self.runs))
+        return int(any(arm_run.state == "failed" for arm_run in self.runs))
 
-    def _run_arm(self, run: ArmRun) -> None:
+    def _run_arm(self, arm_run: ArmRun) -> None:
         began = time.monotonic()
         try:
-            run_apart(_run, self._words(run))
+            run_apart(_run, self._words(arm_run))
         except Reported:
-            run.state = "failed"
+            arm_run.state = "failed"
         except PreftuneError as error:
-            run.state = "failed"
+            arm_run.state = "failed"
             tell(error)
-        if run.state == "failed" or not self._take(run):
-            run.state = "failed"
-            self.console.warn(f"arm {run.arm}, seed {run.seed} failed; the study goes on without it")
-        run.seconds = time.monotonic() - began
+        if arm_run.state == "failed" or not self._take(arm_run):
+            arm_run.state = "failed"
+            self.console.warn(f"arm {arm_run.arm}, seed {arm_run.seed} failed; the study goes on without it")
+        arm_run.seconds = time.monotonic() - began
 
     def _left(self, place: int) -> str:
         """About how long the runs from `place` on take, by those of the same arm, else by all."""
-        known = [run for run in self.runs if run.seconds is not None]
-        waiting = [run for run in self.runs[place:] if run.state == "waiting"]
+        known = [arm_run for arm_run in self.runs if arm_run.seconds is not None]
+        waiting = [arm_run for arm_run in self.runs[place:] if arm_run.state == "waiting"]
         if not known:
             return ""
         total = 0.0
-        for run in waiting:
-            like = [one.seconds for one in known if one.arm == run.arm] or [one.seconds for one in known]
+        for arm_run in waiting:
+            like = [one.seconds for one in known if one.arm == arm_run.arm] or [one.seconds for one in known]
             total += statistics.fmean(value for value in like if value is not None)
         return f"; about {seconds(total)} left for {len(waiting)} runs"
 
@@ -181,11 +181,11 @@ class _Study:
             "paper": self.study.paper,
             "date": datetime.date.today().isoformat(),
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, preftune {__version__}",
-            "seconds": sum(run.seconds or 0.0 for run in self.runs),
+            "seconds": sum(arm_run.seconds or 0.0 for arm_run in self.runs),
             "seeds": list(self.study.seeds),
             "arms": {arm: list(overrides) for arm, overrides in self.study.arms.items()},
             **compare(self.study, self.runs),
-            "runs": [vars(run) for run in self.runs],
+            "runs": [vars(arm_run) for arm_run in self.runs],
         }
         self.written = study
         write_json(self.folder / "study.json", study)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from core.testing.warm import verify_here, warm_stages
+
 INTERRUPTER = "core.testing.interrupt"
 """An observer that interrupts a run, see `StageRunner.__call__`."""
 
@@ -102,14 +104,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def verify_here(job: dict[str, Any]) -> dict[str, Any]:
-    """The verification without a process of its own, which would cost more than all the rest of a tiny run."""
-    from core.artifacts.verify import check_artifact
-
-    checks = check_artifact(job)
-    return {"ok": all(check["ok"] for check in checks), "checks": checks}
-
-
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
     with mock.patch.dict("os.environ", {**values, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}):
@@ -140,7 +134,6 @@ class StageRunner:
         chain: let the plan put stages before the named one; else it starts from the tiny model.
         """
         import core.artifacts.artifact
-        from core.testing.warm import warm_stages
 
         self._count += 1
         runs = runs or self._folder / f"runs-{self._count}"

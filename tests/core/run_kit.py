@@ -12,9 +12,10 @@ from typing import Any
 
 from core.testing import warm
 from core.testing.run import Lab as TinyLab
-from core.testing.run import assert_same_weights, fixed, read_json, verify_here
+from core.testing.run import assert_same_weights, fixed, read_json
 from core.testing.run import make_lab as make_tiny_lab
 from core.testing.run import read_rows as rows
+from core.testing.warm import verify_here
 
 __all__ = ["Lab", "assert_same", "make_lab", "read_json", "rows", "verify_here"]
 
