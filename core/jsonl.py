@@ -21,7 +21,7 @@ METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """`value` as JSON can hold it: NaN and infinities become None, scalars of tensor libraries plain numbers,
     paths and other objects their text."""
     if value is None or isinstance(value, bool | int | str):
@@ -29,10 +29,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+        return [json_value(item) for item in value]
+    return json_value(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -144,7 +144,7 @@ def append_whole(file: io.FileIO, line: bytes, path: Path) -> None:
 
 def line_of(row: Mapping[str, Any]) -> bytes:
     """A row as one line of UTF-8 JSON, see `plain`."""
-    text = json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(json_value(row), ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", "backslashreplace")
 
 

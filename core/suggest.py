@@ -11,7 +11,7 @@ STRONG = 0.8
 """Likeness of one typing error in a word of five letters or more."""
 
 
-def plain(word: str) -> str:
+def folded(word: str) -> str:
     """The word as it is compared: neither case nor the kind of dash matters."""
     return word.casefold().replace("-", "_")
 
@@ -21,10 +21,10 @@ def nearest(word: str, known: Iterable[str], least: float = ALIKE) -> str:
     names: dict[str, str] = {}
     for name in known:
         if name != word:
-            names.setdefault(plain(name), name)
-    if plain(word) in names:
-        return names[plain(word)]
-    found = difflib.get_close_matches(plain(word), names, n=1, cutoff=least)
+            names.setdefault(folded(name), name)
+    if folded(word) in names:
+        return names[folded(word)]
+    found = difflib.get_close_matches(folded(word), names, n=1, cutoff=least)
     return names[found[0]] if found else ""
 
 

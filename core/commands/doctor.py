@@ -105,7 +105,7 @@ def _needs(registry: Registry) -> list[tuple[str, tuple[str, ...], str]]:
 
 
 @dataclass
-class Part:
+class NeedyPart:
     """Something to be chosen that needs packages."""
 
     choice: str
@@ -115,13 +115,13 @@ class Part:
     mend: str
 
 
-def parts(registry: Registry) -> list[Part]:
+def parts(registry: Registry) -> list[NeedyPart]:
     """Every registered part that requires packages, and whether they can be imported."""
     found = []
     for label, needs, distribution in _needs(registry):
         missing = [name for name in needs if not importable(name)]
         mend = " and ".join(install_hint(name, distribution) for name in missing)
-        found.append(Part(label, list(needs), "missing" if missing else "ok", mend))
+        found.append(NeedyPart(label, list(needs), "missing" if missing else "ok", mend))
     return found
 
 
@@ -184,7 +184,7 @@ def command(arguments: list[str]) -> int:
     return 1 if unfit or broken or registry.clashes else 0
 
 
-def _text(registry: Registry, found: list[Package], chosen: list[Part]) -> str:
+def _text(registry: Registry, found: list[Package], chosen: list[NeedyPart]) -> str:
     blocks = ["environment\n" + _table([(f"{name}:", value) for name, value in environment().items()])]
     rows: list[tuple[str, ...]] = [("package", "installed", "tested", "state", "for")]
     rows += [

@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> int:
         _launching.discard(os.getpid())
     from core.commands.chain import run_chain
 
-    return run_chain(accept(alone, registry), registry, check.plain(alone))
+    return run_chain(accept(alone, registry), registry, check.resolved(alone))
 
 
 def _composed(overrides: list[str]) -> DictConfig | None:
@@ -95,7 +95,7 @@ def job(cfg: DictConfig) -> int:
         typed = accept(cfg, registry)
         from core.commands.chain import run_chain
 
-        code = run_chain(typed, registry, check.plain(cfg))
+        code = run_chain(typed, registry, check.resolved(cfg))
     except PreftuneError as error:
         tell(error)
         code = error.exit_code

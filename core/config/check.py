@@ -188,7 +188,7 @@ def to_typed(cfg: DictConfig) -> RunConfig:
     return RunConfig(**values)
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration as JSON values."""
     found = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     assert isinstance(found, dict)

@@ -23,7 +23,7 @@ from core.settings.schema import (
     RuntimeConfig,
     StageConfig,
 )
-from core.suggest import STRONG, did_you_mean, nearest, plain, question
+from core.suggest import STRONG, did_you_mean, folded, nearest, question
 
 PARTS: dict[str, type] = {
     "stage": StageConfig,
@@ -117,12 +117,12 @@ def _elsewhere(name: str, full_key: str, root: object) -> dict[str, str]:
         within = full_key.partition(".")[0]
         for key in (*field_names(RunConfig), *CHOICES):
             inside_itself = key == within and key in SECTIONS
-            if plain(key) == plain(name) and not inside_itself and not (key == "stage" and within == "upstream"):
+            if folded(key) == folded(name) and not inside_itself and not (key == "stage" and within == "upstream"):
                 found[key] = _typed(key)
     for part, base in PARTS.items():
         chosen = OmegaConf.get_type(root, part) if isinstance(root, DictConfig) and part in root else None
         settings = _settings(chosen if chosen is not None and is_dataclass(chosen) else base, part)
-        found |= {key: typed for key, typed in settings if plain(key.rpartition(".")[2]) == plain(name)}
+        found |= {key: typed for key, typed in settings if folded(key.rpartition(".")[2]) == folded(name)}
     found.pop(full_key, None)
     return found
 

@@ -53,7 +53,7 @@ def typed_config(arguments: list[str], registry: Registry | None = None) -> tupl
             if explained is None:
                 raise
             raise explained from error
-        return accept(cfg, known), known, check.plain(cfg)
+        return accept(cfg, known), known, check.resolved(cfg)
 
 
 def with_stage(settings: list[str], registry: Registry) -> list[str]:

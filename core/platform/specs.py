@@ -27,7 +27,7 @@ class StageSpec:
     """Schema of the records it trains on: sft, preference, prompts, text, corpus or feedback."""
     summary: str = ""
     roles: tuple[str, ...] = ("policy",)
-    """Models it needs: policy, reference, reward_model, value_model, teacher."""
+    """Models it needs: policy, reference, reward_model, value_model."""
     algorithm: str = ""
     """Name of the variant; empty for a stage without variants."""
     default: bool = False

@@ -16,7 +16,7 @@ from core.data.records import Message
 from core.errors import DataError, ModelError
 from core.settings.schema import ModelConfig
 from core.tokens.pieces import PieceTokenizer
-from core.tokens.templates import PRESETS, ChatLayout, Layout, NotPrefix, preset
+from core.tokens.templates import PRESETS, ChatLayout, DialogueText, NotPrefix, preset
 
 _PROBE = (Message("user", "Probe."), Message("assistant", "Fine"))
 TEMPLATE_TEXT = -1
@@ -77,7 +77,7 @@ class ChatCodec:
         return [[*ids, self.eos] for ids in self.tokenise(framed)]
 
     def _trimmed(self, text: str) -> str:
-        return text.strip() if self.layout.dialect.trims else text
+        return text.strip() if self.layout.native.trims else text
 
     def _after_thought(self, text: str) -> str:
         """A completion after an opening that ends inside a <think> block."""
@@ -86,7 +86,7 @@ class ChatCodec:
 
     def lay_out(
         self, turns: Sequence[Message], tools: Sequence[str], marked: Collection[int], contents: Collection[int] = ()
-    ) -> list[Layout]:
+    ) -> list[DialogueText]:
         """A dialogue as one layout; as one for each marked turn, where the template does not render turn by turn.
 
         Raises: DataError when the template refuses the dialogue.
@@ -107,7 +107,7 @@ class ChatCodec:
             done = index
         return layouts
 
-    def encode(self, layouts: Sequence[Layout]) -> list[Dialogue]:
+    def encode(self, layouts: Sequence[DialogueText]) -> list[Dialogue]:
         """Layouts as token ids with owners; all parts are tokenised in one call."""
         cut = [_parts(layout) for layout in layouts]
         encoded = iter(self.tokenise([text for parts in cut for text, _ in parts]))
@@ -173,7 +173,7 @@ def _not_prefix() -> DataError:
     )
 
 
-def _parts(layout: Layout) -> list[tuple[str, int]]:
+def _parts(layout: DialogueText) -> list[tuple[str, int]]:
     """Pieces of the layout's text with their owners; the end-of-turn token behind a marked turn is left out."""
     pieces: list[tuple[str, int]] = []
     at = 0

@@ -5,7 +5,7 @@ rendering of everything before it, its opening included, and the end-of-turn tok
 rendering is the beginning of the longer one, which is checked for each dialogue. Where it does not hold, the
 template's training twin is tried, as TRL ships them: the same text, but turn by turn.
 
-What a template cannot say is said in plain text, see `Dialect`. Torch-free; Jinja runs in transformers' sandbox.
+What a template cannot say is said in plain text, see `NativeFeatures`. Torch-free; Jinja runs in transformers' sandbox.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def training_twin(template: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Layout:
+class DialogueText:
     """A dialogue as text.
 
     spans: (start, end, turn) of each marked assistant turn, in order; the end-of-turn token stands at `end` and has
@@ -81,7 +81,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Dialect:
+class NativeFeatures:
     """What a template says natively. The rest is said in plain text:
 
     system: else the system message is put before the first user message.
@@ -110,11 +110,11 @@ class ChatLayout:
         self.eos: str = tokenizer.eos_token
         self.lead, self.trail = "", ""
         self.opens_thinking = False
-        self.dialect = Dialect()
+        self.native = NativeFeatures()
         own = tokenizer.get_chat_template()
         twin = training_twin(own)
         self.twin = twin if twin and self._agrees(twin) else None
-        self.dialect = self._probe_dialect()
+        self.native = self._probe_native()
         self._probe_frame()
 
     # -- rendering ---------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class ChatLayout:
 
     def lay_out(
         self, turns: Sequence[Message], tools: Sequence[str], marked: Collection[int], contents: Collection[int] = ()
-    ) -> Layout:
+    ) -> DialogueText:
         """The dialogue up to the end of the last marked assistant turn.
 
         marked: indices of the assistant turns whose parts are wanted; contents: of other turns.
@@ -172,7 +172,7 @@ class ChatLayout:
         marked: Collection[int],
         contents: Collection[int],
         template: str | None,
-    ) -> Layout:
+    ) -> DialogueText:
         messages, schemas, places = self._messages(turns, tools)
         whole = "" if self.opens_thinking else self.render(messages, schemas, template=template)
         spans = []
@@ -200,7 +200,7 @@ class ChatLayout:
             spans.append((len(opened), end, turn))
         text = whole[: spans[-1][1] + len(self.eos)]
         found = self._contents(turns, tools, contents, template, text) if contents else ()
-        return Layout(text, tuple(spans), len(self.eos), found)
+        return DialogueText(text, tuple(spans), len(self.eos), found)
 
     def _contents(
         self, turns: Sequence[Message], tools: Sequence[str], wanted: Collection[int], template: str | None, text: str
@@ -212,7 +212,7 @@ class ChatLayout:
         rest = self.render(messages, schemas, template=template)
         spans, built = [], ""
         for index, mark in marks.items():
-            content = turns[index].content.strip() if self.dialect.trims else turns[index].content
+            content = turns[index].content.strip() if self.native.trims else turns[index].content
             before, found, rest = rest.partition(mark)
             built += before
             spans.append((len(built), len(built) + len(content), index))
@@ -239,7 +239,7 @@ class ChatLayout:
         self, turns: Sequence[Message], tools: Sequence[str]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[int]]:
         """Messages that the template can say, tool schemas for it, and the turn that each message came from."""
-        native = self.dialect.tools
+        native = self.native.tools
         schemas = [_schema(tool) for tool in tools] if native else []
         messages: list[dict[str, Any]] = []
         places: list[int] = []
@@ -249,9 +249,9 @@ class ChatLayout:
             shift = 0
         for index, turn in enumerate(turns):
             message = self._message(turn)
-            joins = messages and message["role"] == "user" == messages[-1]["role"] and not self.dialect.tools
+            joins = messages and message["role"] == "user" == messages[-1]["role"] and not self.native.tools
             folds = messages and message["role"] == "user" and messages[-1]["role"] == "system"
-            if (folds and not self.dialect.system) or (joins and turn.role == "tool"):
+            if (folds and not self.native.system) or (joins and turn.role == "tool"):
                 # Results of one round of calls are one user message.
                 message["content"] = f"{messages.pop()['content']}\n\n{message['content']}"
                 places.pop()
@@ -261,13 +261,13 @@ class ChatLayout:
 
     def _message(self, turn: Message) -> dict[str, Any]:
         message = turn.as_dict()
-        if not self.dialect.tools:
+        if not self.native.tools:
             message.pop("tool_calls", None)
             calls = [f"<tool_call>\n{call}\n</tool_call>" for call in turn.calls]
             message["content"] = "\n".join(part for part in (turn.content, *calls) if part)
             if turn.role == "tool":
                 message |= {"role": "user", "content": f"<tool_response>\n{turn.content}\n</tool_response>"}
-        if turn.reasoning and not self.dialect.reasoning and not self.opens_thinking:
+        if turn.reasoning and not self.native.reasoning and not self.opens_thinking:
             del message["reasoning_content"]
             message["content"] = f"<think>\n{turn.reasoning.strip()}\n</think>\n\n{message['content']}"
         return message
@@ -292,7 +292,7 @@ class ChatLayout:
             return False
         return all(text in rendered for text in texts)
 
-    def _probe_dialect(self) -> Dialect:
+    def _probe_native(self) -> NativeFeatures:
         user, fine = {"role": "user", "content": "Probe."}, {"role": "assistant", "content": "Fine"}
         call = {"type": "function", "function": {"name": "probe_call", "arguments": {"place": "probe_argument"}}}
         tool = {
@@ -305,7 +305,7 @@ class ChatLayout:
         }
         called = {"role": "assistant", "content": "", "tool_calls": [call]}
         result = {"role": "tool", "content": "probe_result", "name": "probe_call"}
-        return Dialect(
+        return NativeFeatures(
             system=self._says("probe_system", messages=[{"role": "system", "content": "probe_system"}, user, fine]),
             tools=self._says("probe_description", messages=[user, fine], tools=[tool])
             and self._says("probe_call", "probe_argument", "probe_result", messages=[user, called, result, fine]),
@@ -323,7 +323,7 @@ class ChatLayout:
                 raise NotPrefix
             self.opens_thinking, self.lead = True, _THINK_CLOSED
             # The turn is put together here, so its calls must be text.
-            self.dialect = replace(self.dialect, tools=False)
+            self.native = replace(self.native, tools=False)
         elif self.eos in segment and "Fine" in segment.partition(self.eos)[0]:
             self.lead, _, tail = segment.partition("Fine")
             self.trail = tail.partition(self.eos)[0]

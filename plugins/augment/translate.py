@@ -35,7 +35,7 @@ VERSION = 1
 """Raised when the same flags give other rows."""
 
 
-class Source(NamedTuple):
+class SourceText(NamedTuple):
     """A text that is translated, and the first record that it stands in."""
 
     text: str
@@ -118,16 +118,16 @@ def command(arguments: list[str]) -> int:
     return 0
 
 
-def texts_to_translate(run: StageRun, asked: Namespace) -> list[Source]:
+def texts_to_translate(run: StageRun, asked: Namespace) -> list[SourceText]:
     """Distinct texts of the training records, those of the share that is drawn by seed and text.
 
     Raises: ConfigError where no record has such a text, or none was drawn.
     """
-    found: dict[str, Source] = {}
+    found: dict[str, SourceText] = {}
     for record in run.plan.dataset.train:
         text = part_of(record, asked.of)
         if text and text.strip():
-            found.setdefault(text, Source(text, record))
+            found.setdefault(text, SourceText(text, record))
     seed = run.seed_for("share")
     drawn = [source for source in found.values() if random.Random(f"{seed}:{source.text}").random() < asked.share]
     if not found:
@@ -138,7 +138,7 @@ def texts_to_translate(run: StageRun, asked: Namespace) -> list[Source]:
     return drawn
 
 
-def translated(run: StageRun, asked: Namespace, sources: Sequence[Source]) -> list[dict[str, Any]]:
+def translated(run: StageRun, asked: Namespace, sources: Sequence[SourceText]) -> list[dict[str, Any]]:
     """For each text an object with `rows`, one for each copy; see docs/building-sets.md for their fields."""
     texts = [source.text for source in sources]
     forward = _answers(run, asked, asked.forward, texts, asked.copies)

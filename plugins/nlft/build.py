@@ -10,7 +10,7 @@ from typing import Any
 from core.api import Sampling, Score, ScoreRequest
 from core.torch_api import StageRun, build_rows, save_rows
 from plugins.nlft import NlftConfig
-from plugins.nlft.items import Item, filled
+from plugins.nlft.items import Attempt, filled
 
 RULE = "The answer is wrong. The right answer is: {gold}"
 """The judgement where the judge has no words of its own."""
@@ -22,11 +22,11 @@ BUILD_SETTINGS = ("completions", "gold_column", "judgement_column", "span_labels
 class Built:
     """Items with answers and judgements, and why others have none."""
 
-    items: list[Item]
+    items: list[Attempt]
     failures: list[str]
 
 
-def build_items(run: StageRun, items: Sequence[Item], cfg: NlftConfig, name: str = "feedback") -> Built:
+def build_items(run: StageRun, items: Sequence[Attempt], cfg: NlftConfig, name: str = "feedback") -> Built:
     """Fill in what the items lack, and save what was made as `built/<name>.jsonl` in the run folder.
 
     What fails costs its item, is counted and told in `failures`, and never ends the run.
@@ -51,18 +51,18 @@ def build_items(run: StageRun, items: Sequence[Item], cfg: NlftConfig, name: str
     return built
 
 
-def _unjudged(item: Item) -> bool:
+def _unjudged(item: Attempt) -> bool:
     return item.right is False and item.judgement is None and not item.record.spans
 
 
-def _read(item: Item, row: dict[str, Any]) -> Item:
+def _read(item: Attempt, row: dict[str, Any]) -> Attempt:
     return replace(
         item, answer=row["messages"][-1]["content"], answer_ids=tuple(row["completion_ids"]), right=row["right"],
         judgement=row["judgement"],
     )  # fmt: skip
 
 
-def _made(run: StageRun, cfg: NlftConfig, items: Sequence[Item]) -> list[dict[str, Any]]:
+def _made(run: StageRun, cfg: NlftConfig, items: Sequence[Attempt]) -> list[dict[str, Any]]:
     """One row for each item; see docs/nlft.md for its fields."""
     answered = _answered(run, cfg, items)
     with run.log.timed("judge"):
@@ -70,7 +70,7 @@ def _made(run: StageRun, cfg: NlftConfig, items: Sequence[Item]) -> list[dict[st
     return [_row(*_judged(item, score, run.cfg.judge.threshold)) for item, score in zip(answered, scores, strict=True)]
 
 
-def _answered(run: StageRun, cfg: NlftConfig, items: Sequence[Item]) -> list[Item]:
+def _answered(run: StageRun, cfg: NlftConfig, items: Sequence[Attempt]) -> list[Attempt]:
     """The items, with the start model's own answers where rows bring none."""
     asked = [item for item in items if item.answer is None]
     if not asked:
@@ -92,12 +92,12 @@ def _answered(run: StageRun, cfg: NlftConfig, items: Sequence[Item]) -> list[Ite
     return answered
 
 
-def _request(item: Item) -> ScoreRequest:
+def _request(item: Attempt) -> ScoreRequest:
     meta = {**item.record.meta, "reference": item.gold}
     return ScoreRequest(item.record.prompt[-1].content, item.answer or "", answer=item.final, meta=meta)
 
 
-def _judged(item: Item, score: Score, threshold: float) -> tuple[Item, str]:
+def _judged(item: Attempt, score: Score, threshold: float) -> tuple[Attempt, str]:
     """The item with what the judge says of its answer, and why that is not to be had. What the record says of right
     and wrong stands."""
     if score.value is None:
@@ -110,7 +110,7 @@ def _judged(item: Item, score: Score, threshold: float) -> tuple[Item, str]:
     return replace(item, right=False, judgement=said or filled(RULE, gold=item.final or item.gold)), ""
 
 
-def _row(item: Item, error: str) -> dict[str, Any]:
+def _row(item: Attempt, error: str) -> dict[str, Any]:
     turns = [message.as_dict() for message in item.record.prompt]
     return {
         "messages": [*turns, {"role": "assistant", "content": item.answer}],

@@ -14,7 +14,7 @@ MARKER = "####"
 
 
 @dataclass(frozen=True)
-class Item:
+class Attempt:
     """One answer in the making.
 
     gold: the gold answer as it is shown to the model, "" where there is none. final: what the own answer is compared
@@ -41,12 +41,12 @@ def final_answer(gold: str) -> str:
     return gold.rpartition(MARKER)[2].strip()
 
 
-def item_of(record: Record, cfg: NlftConfig) -> Item:
+def item_of(record: Record, cfg: NlftConfig) -> Attempt:
     """What a record brings. Of a pair the chosen side is the gold answer and the rejected side a wrong own one."""
     extra = record.meta.get("extra") or {}
     if record.chosen is not None:
         known = record.answer or final_answer(record.chosen)
-        return Item(record, record.chosen, known, record.rejected, right=None if record.rejected is None else False)
+        return Attempt(record, record.chosen, known, record.rejected, right=None if record.rejected is None else False)
     completion = record.completion or ""
     named, said = extra.get(cfg.gold_column), extra.get(cfg.judgement_column)
     own = cfg.completions is Completions.own or (
@@ -56,7 +56,7 @@ def item_of(record: Record, cfg: NlftConfig) -> Item:
         )
     )
     if not own:
-        return Item(record, completion, final_answer(record.answer or completion))
+        return Attempt(record, completion, final_answer(record.answer or completion))
     gold = str(named) if named not in (None, "") else record.rationale or record.answer or ""
     final = final_answer(record.answer or gold)
     right, judgement = record.label, None if said is None else str(said).strip()
@@ -64,7 +64,7 @@ def item_of(record: Record, cfg: NlftConfig) -> Item:
         right = False
     elif judgement is not None and right is None:
         right = not judgement
-    return Item(record, gold, final, completion, right=right, judgement=judgement)
+    return Attempt(record, gold, final, completion, right=right, judgement=judgement)
 
 
 def marked(record: Record, cfg: NlftConfig) -> list[tuple[int, int]]:

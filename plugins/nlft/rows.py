@@ -50,21 +50,21 @@ class Example:
 
 
 @dataclass
-class Layout:
+class ConditionRows:
     """A packed row, and for each example the places of its answer's tokens among the row's M, by condition."""
 
     packed: Packed
     places: list[dict[str, slice]] = field(default_factory=list)
 
 
-def lay_out(examples: Sequence[Example], conditions: Sequence[Sequence[str]], shifted: bool = False) -> Layout:
+def lay_out(examples: Sequence[Example], conditions: Sequence[Sequence[str]], shifted: bool = False) -> ConditionRows:
     """Pack each example under its conditions. shifted: also read judge rows where base rows have the answer."""
     groups = [
         PromptGroup(example.prompts[name], [example.answer])
         for example, names in zip(examples, conditions, strict=True)
         for name in names
     ]
-    layout = Layout(pack(groups))
+    layout = ConditionRows(pack(groups))
     end = 0
     for example, names in zip(examples, conditions, strict=True):
         places: dict[str, slice] = {}
@@ -75,7 +75,7 @@ def lay_out(examples: Sequence[Example], conditions: Sequence[Sequence[str]], sh
     return _add_shifted(layout, examples) if shifted else layout
 
 
-def _add_shifted(layout: Layout, examples: Sequence[Example]) -> Layout:
+def _add_shifted(layout: ConditionRows, examples: Sequence[Example]) -> ConditionRows:
     """Predictions of the answer's tokens in the judge's row from the positions that the answer has in the base row;
     those that fall outside the row are left out."""
     packed, more = layout.packed, []
@@ -127,7 +127,7 @@ def annotation_of(example: Example, logprob: dict[str, Tensor], state_Td: Tensor
 class NlftRow:
     """A micro-batch: a row of examples out of a step of `total`, with their annotations where these are frozen."""
 
-    layout: Layout
+    layout: ConditionRows
     examples: list[Example]
     annotations: list[Annotation] | None
     total: int

@@ -36,10 +36,10 @@ from core.api import (
 from core.torch_api import ChatCodec, Models, Stage, StageData, StageRun, score_heldout, split_by_tokens
 from plugins.nlft import Annotator, Arm, NegativeNll, NlftConfig
 from plugins.nlft.build import build_items
-from plugins.nlft.items import Item, conditioned, item_of, marked, tokens_of_spans
+from plugins.nlft.items import Attempt, conditioned, item_of, marked, tokens_of_spans
 from plugins.nlft.rows import (
+    ConditionRows,
     Example,
-    Layout,
     NlftRow,
     all_conditions,
     annotation_of,
@@ -58,7 +58,7 @@ class NlftData(StageData):
     """`train` holds items until their answers are made, then examples. probes: held-out items, answered to be looked
     at alone."""
 
-    probes: list[Item] = field(default_factory=list)
+    probes: list[Attempt] = field(default_factory=list)
 
 
 class Nlft(Stage[NlftConfig, NlftData, NlftRow]):
@@ -109,7 +109,7 @@ class Nlft(Stage[NlftConfig, NlftData, NlftRow]):
         data.train = [example for example in self.examples if example.right or cfg.arm is not Arm.sft]
         return data
 
-    def _fitting(self, items: list[Item]) -> list[Item]:
+    def _fitting(self, items: list[Attempt]) -> list[Attempt]:
         """Items whose prompt leaves room for the answer; the others go to quarantine."""
         run, limit = self.run, self.run.cfg.model.max_length
         prompts = run.codec.prompts([item.record.prompt for item in items])
@@ -202,7 +202,7 @@ class Nlft(Stage[NlftConfig, NlftData, NlftRow]):
         return annotation_section(self.shown, self.counts)
 
 
-def examples_of(run: StageRun, items: list[Item], cfg: NlftConfig) -> tuple[list[Example], list[str]]:
+def examples_of(run: StageRun, items: list[Attempt], cfg: NlftConfig) -> tuple[list[Example], list[str]]:
     """Token ids of finished items, and why others are left out."""
     examples: list[Example] = []
     dropped: list[str] = []
@@ -216,7 +216,7 @@ def examples_of(run: StageRun, items: list[Item], cfg: NlftConfig) -> tuple[list
     return examples, dropped
 
 
-def _example(codec: ChatCodec, item: Item, cfg: NlftConfig) -> Example:
+def _example(codec: ChatCodec, item: Attempt, cfg: NlftConfig) -> Example:
     prompt = item.record.prompt
     text = item.answer or ""
     # A sampled answer is taken as it was drawn: tokenized again, other ids could stand for the same text.
@@ -245,7 +245,7 @@ def annotate(models: Models, examples: list[Example], cfg: NlftConfig) -> list[A
     return annotations
 
 
-def _forward(models: Models, layout: Layout, cfg: NlftConfig) -> tuple[Tensor, Tensor | None]:
+def _forward(models: Models, layout: ConditionRows, cfg: NlftConfig) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities [M], and where clustering needs them the hidden states [M, d], of one packed pass."""
     if cfg.cluster:
         assert models.policy is not None
@@ -254,7 +254,7 @@ def _forward(models: Models, layout: Layout, cfg: NlftConfig) -> tuple[Tensor, T
 
 
 def _annotations(
-    layout: Layout, examples: list[Example], logprob_M: Tensor, state_Md: Tensor | None, cfg: NlftConfig
+    layout: ConditionRows, examples: list[Example], logprob_M: Tensor, state_Md: Tensor | None, cfg: NlftConfig
 ) -> list[Annotation]:
     return [
         annotation_of(

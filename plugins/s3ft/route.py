@@ -18,7 +18,7 @@ WRONG, ERROR = "judged wrong", "judge error"
 
 
 @dataclass(frozen=True)
-class Item:
+class PromptItem:
     """A prompt and its gold answer: token ids as they are trained on, the end-of-turn token included."""
 
     record: Record
@@ -49,17 +49,17 @@ class Target:
     errors: list[str] = field(default_factory=list)
 
 
-Candidate = tuple[Item, Answer]
+Candidate = tuple[PromptItem, Answer]
 
 
 def route(
-    items: Sequence[Item],
+    items: Sequence[PromptItem],
     branches: Sequence[str],
-    sample: Callable[[str, Sequence[Item]], Sequence[Sequence[Answer]]],
-    fault: Callable[[str, Item, Answer], str],
+    sample: Callable[[str, Sequence[PromptItem]], Sequence[Sequence[Answer]]],
+    fault: Callable[[str, PromptItem, Answer], str],
     judge: Callable[[Sequence[Candidate]], Sequence[Score]],
     threshold: float,
-    likeliest: Callable[[Sequence[tuple[Item, Sequence[Answer]]]], Sequence[int]],
+    likeliest: Callable[[Sequence[tuple[PromptItem, Sequence[Answer]]]], Sequence[int]],
 ) -> list[Target]:
     """One target for each item.
 
@@ -116,7 +116,7 @@ class Filters:
         self.special = frozenset(special)
         self.max_length = max_length
 
-    def __call__(self, branch: str, item: Item, answer: Answer) -> str:  # noqa: PLR0911 - one return for each fault
+    def __call__(self, branch: str, item: PromptItem, answer: Answer) -> str:  # noqa: PLR0911 - one return for each fault
         """The reason, or an empty text."""
         if not answer.finished:
             return "cut off"

@@ -28,7 +28,7 @@ from core.torch_api import (
 )
 from plugins.s3ft import RewriteConfig, SelfConfig
 from plugins.s3ft.composition import composition, section
-from plugins.s3ft.route import PARAPHRASE, SELF, Answer, Candidate, Filters, Item, Target, route
+from plugins.s3ft.route import PARAPHRASE, SELF, Answer, Candidate, Filters, PromptItem, Target, route
 from plugins.sft.stage import Sft
 
 C = TypeVar("C", bound=SelfConfig)
@@ -43,7 +43,7 @@ BUILD_SETTINGS = (
 class BuiltData(StageData):
     """Demonstrations, and what they are made of: one for each item."""
 
-    items: list[Item] = field(default_factory=list)
+    items: list[PromptItem] = field(default_factory=list)
 
 
 class SelfSupervised(Sft[C, BuiltData]):
@@ -69,7 +69,7 @@ class SelfSupervised(Sft[C, BuiltData]):
             if record.calls or record.reasoning:
                 run.log.drop(record, "a final turn with tool calls or reasoning, which no judge can compare")
             elif run.examples.fits(record, len(prompt) + len(gold)):
-                items.append(Item(record, prompt, text, gold))
+                items.append(PromptItem(record, prompt, text, gold))
         heldout = [record for record in run.plan.dataset.heldout if record.completion or record.chosen]
         train = [Demonstration.of(item.prompt, item.gold) for item in items]
         return BuiltData(train, run.examples.demonstrations(heldout), items=items)
@@ -98,14 +98,14 @@ class SelfSupervised(Sft[C, BuiltData]):
         """Composition of the targets, their log-probabilities under the start model, examples of each branch."""
         return section(self.rows, self.run.plan.algorithm, self.run.cfg.judge.name)
 
-    def asked(self, branch: str, items: Sequence[Item]) -> list[list[int]]:
+    def asked(self, branch: str, items: Sequence[PromptItem]) -> list[list[int]]:
         """Token ids of the prompts that a branch asks."""
         del branch
         return [item.prompt for item in items]
 
     # -- making targets ----------------------------------------------------------------------------------------------
 
-    def _targets(self, models: Models, items: Sequence[Item]) -> list[dict[str, Any]]:
+    def _targets(self, models: Models, items: Sequence[PromptItem]) -> list[dict[str, Any]]:
         """One row for each item; see docs/s3ft.md for its fields."""
         run, cfg = self.run, self.cfg
         filters = Filters(cfg.remnants, self.leaks, run.codec.tokenizer.all_special_ids, run.cfg.model.max_length)
@@ -117,7 +117,7 @@ class SelfSupervised(Sft[C, BuiltData]):
         means = self._mean_logprobs(models, cases)
         return [_row(*one) for one in zip(items, targets, means, strict=True)]
 
-    def _sample(self, branch: str, items: Sequence[Item]) -> list[list[Answer]]:
+    def _sample(self, branch: str, items: Sequence[PromptItem]) -> list[list[Answer]]:
         """`samples` answers of the start model to each item; none where the prompt leaves no room for the longest."""
         run, cfg = self.run, self.cfg
         prompts = self.asked(branch, items)
@@ -133,7 +133,7 @@ class SelfSupervised(Sft[C, BuiltData]):
         drawn = iter(rollouts)
         return [[_answer(run, next(drawn)) for _ in range(cfg.samples)] if fit else [] for fit in fits]
 
-    def _likeliest(self, models: Models, cases: Sequence[tuple[Item, Sequence[Answer]]]) -> list[int]:
+    def _likeliest(self, models: Models, cases: Sequence[tuple[PromptItem, Sequence[Answer]]]) -> list[int]:
         """The answer with the highest mean log-probability a token, an index for each item."""
         several = [(place, [answer.ids for answer in answers]) for place, (_, answers) in enumerate(cases)
                    if len(answers) > 1]  # fmt: skip
@@ -144,14 +144,14 @@ class SelfSupervised(Sft[C, BuiltData]):
         return picked
 
     def _mean_logprobs(
-        self, models: Models, cases: Sequence[tuple[Item, Sequence[Sequence[int]]]]
+        self, models: Models, cases: Sequence[tuple[PromptItem, Sequence[Sequence[int]]]]
     ) -> list[list[float]]:
         """Mean log-probability in nats a token of each completion of each item's prompt under the start model.
 
         The policy is the start model as long as no step was made, whatever its adapter.
         """
 
-        def tokens(case: tuple[Item, Sequence[Sequence[int]]]) -> int:
+        def tokens(case: tuple[PromptItem, Sequence[Sequence[int]]]) -> int:
             return len(case[0].prompt) + sum(len(ids) for ids in case[1])
 
         means: list[list[float]] = []
@@ -178,7 +178,7 @@ class Rewriting(SelfSupervised[RewriteConfig]):
         self.leaks = self.cfg.leaks
 
     @override
-    def asked(self, branch: str, items: Sequence[Item]) -> list[list[int]]:
+    def asked(self, branch: str, items: Sequence[PromptItem]) -> list[list[int]]:
         if branch != PARAPHRASE:
             return super().asked(branch, items)
         return self.run.codec.prompts([_rewriting(item, self.cfg.rewrite_prompt) for item in items])
@@ -196,7 +196,7 @@ class Sdft(Rewriting):
     branches = (PARAPHRASE,)
 
 
-def _row(item: Item, target: Target, means: Sequence[float]) -> dict[str, Any]:
+def _row(item: PromptItem, target: Target, means: Sequence[float]) -> dict[str, Any]:
     turns = [message.as_dict() for message in item.record.prompt]
     row = {
         "messages": [*turns, {"role": "assistant", "content": target.text}],
@@ -216,7 +216,7 @@ def _answer(run: StageRun, rollout: Rollout) -> Answer:
     return Answer(rollout.completion_ids, run.codec.text(rollout.completion_ids), rollout.finished)
 
 
-def _rewriting(item: Item, template: str) -> tuple[Message, ...]:
+def _rewriting(item: PromptItem, template: str) -> tuple[Message, ...]:
     """The prompt with its last message replaced by the request to rewrite the gold answer."""
     *before, last = item.record.prompt
     texts = {"{question}": last.content, "{reference}": item.gold_text}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from core.jsonl import MetricsWriter, plain, read_rows
+from core.jsonl import MetricsWriter, json_value, read_rows
 
 
 def lines(path: Path) -> list[str]:
@@ -35,7 +35,7 @@ def test_rows_are_on_the_disk_at_once_and_strict(tmp_path: Path) -> None:
 
 def test_scalars_of_libraries_become_numbers() -> None:
     values = {"a": numpy.float32(0.5), "b": numpy.array([1, 2]), "c": Path("x"), "d": (True, numpy.nan), 3: None}
-    assert plain(values) == {"a": 0.5, "b": [1, 2], "c": "x", "d": [True, None], "3": None}
+    assert json_value(values) == {"a": 0.5, "b": [1, 2], "c": "x", "d": [True, None], "3": None}
 
 
 def test_half_a_surrogate_pair_survives(tmp_path: Path) -> None:

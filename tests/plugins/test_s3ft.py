@@ -19,7 +19,7 @@ from core.data.loading import load_records
 from core.platform.switches import MODULES_VARIABLE
 from plugins.s3ft import LEAKS, REMNANTS, RewriteConfig, SelfConfig
 from plugins.s3ft.composition import composition, section
-from plugins.s3ft.route import GOLD, PARAPHRASE, SELF, Answer, Filters, Item, route
+from plugins.s3ft.route import GOLD, PARAPHRASE, SELF, Answer, Filters, PromptItem, route
 from plugins.s3ft.stage import _rewriting
 
 EOS = 2
@@ -27,8 +27,8 @@ EOS = 2
 # ---- the router ------------------------------------------------------------------------------------------------------
 
 
-def an_item(name: str, gold: Sequence[int] = (9, EOS)) -> Item:
-    return Item(Record(prompt=(Message("user", name),), completion="gold"), [1, 5], f"gold of {name}", list(gold))
+def an_item(name: str, gold: Sequence[int] = (9, EOS)) -> PromptItem:
+    return PromptItem(Record(prompt=(Message("user", name),), completion="gold"), [1, 5], f"gold of {name}", list(gold))
 
 
 def an_answer(text: str, *ids: int, finished: bool = True) -> Answer:
@@ -43,17 +43,17 @@ def routed(
     """Targets of the items in `plan` (name to branch to answers); the judge takes texts that begin with "right"."""
     asked: list[tuple[str, str]] = []
 
-    def sample(branch: str, items: Sequence[Item]) -> list[list[Answer]]:
+    def sample(branch: str, items: Sequence[PromptItem]) -> list[list[Answer]]:
         asked.extend((branch, item.record.prompt[0].content) for item in items)
         return [plan[item.record.prompt[0].content].get(branch, []) for item in items]
 
-    def judge(candidates: Sequence[tuple[Item, Answer]]) -> list[Score]:
+    def judge(candidates: Sequence[tuple[PromptItem, Answer]]) -> list[Score]:
         return [
             Score(None, error="broken") if "broken" in answer.text else Score(float(answer.text.startswith("right")))
             for _, answer in candidates
         ]
 
-    def likeliest(cases: Sequence[tuple[Item, Sequence[Answer]]]) -> list[int]:
+    def likeliest(cases: Sequence[tuple[PromptItem, Sequence[Answer]]]) -> list[int]:
         return [max(range(len(answers)), key=lambda place: answers[place].ids[0]) for _, answers in cases]
 
     fault = filters or Filters(REMNANTS, LEAKS, [0, 1, EOS], 20)
@@ -159,7 +159,7 @@ def test_targets_are_answers_judged_right_or_gold_ids_untouched(plans):
 
 
 def test_the_request_to_rewrite_is_filled_in_one_pass():
-    item = Item(
+    item = PromptItem(
         Record(prompt=(Message("system", "s"), Message("user", "Is {reference} a word?"))), [], "No {question}", []
     )
     system, user = _rewriting(item, "Q: {question} R: {reference} again {question}")

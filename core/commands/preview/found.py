@@ -22,7 +22,7 @@ BINS = 12
 
 
 @dataclass
-class Source:
+class SourceSample:
     """What was found in the sampled records of one file."""
 
     name: str
@@ -53,16 +53,16 @@ class Preview:
     max_length: int
     records: int
     sampled: int
-    sources: list[Source]
+    sources: list[SourceSample]
     facts: dict[str, Any]
     """Steps, batch and cost, as in plan.json."""
     quarantined: list[BadRow]
     """Rows that became no record."""
 
     @property
-    def whole(self) -> Source:
+    def whole(self) -> SourceSample:
         """All sources together."""
-        total = Source("all")
+        total = SourceSample("all")
         for source in self.sources:
             total.records += source.records
             total.lengths += source.lengths
@@ -92,7 +92,7 @@ def collect(plan: Plan, stage: StagePlan, registry: Registry, codec: ChatCodec, 
     shown: list[Any] = []
     failure: DataError | None = None
     for name, records in by_source.items():
-        source = Source(Path(name).name or "generated", len(records))
+        source = SourceSample(Path(name).name or "generated", len(records))
         examples: Sequence[Any] = []
         try:
             examples, dropped = stage_examples(plan, stage, registry, codec, records)
@@ -134,7 +134,7 @@ def histogram(lengths: Sequence[int], bins: int = BINS) -> list[tuple[int, int, 
     return [(low + bar * width, low + (bar + 1) * width - 1, counts[bar]) for bar in range(last + 1)]
 
 
-def row_of(source: Source) -> list[str]:
+def row_of(source: SourceSample) -> list[str]:
     """A source's numbers as texts, in the order of HEAD."""
     lengths = sorted(source.lengths) or [0]
     return [

@@ -17,7 +17,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
-class Kind:
+class Recipe:
     """What can be written."""
 
     title: str
@@ -30,21 +30,21 @@ class Kind:
 
 
 KINDS = {
-    "stage": Kind("stage", ("stage.py",), "stage/${package}_strict", "preftune help stage=$package"),
-    "reward": Kind("reward model", ("reward.py",), "reward/${package}_double"),
-    "judge": Kind("judge", ("judge.py",), try_it="preftune stage=s3ft judge=$package data.path=FILE dry_run=true"),
-    "engine": Kind("rollout engine", ("engine.py",)),
-    "optimizer": Kind("optimizer", ("optimizer.py",), try_it="preftune stage=sft optimizer=$package dry_run=true"),
-    "peft": Kind("peft method", ("shape.py",), try_it="preftune stage=sft peft=$package dry_run=true"),
-    "data": Kind("data source", ("rows.py",), "data/$package", "preftune stage=sft data=$package dry_run=true"),
-    "reader": Kind("reader", (), try_it="preftune stage=sft data.path=FILE.$suffix dry_run=true"),
-    "dialect": Kind("dialect", (), try_it="preftune stage=sft data.path=FILE.jsonl dry_run=true"),
-    "transform": Kind("transform", (), try_it="preftune stage=sft 'data.transforms=[$package]' dry_run=true"),
-    "texts": Kind("text set", (), try_it="preftune stage=cft stage.directives=$package data.path=FILE dry_run=true"),
-    "metric": Kind("metric", (), try_it="preftune stage=sft 'eval.metrics=[$package]' dry_run=true"),
-    "tracker": Kind("tracker", ("tracker.py",), try_it="preftune stage=sft tracker=$package dry_run=true"),
-    "observer": Kind("observer", ()),
-    "command": Kind("command", (), try_it="preftune $name"),
+    "stage": Recipe("stage", ("stage.py",), "stage/${package}_strict", "preftune help stage=$package"),
+    "reward": Recipe("reward model", ("reward.py",), "reward/${package}_double"),
+    "judge": Recipe("judge", ("judge.py",), try_it="preftune stage=s3ft judge=$package data.path=FILE dry_run=true"),
+    "engine": Recipe("rollout engine", ("engine.py",)),
+    "optimizer": Recipe("optimizer", ("optimizer.py",), try_it="preftune stage=sft optimizer=$package dry_run=true"),
+    "peft": Recipe("peft method", ("shape.py",), try_it="preftune stage=sft peft=$package dry_run=true"),
+    "data": Recipe("data source", ("rows.py",), "data/$package", "preftune stage=sft data=$package dry_run=true"),
+    "reader": Recipe("reader", (), try_it="preftune stage=sft data.path=FILE.$suffix dry_run=true"),
+    "dialect": Recipe("dialect", (), try_it="preftune stage=sft data.path=FILE.jsonl dry_run=true"),
+    "transform": Recipe("transform", (), try_it="preftune stage=sft 'data.transforms=[$package]' dry_run=true"),
+    "texts": Recipe("text set", (), try_it="preftune stage=cft stage.directives=$package data.path=FILE dry_run=true"),
+    "metric": Recipe("metric", (), try_it="preftune stage=sft 'eval.metrics=[$package]' dry_run=true"),
+    "tracker": Recipe("tracker", ("tracker.py",), try_it="preftune stage=sft tracker=$package dry_run=true"),
+    "observer": Recipe("observer", ()),
+    "command": Recipe("command", (), try_it="preftune $name"),
 }
 
 USAGE = f"new-plugin NAME --kind {'|'.join(KINDS)} [--into FOLDER]"
