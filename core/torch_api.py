@@ -39,6 +39,14 @@ __all__ = [
     "trainable_scorer", "write_text",
 ]  # fmt: skip
 
-RENAMED: dict[str, Renamed] = {}
+RENAMED = {
+    "demonstrations": Renamed("run.examples.demonstrations", 2),
+    "pairs": Renamed("run.examples.pairs", 2),
+    "prompts": Renamed("run.examples.prompts", 2),
+    "export_models": Renamed("export_model", 2),
+    "WeightedRow": Renamed("plugins.sft.stage.WeightedRow", 2),
+    "weighted_rows": Renamed("plugins.sft.stage.weighted_rows", 2),
+    "weighted_nll": Renamed("plugins.sft.stage.weighted_nll", 2),
+}
 """Old name to what replaced it."""
 __getattr__ = renamed_names(__name__, RENAMED)

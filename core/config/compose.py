@@ -30,8 +30,6 @@ from core.settings.schema import RunConfig
 
 ROOT = "preftune"
 """Name of the primary config."""
-ALGORITHM_GROUP = "algorithm@stage"
-"""The algorithm group as Hydra knows it; users type `algorithm=`."""
 _PROVIDER = "preftune: "
 """Marks the nodes in Hydra's store that are ours."""
 

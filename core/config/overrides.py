@@ -14,7 +14,7 @@ from core.settings.schema import RunConfig
 from core.suggest import did_you_mean, nearest
 
 ALGORITHM_KEY = "algorithm@stage"
-"""The algorithm group as Hydra knows it."""
+"""The algorithm group as Hydra knows it; users type `algorithm=`."""
 SOURCES = "data.mixture"
 """Where sources stand by names that the user chooses; each is typed."""
 _VALUE_FLAGS = frozenset(

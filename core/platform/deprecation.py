@@ -17,7 +17,7 @@ class Renamed(NamedTuple):
     """What became of an old name of a module."""
 
     new: str
-    """Name in the same module that replaces it."""
+    """What replaces it: while the old name still works, a name of the same module."""
     until: int
     """API version in which the old name is gone."""
 

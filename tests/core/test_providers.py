@@ -7,6 +7,7 @@ import time
 import pytest
 
 import core.api
+import core.torch_api
 from core.errors import DataError
 from core.platform.deprecation import Renamed
 from core.platform.hookspecs import API_ATTRIBUTE, API_VERSION, Deprecated, hookspec
@@ -170,6 +171,12 @@ def test_a_name_that_was_changed_works_until_its_api_version(acme, make_distribu
         assert warning.endswith(f"goes with API {until}; write StageSpec instead")
     with pytest.raises(AttributeError, match="has no attribute 'TaskSpecs'"):
         core.api.TaskSpecs  # noqa: B018
+
+
+@pytest.mark.parametrize("name", core.torch_api.RENAMED)
+def test_a_name_of_the_first_api_says_what_to_write(name):
+    with pytest.raises(ImportError, match=f"core.torch_api.{name} went with API 2; write [a-z_.]+"):
+        getattr(core.torch_api, name)
 
 
 def test_one_module_under_two_names_is_overridden(acme, make_distribution, make_module, monkeypatch):
