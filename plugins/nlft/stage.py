@@ -111,16 +111,14 @@ class Nlft(Stage[NlftConfig, NlftData, NlftRow]):
 
     def _fitting(self, items: list[Attempt]) -> list[Attempt]:
         """Items whose prompt leaves room for the answer; the others go to quarantine."""
-        run, limit = self.run, self.run.cfg.model.max_length
+        run = self.run
         prompts = run.codec.prompts([item.record.prompt for item in items])
         answers = run.codec.completions([item.answer or "" for item in items])
         fitting = []
         for item, prompt, answer in zip(items, prompts, answers, strict=True):
             trained = self.cfg.max_new_tokens if item.answer is None else len(answer)
             tokens = len(prompt) + trained
-            if tokens > limit:
-                run.log.drop(item.record, f"{tokens} tokens, more than model.max_length={limit}")
-            else:
+            if run.examples.fits(item.record, tokens):
                 fitting.append(replace(item, tokens=tokens, trained=trained))
         return fitting
 
