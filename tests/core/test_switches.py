@@ -10,7 +10,14 @@ import pytest
 from core.__main__ import main
 from core.errors import ConfigError
 from core.platform.registry import Registry
-from core.platform.switches import ALLOW_VARIABLE, DISABLE_VARIABLE, Switches, check_switches, switched
+from core.platform.switches import (
+    ALLOW_VARIABLE,
+    DISABLE_VARIABLE,
+    OWN_PLUGIN,
+    Switches,
+    check_switches,
+    switched,
+)
 from core.settings.schema import PluginsConfig
 
 
@@ -19,19 +26,24 @@ def loaded() -> set[str]:
 
 
 def test_allow_takes_plugins_and_distributions(no_builtins, make_distribution, monkeypatch):
+    """Core's own plugin stays whatever is allowed."""
     nothing = "VALUE = 1"
     make_distribution("one", nothing, distribution="first")
     make_distribution("two", nothing, distribution="second")
     make_distribution("three", nothing, distribution="third")
-    assert loaded() == {"one", "two", "three"}
+    assert loaded() == {OWN_PLUGIN, "one", "two", "three"}
     monkeypatch.setenv(ALLOW_VARIABLE, "one, second,nobody")
     registry = Registry.load()
-    assert {record.owner.plugin for record in registry.plugins if record.state == "loaded"} == {"one", "two"}
+    assert {record.owner.plugin for record in registry.plugins if record.state == "loaded"} == {
+        OWN_PLUGIN,
+        "one",
+        "two",
+    }
     third = next(record for record in registry.plugins if record.owner.plugin == "three")
     assert third.state == "blocked" and "plugins.allow" in third.reason
     assert [line for line in registry.warnings if "'nobody'" in line]
     monkeypatch.setenv(ALLOW_VARIABLE, "")
-    assert loaded() == set()
+    assert loaded() == {OWN_PLUGIN}
 
 
 def test_what_may_not_load_is_not_imported(no_builtins, make_distribution, tmp_path):
