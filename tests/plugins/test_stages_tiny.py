@@ -263,6 +263,7 @@ LEARN = (
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
+@pytest.mark.slow
 def test_the_reward_rises_and_a_large_kl_coefficient_holds_the_policy(make_stage, algorithm):
     words = (*LEARN, "stage.value_lr=4e-3") if algorithm == "ppo" else LEARN
     free = rlhf(make_stage, algorithm, *words, "stage.kl_coef=0").fit()
