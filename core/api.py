@@ -29,7 +29,7 @@ from core.platform.specs import (
     TrackerSpec,
     TransformSpec,
 )
-from core.results import StageResult
+from core.results import ChainStep, MetricChange, Retained, StageResult
 from core.scoring.guarded import GuardedScorer, ScorerContext, summarise
 from core.settings.data_schema import TransformConfig
 from core.settings.rules import check_regex, require
@@ -62,16 +62,17 @@ from core.types import (
 )
 
 __all__ = [
-    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "CommandParser", "CommandSpec", "ConfigError", "DataError",
-    "DataSourceSpec", "DialectSpec", "EngineSpec", "Evaluation", "GuardedScorer", "Limit", "LossOutput", "Message",
-    "MetricConfig", "MetricSpec", "ModelError", "OptimizerConfig", "OptimizerSpec", "PeftConfig", "PeftMethodSpec",
-    "PlanView", "PlannedStage", "PluginError", "PreftuneError", "ReaderSpec", "Record", "RewardConfig",
-    "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine", "Row", "RowError", "Run", "Sampling", "Schedule",
-    "Score", "ScoreRequest", "Scorer", "ScorerContext", "Section", "Span", "StageConfig", "StageResult",
-    "StageSpec", "Step", "TextPart", "TextSetSpec", "TooLong", "TrackerConfig", "TrackerSpec", "TrainOn",
-    "TrainingError", "TransformConfig", "TransformContext", "TransformSpec", "Transformed", "Work", "check_regex",
-    "disk_guard", "find_files", "heatmap", "hookimpl", "html_table", "markdown_table", "read_rows", "require",
-    "summarise", "text_of", "texts_of", "to_messages", "to_text", "words_of",
+    "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ChainStep", "CommandParser", "CommandSpec", "ConfigError",
+    "DataError", "DataSourceSpec", "DialectSpec", "EngineSpec", "Evaluation", "GuardedScorer", "Limit",
+    "LossOutput", "Message", "MetricChange", "MetricConfig", "MetricSpec", "ModelError", "OptimizerConfig",
+    "OptimizerSpec", "PeftConfig", "PeftMethodSpec", "PlanView", "PlannedStage", "PluginError", "PreftuneError",
+    "ReaderSpec", "Record", "Retained", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine",
+    "Row", "RowError", "Run", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext", "Section",
+    "Span", "StageConfig", "StageResult", "StageSpec", "Step", "TextPart", "TextSetSpec", "TooLong",
+    "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
+    "TransformSpec", "Transformed", "Work", "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl",
+    "html_table", "markdown_table", "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages",
+    "to_text", "words_of",
 ]  # fmt: skip
 
 RENAMED: dict[str, Renamed] = {}

@@ -70,10 +70,10 @@ class Console:
                 stage.state,
                 str(info.train.records),
                 str(info.heldout.records),
-                str(preview.get("total_steps", "")),
-                preview.get("batch", {}).get("text", ""),
-                preview.get("time_estimate", ""),
-                preview.get("memory_estimate", ""),
+                str(preview.total_steps or ""),
+                preview.batch.text,
+                preview.time_estimate,
+                preview.memory_estimate,
             )
         self.rich.print(table)
         target = plan.target
@@ -87,8 +87,8 @@ class Console:
                 self.line(f"  {part:<13} {getattr(target, part).name}")
         from core.report.sets import mixture_pairs, transform_pairs
 
-        told = target.dataset.info.to_json()
-        for label, pairs in (("source", mixture_pairs(told)), ("transform", transform_pairs(told))):
+        info = target.dataset.info
+        for label, pairs in (("source", mixture_pairs(info)), ("transform", transform_pairs(info))):
             for name, text in pairs:
                 self.line(f"  {label:<13} {name}: {text}")
         for stage in plan.stages:
@@ -193,7 +193,7 @@ class Console:
         from core.report.format import change_text
 
         for row in last.retention:
-            self.line(f"{row['name'].replace('_', ' ')}: {change_text(row)}")
+            self.line(f"{row.name.replace('_', ' ')}: {change_text(row)}")
         self.line(f"peak memory: {last.peak_memory_gb:.2f} GB")
         folder = plan.target.run_dir
         for label, name in (("report", "report.html"), ("artifact", "artifact"), ("metrics", "metrics.jsonl")):

@@ -31,7 +31,7 @@ GROUPS = {
     "A stage and its loop":
         "Stage StageRun StageData Batch LossOutput Limit Evaluation Work Fitted Recorder RunLog Parts step_items "
         "split_by_tokens",
-    "What everyone sees of a run": "Run PlanView PlannedStage StageResult",
+    "What everyone sees of a run": "Run PlanView PlannedStage StageResult MetricChange Retained ChainStep",
     "Records and data":
         "Record Message Span Step Row RowError to_messages to_text find_files TransformContext Transformed TextPart "
         "texts_of text_of words_of",

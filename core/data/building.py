@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
 
 from core.data.dataset import Dataset, load_dataset
 from core.data.formats import BUILT_IN, Formats
-from core.data.info import DatasetInfo, PartInfo
+from core.data.info import DatasetInfo, PartInfo, SourceInfo
 from core.data.mixing import mixed
 from core.data.records import Record, fingerprint
 from core.data.transforms import BoundTransform, apply_transforms
@@ -54,7 +53,7 @@ def build_dataset(
     prompts = prompts_of(
         record for record in _in_turn([part.heldout_prompts for part in parts]) if record.prompt_key not in gone
     )
-    described: dict[str, dict[str, Any]] = {}
+    described: dict[str, SourceInfo] = {}
     if isinstance(places, Mapping):
         train, described = mixed(cfg, train, heldout, seed, known)
         train = train[: cfg.limit]

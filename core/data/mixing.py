@@ -10,10 +10,9 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from core.data.draws import shuffled
-from core.data.info import PartInfo
+from core.data.info import PartInfo, SourceInfo
 from core.data.records import Record
 from core.errors import DataError, PluginError
 from core.settings.data_schema import DataConfig, Mixing
@@ -76,7 +75,7 @@ def mix(sources: Mapping[str, Sequence[Record]], drawn: Mapping[str, int], seed:
 
 def mixed(
     cfg: DataConfig, train: Sequence[Record], heldout: Sequence[Record], seed: int, known: Mapping[str, PartInfo]
-) -> tuple[list[Record], dict[str, Any]]:
+) -> tuple[list[Record], dict[str, SourceInfo]]:
     """The mixture of `cfg.mixture` out of all sources' training records, and what the plan says of each source.
 
     known: what the plan knew of each source when it was loaded.
@@ -99,15 +98,15 @@ def mixed(
     drawn = quotas(shares, cfg.mix_size or size_without_repeats(sizes, shares))
     held = Counter(record.meta["source"] for record in heldout)
     described = {
-        name: {
-            "available": len(by_source[name]),
-            "capped": sizes[name],
-            "weight": round(shares[name], 6),
-            "records": drawn[name],
-            "passes": round(drawn[name] / sizes[name], 4),
-            "heldout": held[name],
-            **{key: value for key, value in known[name].to_json().items() if key != "records"},
-        }
+        name: SourceInfo(
+            available=len(by_source[name]),
+            capped=sizes[name],
+            weight=round(shares[name], 6),
+            records=drawn[name],
+            passes=round(drawn[name] / sizes[name], 4),
+            heldout=held[name],
+            part=known[name],
+        )
         for name in by_source
     }
     return mix(pools, drawn, seed), described

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data.draws import seed_from
+from core.data.info import ShownRecord, TransformReport
 from core.data.readers import BUILT_IN_READERS
 from core.data.readers.rows import Row
 from core.data.records import BadRow, Record, excerpt
@@ -157,8 +158,8 @@ class Built:
     train: list[Record]
     drawn: list[Record]
     """Held-out records that were drawn from the training rows."""
-    reports: list[dict[str, Any]] = field(default_factory=list)
-    """Of each transform, as JSON values for plan and report."""
+    reports: list[TransformReport] = field(default_factory=list)
+    """What each transform did, in order."""
     set_aside: list[BadRow] = field(default_factory=list)
     """Training records that a check dropped."""
     warnings: list[str] = field(default_factory=list)
@@ -185,7 +186,7 @@ def apply_transforms(
             outcome = _guarded(work, bound.spec, bound.owner, place)
             _check_contract(built.train, outcome, bound)
             _drop_heldout_prompts(outcome, heldout)
-        report = _report(bound, outcome, before) | {"heldout_dropped": heldout_before - len(built.drawn)}
+        report = _report(bound, outcome, before, heldout_before - len(built.drawn))
         if not outcome.records:
             first = "; ".join(f"{_place(record)}: {reason}" for record, reason in outcome.dropped[:EXAMPLES])
             what = f"the transform '{bound.spec.name}' leaves no training record"
@@ -265,23 +266,23 @@ def _bad_row(record: Record, reason: str) -> BadRow:
     return BadRow(str(meta.get("file", "")), int(meta.get("line", 0)), reason, excerpt(text_of(record)))
 
 
-def _report(bound: BoundTransform, outcome: Transformed, before: int) -> dict[str, Any]:
-    """JSON values: what the transform did, and to which records."""
+def _report(bound: BoundTransform, outcome: Transformed, before: int, heldout_dropped: int) -> TransformReport:
+    """What the transform did, and to which records."""
     shown = [*outcome.dropped[:EXAMPLES], *((record, "added") for record in outcome.added[:EXAMPLES])]
-    return {
-        "name": bound.spec.name,
-        "kind": bound.spec.kind,
-        "version": bound.spec.version,
-        "owner": f"{bound.owner.distribution} {bound.owner.version}".strip() or bound.owner.plugin,
-        "before": before,
-        "kept": len(outcome.records),
-        "dropped": len(outcome.dropped),
-        "added": len(outcome.added),
-        "reasons": dict(Counter(reason.partition(": ")[0] for _, reason in outcome.dropped).most_common()),
-        "examples": [
-            {"file": str(record.meta.get("file", "")), "line": record.meta.get("line", 0), "reason": reason,
-             "text": excerpt(text_of(record))}
+    return TransformReport(
+        name=bound.spec.name,
+        kind=bound.spec.kind,
+        version=bound.spec.version,
+        owner=f"{bound.owner.distribution} {bound.owner.version}".strip() or bound.owner.plugin,
+        before=before,
+        kept=len(outcome.records),
+        dropped=len(outcome.dropped),
+        added=len(outcome.added),
+        reasons=dict(Counter(reason.partition(": ")[0] for _, reason in outcome.dropped).most_common()),
+        examples=[
+            ShownRecord(str(record.meta.get("file", "")), record.meta.get("line", 0), reason, excerpt(text_of(record)))
             for record, reason in shown
         ],
-        "facts": outcome.facts,
-    }  # fmt: skip
+        facts=outcome.facts,
+        heldout_dropped=heldout_dropped,
+    )

@@ -48,7 +48,7 @@ def _reward_fingerprint(cfg: RunConfig) -> str | None:
 def _built_with(plan: StagePlan) -> dict[str, Any]:
     """The sources without the places that they were read from, and versions and owners of the transforms."""
     mixture = {name: {**to_plain(source), "path": None} for name, source in plan.cfg.data.mixture.items()}
-    made = [[step["name"], step["version"], step["owner"]] for step in plan.dataset.info.transforms]
+    made = [[step.name, step.version, step.owner] for step in plan.dataset.info.transforms]
     return {"mixture": mixture, "made": made}
 
 

@@ -7,19 +7,17 @@ artifact with that key is reused; an interrupted run with that key is resumed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from core.config.combinations import changes_base
 from core.data.dataset import Dataset
 from core.planning.ledger import Found
+from core.planning.plan_record import PlanRecord, StageEntry, StageOwner, StagePreview
 from core.platform.owners import Registered
 from core.platform.specs import EngineSpec, OptimizerSpec, RewardSpec, StageSpec
 from core.settings.schema import RunConfig
 from core.tokens.heatmap import TokenRow
-
-PLAN_VERSION = 1
 
 
 @dataclass
@@ -45,7 +43,8 @@ class StagePlan:
     state: str = "run"
     run_dir: Path | None = None
     warnings: list[str] = field(default_factory=list)
-    preview: dict[str, Any] = field(default_factory=dict)
+    preview: StagePreview = field(default_factory=StagePreview)
+    """Empty until it is made, see core.commands.preview.estimate."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock seconds by plugin, of the data sources and transforms that made the records."""
     rows: list[TokenRow] = field(default_factory=list)
@@ -65,6 +64,10 @@ class StagePlan:
     def title(self) -> str:
         """Stage and algorithm for people."""
         return f"{self.stage} ({self.algorithm})" if self.algorithm else self.stage
+
+    def entry(self) -> StageEntry:
+        """The stage in short, as every plan.json of its chain has it."""
+        return StageEntry(self.stage, self.algorithm, self.key, self.state, str(self.run_dir) if self.run_dir else None)
 
     def parents_json(self) -> list[dict[str, str]]:
         """The artifacts that this stage starts from, as JSON values."""
@@ -115,38 +118,29 @@ class Plan:
         """The stage that was asked for."""
         return self.stages[-1]
 
-    def to_json(
+    def record(
         self, current: StagePlan | None = None, warnings: Sequence[str] = (), quarantined: int | None = None
-    ) -> dict[str, Any]:
-        """Contents of plan.json for the stage `current` (default: the target).
+    ) -> PlanRecord:
+        """What plan.json says of the stage `current` (default: the target).
 
-        warnings, quarantined: those of the run, where it has begun.
+        warnings, quarantined: those of the run, where it has begun; quarantined counts rows.
         """
         stage = current or self.target
-        return {
-            "version": PLAN_VERSION,
-            "stage": stage.stage,
-            "algorithm": stage.algorithm,
-            "key": stage.key,
-            "owner": stage.owner,
-            "paper": stage.spec.paper,
-            "stages": [
-                {
-                    "stage": item.stage,
-                    "algorithm": item.algorithm,
-                    "key": item.key,
-                    "state": item.state,
-                    "run_dir": str(item.run_dir) if item.run_dir else None,
-                }
-                for item in self.stages
-            ],
-            "model": {"source": stage.cfg.model.source},
-            "roles": {role: {"from": source} for role, source in stage.roles().items()},
-            "data": stage.dataset.info.to_json(quarantined),
-            "optimizer": stage.optimizer.spec.name,
-            "engine": stage.engine.name if stage.engine else None,
-            "reward": stage.cfg.reward.name if stage.reward else None,
-            "judge": stage.judge.name if stage.judge else None,
-            **stage.preview,
-            "warnings": list(warnings or stage.warnings),
-        }
+        info = stage.dataset.info
+        return PlanRecord(
+            stage=stage.stage,
+            algorithm=stage.algorithm,
+            key=stage.key,
+            owner=StageOwner(**stage.owner),
+            paper=stage.spec.paper,
+            stages=[item.entry() for item in self.stages],
+            model=stage.cfg.model.source,
+            roles=stage.roles(),
+            data=info if quarantined is None else replace(info, quarantined=quarantined),
+            optimizer=stage.optimizer.spec.name,
+            engine=stage.engine.name if stage.engine else None,
+            reward=stage.cfg.reward.name if stage.reward else None,
+            judge=stage.judge.name if stage.judge else None,
+            preview=stage.preview,
+            warnings=list(warnings or stage.warnings),
+        )

@@ -10,7 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from core.data.info import DatasetInfo
 from core.jsonl import METRICS_FILE, SAMPLES_FILE, read_rows
+from core.planning.plan_record import PlanRecord, StageOwner, StagePreview
 from core.report.charts import Chart, charts_of, series_of
 from core.report.format import (
     MINUS,
@@ -29,6 +31,7 @@ from core.report.format import (
 )
 from core.report.headline import cards_of, hero_of, pipeline_of, report_of, time_parts_of
 from core.report.sets import example_pairs, mixture_pairs, transform_pairs
+from core.results import StageResult
 
 KNOWN_VERSION = 1
 MAX_SAMPLES = 24
@@ -67,15 +70,16 @@ class Facts:
 def collect(run_dir: Path) -> Facts:
     """Everything that the files of `run_dir` tell. Files that cannot be read are named in `problems`."""
     problems: list[str] = []
-    plan, result, artifact = (_read(run_dir / f"{name}.json", problems) for name in ("plan", "result", "artifact"))
+    planned, told, artifact = (_read(run_dir / f"{name}.json", problems) for name in ("plan", "result", "artifact"))
+    plan, result = PlanRecord.from_json(planned), StageResult.from_json(told) if told else None
     rows = list(read_rows(run_dir / METRICS_FILE))
     series = series_of(rows)
-    stage = str(first(result.get("stage"), plan.get("stage"), artifact.get("stage"), "run"))
-    algorithm = str(first(result.get("algorithm"), plan.get("algorithm"), artifact.get("algorithm"), "") or "")
+    stage = (result.stage if result else "") or plan.stage or str(artifact.get("stage") or "run")
+    algorithm = (result.algorithm if result else "") or plan.algorithm or str(artifact.get("algorithm") or "")
     verification = as_dict(artifact.get("verification"))
-    verified = first(verification.get("ok"), result.get("verified"))
+    verified = first(verification.get("ok"), result.verified if result else None)
     last_step = max((number(row.get("step")) or 0 for row in rows), default=0)
-    state = "unfinished" if not result else {True: "finished", False: "failed"}.get(verified, "unverified")
+    state = "unfinished" if result is None else {True: "finished", False: "failed"}.get(verified, "unverified")
     return Facts(
         title=" · ".join(part for part in (stage, algorithm) if part),
         stage=stage,
@@ -92,7 +96,7 @@ def collect(run_dir: Path) -> Facts:
         tables=_tables(plan, result),
         lineage=_lineage(plan, artifact, run_dir),
         checks=_checks(verification, verified),
-        warnings=[text_of(item) for item in as_list(plan.get("warnings"))],
+        warnings=plan.warnings,
         config=_config(run_dir),
         log=_tail(run_dir / "log.txt"),
         problems=problems,
@@ -166,63 +170,67 @@ def _winner(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
     return ""
 
 
-def _trained(plan: dict[str, Any], artifact: dict[str, Any]) -> dict[str, Any]:
+def _trained(plan: PlanRecord, artifact: dict[str, Any]) -> dict[str, Any]:
     trained = dict(as_dict(artifact.get("trained")))
     trainable, total = number(trained.pop("trainable", None)), number(trained.pop("total", None))
-    pairs = [(f"model {key}" if key != "source" else "model", text) for key, text in flat(as_dict(plan.get("model")))]
+    pairs = [("model", plan.model)] if plan.model else []
     if trainable is not None:
         pairs.append(("trained parameters", count(trainable)))
     if total is not None:
         pairs.append(("all parameters", count(total)))
     pairs.extend(flat(trained))
-    for name, role in as_dict(plan.get("roles")).items():
-        pairs.extend((f"role {key}".replace(".", " "), text) for key, text in flat(role, str(name)))
+    pairs.extend((f"role {role} from", source) for role, source in plan.roles.items() if source)
     share = trainable / total if trainable is not None and total else None
     return {
         "pairs": pairs,
         "share": None if share is None else min(1.0, max(0.0, share)),
         "share_text": "" if share is None else f"{100 * share:.3g}%",
-        "rows": [row if isinstance(row, str) else "\n".join(f"{key}: {text}" for key, text in flat(row))
-                 for row in as_list(plan.get("trained_rows"))],
-    }  # fmt: skip
+        "rows": [
+            f"text: {row.text}\ntokens: {text_of(row.tokens)}\ntrained: {text_of(row.trained)}"
+            for row in plan.preview.trained_rows
+        ],
+    }
 
 
-def _tables(plan: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
-    data, tables = dict(as_dict(plan.get("data"))), []
-    built: Pairs = [*mixture_pairs(data), *transform_pairs(data), *example_pairs(data)]
-    for name in ("mixture", "transforms"):
-        data.pop(name, None)
-    pairs: Pairs = []
-    for name, part in data.items():
-        pairs.extend(flat(part, str(name)) if isinstance(part, dict) else flat({name: part}))
-    if pairs:
-        tables.append({"title": "Data", "pairs": [(key.replace(".", " "), text) for key, text in pairs]})
-    if built:
-        tables.append({"title": "Set building", "pairs": built})
-    batch = flat(as_dict(plan.get("batch")))
-    if number(plan.get("total_steps")) is not None:
-        batch.append(("total steps", count(plan["total_steps"])))
-    if batch:
-        tables.append({"title": "Batch", "pairs": [(key.replace("_", " "), text) for key, text in batch]})
-    plugins = as_dict(result.get("time_by_plugin")).items()
-    if times := [(str(name), seconds(value)) for name, item in plugins if (value := number(item)) is not None]:
+def _tables(plan: PlanRecord, result: StageResult | None) -> list[dict[str, Any]]:
+    tables = []
+    if plan.data is not None:
+        tables.append({"title": "Data", "pairs": _data_pairs(plan.data)})
+        if built := [*mixture_pairs(plan.data), *transform_pairs(plan.data), *example_pairs(plan.data)]:
+            tables.append({"title": "Set building", "pairs": built})
+    if batch := _batch_pairs(plan.preview):
+        tables.append({"title": "Batch", "pairs": batch})
+    if result is None:
+        return tables
+    if times := [(name, seconds(value)) for name, value in result.time_by_plugin.items() if number(value) is not None]:
         tables.append({"title": "Time by plugin", "pairs": times})
-    measured = [(str(row.get("name")), f"{decimal(row.get('before'))} → {decimal(row.get('after'))}")
-                for row in as_list(result.get("metrics")) if isinstance(row, dict)]  # fmt: skip
-    if measured:
+    if measured := [(row.name, f"{decimal(row.before)} → {decimal(row.after)}") for row in result.metrics]:
         tables.append({"title": "Metrics", "pairs": measured})
-    kept = [(str(row.get("name")).replace("_", " "), change_text(row)) for row in as_list(result.get("retention"))
-            if isinstance(row, dict)]  # fmt: skip
-    if kept:
+    if kept := [(row.name.replace("_", " "), change_text(row)) for row in result.retention]:
         tables.append({"title": "What was forgotten", "pairs": kept})
     return tables
 
 
-def _lineage(plan: dict[str, Any], artifact: dict[str, Any], run_dir: Path) -> dict[str, Any]:
-    owner = as_dict(plan.get("owner"))
-    pairs = [("key", str(key))] if (key := first(artifact.get("key"), plan.get("key"))) else []
-    if owner:
-        pairs.append(("stage from", " ".join(str(owner[k]) for k in ("distribution", "version") if owner.get(k))))
+def _data_pairs(data: DatasetInfo) -> Pairs:
+    """What the records are, without set building."""
+    whole = {"quarantined": data.quarantined, "fingerprint": data.fingerprint, "mixing": data.mixing}
+    pairs = flat({"train": data.train.to_json(), "heldout": data.heldout.to_json(), **whole})
+    return [(key.replace(".", " "), text) for key, text in pairs]
+
+
+def _batch_pairs(preview: StagePreview) -> Pairs:
+    """The batch, where it is known, and the number of steps."""
+    batch = flat(vars(preview.batch)) if preview.batch.text else []
+    if preview.total_steps:
+        batch.append(("total steps", count(preview.total_steps)))
+    return [(key.replace("_", " "), text) for key, text in batch]
+
+
+def _lineage(plan: PlanRecord, artifact: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    owner = plan.owner
+    pairs = [("key", str(key))] if (key := artifact.get("key") or plan.key) else []
+    if owner != StageOwner():
+        pairs.append(("stage from", " ".join(text for text in (owner.distribution, owner.version) if text)))
     parents = [
         {
             "stage": str(parent.get("stage", "?")),

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from core.results import Retained
+
 Pairs = list[tuple[str, str]]
 LOWER_IS_BETTER = re.compile(r"loss|perplexity|\bppl\b|nll|error|latency", re.IGNORECASE)
 SHARE = re.compile(r"accuracy|\brate\b|share|fraction|pass|exact|win", re.IGNORECASE)
@@ -146,12 +148,12 @@ def interval_of(value: Any) -> tuple[float, float] | None:
     return min(ends[0], ends[1]), max(ends[0], ends[1])
 
 
-def change_text(row: Mapping[str, Any]) -> str:
-    """A row of result.json's `retention`: before → after, the change with its interval, and how many items."""
-    low, high = [*(row.get("interval") or []), None, None][:2]
-    change = number(row.get("change"))
+def change_text(row: Retained) -> str:
+    """What was forgotten of a measure: before → after, the change with its interval, and how many items."""
+    low, high = [*row.interval, None, None][:2]
+    change = number(row.change)
     sign = "+" if change is not None and change > 0 else ""
     return (
-        f"{decimal(row.get('before'))} → {decimal(row.get('after'))} (change {sign}{decimal(change)}, 95 % "
-        f"{decimal(low)} … {decimal(high)}, {count(row.get('items'))} items)"
+        f"{decimal(row.before)} → {decimal(row.after)} (change {sign}{decimal(change)}, 95 % "
+        f"{decimal(low)} … {decimal(high)}, {count(row.items)} items)"
     )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from core.planning.plan_record import PlanRecord, StageEntry
 from core.report.charts import Series
 from core.report.format import (
     DASH,
-    as_dict,
-    as_list,
     change_of,
     count,
     decimal,
-    first,
     interval_of,
     is_share,
     lower_is_better,
@@ -24,21 +23,21 @@ from core.report.format import (
     short,
     value_of,
 )
+from core.results import ChainStep, StageResult
 
 
-def hero_of(result: dict[str, Any], plan: dict[str, Any], series: list[Series], last_step: float) -> dict[str, Any]:
-    """The headline: values before and after as texts, their places on one axis, the verdict."""
-    metric = str(first(result.get("metric"), "score"))
-    start, before, after = (number(result.get(key)) for key in ("start", "before", "after"))
-    final = after is not None
-    if not result:
-        metric, before, after = _so_far(series)
-    interval, delta_interval = interval_of(result.get("interval")), interval_of(result.get("delta_interval"))
+def hero_of(result: StageResult | None, plan: PlanRecord, series: list[Series], last_step: float) -> dict[str, Any]:
+    """The headline: values before and after as texts, their places on one axis, the verdict. result: None for a run
+    that is not finished."""
+    known = result or _so_far(series)
+    metric = known.metric or "score"
+    start, before, after = number(known.start), number(known.before), number(known.after)
+    interval, delta_interval = interval_of(known.interval), interval_of(known.delta_interval)
     delta = after - before if before is not None and after is not None else None
-    total = number(plan.get("total_steps"))
+    total = plan.preview.total_steps
     return {
         "metric": metric,
-        "final": final,
+        "final": result is not None and after is not None,
         "start": None if start is None else value_of(metric, start),
         "before": None if before is None else value_of(metric, before),
         "after": None if after is None else value_of(metric, after),
@@ -49,22 +48,23 @@ def hero_of(result: dict[str, Any], plan: dict[str, Any], series: list[Series], 
         "verdict": _verdict(metric, delta, delta_interval, before, interval),
         "total_gain": None if start is None or after is None else change_of(metric, after - start),
         "lower": lower_is_better(metric),
-        "item_count": None if number(result.get("items")) is None else count(result["items"]),
+        "item_count": None if result is None else count(result.items),
         "scale": _scale(metric, start, before, after, interval),
         "step": count(last_step),
-        "total_steps": None if total is None else count(total),
-        "progress": None if not total else min(1.0, last_step / total),
+        "total_steps": count(total) if total else None,
+        "progress": min(1.0, last_step / total) if total else None,
     }
 
 
-def _so_far(series: list[Series]) -> tuple[str, float | None, float | None]:
+def _so_far(series: list[Series]) -> StageResult:
     """First and last value of the first evaluation metric, for a run without result.json."""
     evaluations = [item for item in series if item.name.startswith("eval/")]
     if not evaluations:
-        return "score", None, None
+        return StageResult("")
     chosen = next((item for item in evaluations if item.name == "eval/score"), evaluations[0])
     known = chosen.known
-    return f"held-out {chosen.name.split('/', 1)[-1]}", known[0], known[-1] if len(known) > 1 else None
+    metric = f"held-out {chosen.name.split('/', 1)[-1]}"
+    return StageResult("", metric=metric, before=known[0], after=known[-1] if len(known) > 1 else None)
 
 
 def _verdict(
@@ -110,43 +110,44 @@ def _scale(
     }
 
 
-def pipeline_of(result: dict[str, Any], plan: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
+def pipeline_of(result: StageResult | None, plan: PlanRecord, run_dir: Path) -> list[dict[str, Any]]:
     """The stages in order with their own before and after; the plan's stages where nothing is finished."""
-    planned = {str(item.get("stage")): item for item in as_list(plan.get("stages")) if isinstance(item, dict)}
-    done = [item for item in as_list(result.get("pipeline")) if isinstance(item, dict)]
-    here = str(first(result.get("stage"), plan.get("stage"), ""))
-    if done and here and here not in {str(item.get("stage")) for item in done}:
-        keys = ("stage", "before", "after", "metric", "seconds", "tokens")
-        done.append({**{key: result.get(key) for key in keys}, "reused": False})
-    steps = []
-    for item in done or planned.values():
-        stage = str(item.get("stage", "?"))
-        plan_item = as_dict(planned.get(stage))
-        metric = str(first(item.get("metric"), result.get("metric"), "score"))
-        before, after = number(item.get("before")), number(item.get("after"))
-        state = {"reuse": "reused", "resume": "resumed"}.get(str(plan_item.get("state")), "run")
-        if item.get("reused") is not None:
-            state = "reused" if item["reused"] else "run" if state == "reused" else state
-        delta = after - before if before is not None and after is not None else None
-        steps.append(
-            {
-                "stage": stage,
-                "algorithm": str(plan_item.get("algorithm") or ""),
-                "state": state,
-                "metric": metric if after is not None or before is not None else "",
-                "before": None if before is None else value_of(metric, before),
-                "after": None if after is None else value_of(metric, after),
-                "delta": None if delta is None else change_of(metric, delta),
-                "verdict": _verdict(metric, delta, None, None, None),
-                "share_before": before if is_share(metric, before, after) and before is not None else None,
-                "share_after": after if is_share(metric, before, after) and after is not None else None,
-                "seconds": None if number(item.get("seconds")) is None else seconds(item["seconds"]),
-                "tokens": None if number(item.get("tokens")) is None else short(item["tokens"]),
-                "here": stage == here,
-                "href": None if stage == here else report_of(item.get("run_dir") or plan_item.get("run_dir"), run_dir),
-            }
-        )
-    return steps
+    planned = {entry.stage: entry for entry in plan.stages}
+    done = list(result.pipeline) if result else []
+    here = (result.stage if result else "") or plan.stage
+    if result and done and here and here not in {step.stage for step in done}:
+        done.append(replace(result.as_step(), stage=here))
+    done = [step if step.metric else replace(step, metric=result.metric if result else "") for step in done]
+    return [
+        _stage_row(step, planned.get(step.stage, StageEntry()), step.stage == here, run_dir)
+        for step in done or [ChainStep(entry.stage) for entry in planned.values()]
+    ]
+
+
+def _stage_row(step: ChainStep, entry: StageEntry, here: bool, run_dir: Path) -> dict[str, Any]:
+    """A stage as texts, and its places on the axis where its metric is a share."""
+    metric, before, after = step.metric or "score", number(step.before), number(step.after)
+    state = {"reuse": "reused", "resume": "resumed"}.get(entry.state, "run")
+    if step.reused is not None:
+        state = "reused" if step.reused else "run" if state == "reused" else state
+    delta = after - before if before is not None and after is not None else None
+    share = is_share(metric, before, after)
+    return {
+        "stage": step.stage or "?",
+        "algorithm": entry.algorithm,
+        "state": state,
+        "metric": metric if after is not None or before is not None else "",
+        "before": None if before is None else value_of(metric, before),
+        "after": None if after is None else value_of(metric, after),
+        "delta": None if delta is None else change_of(metric, delta),
+        "verdict": _verdict(metric, delta, None, None, None),
+        "share_before": before if share else None,
+        "share_after": after if share else None,
+        "seconds": None if number(step.seconds) is None else seconds(step.seconds),
+        "tokens": None if step.tokens is None else short(step.tokens),
+        "here": here,
+        "href": None if here else report_of(step.run_dir or entry.run_dir, run_dir),
+    }
 
 
 def report_of(other: Any, run_dir: Path) -> str | None:
@@ -160,48 +161,50 @@ def report_of(other: Any, run_dir: Path) -> str | None:
 
 
 def cards_of(
-    result: dict[str, Any], plan: dict[str, Any], rows: list[dict[str, Any]], last_step: float, verified: Any
+    result: StageResult | None, plan: PlanRecord, rows: list[dict[str, Any]], last_step: float, verified: Any
 ) -> list[dict[str, str]]:
-    """The summary: tokens, seconds, memory, steps, verification."""
+    """The summary: tokens, seconds, memory, steps, verification. What result.json does not tell is taken from the rows
+    of metrics.jsonl."""
 
     def last(key: str) -> float | None:
         return max((x for x in (number(row.get(key)) for row in rows) if x is not None), default=None)
 
-    tokens, spent = first(result.get("tokens"), last("tokens_seen")), first(result.get("seconds"), last("time_s"))
+    known = result or StageResult("")
+    tokens, spent = known.tokens or last("tokens_seen"), number(known.seconds) or last("time_s")
     cards = []
 
     def card(label: str, value: str, note: str = "", tone: str = "") -> None:
         if value != DASH:
             cards.append({"label": label, "value": value, "note": note, "tone": tone})
 
-    if verified is not None or result:
+    if verified is not None or result is not None:
         word = {True: "Yes", False: "No"}.get(verified, "Not yet")
         note = {True: "proved to reload", False: "do not build on it"}.get(verified, "not proved to reload")
         tone = {True: "good", False: "bad"}.get(verified, "")
         card("Artifact verified", word, note, tone)
-    steps = first(number(result.get("steps")), last_step or None)
-    total = number(plan.get("total_steps"))
+    steps, total = known.steps or last_step or None, plan.preview.total_steps
     card("Steps", count(steps), f"of {count(total)}" if total and steps is not None and steps < total else "")
-    rate = tokens / spent if number(tokens) is not None and number(spent) else None
+    rate = tokens / spent if tokens is not None and spent else None
     card("Tokens", short(tokens), "" if rate is None else f"{short(rate)} a second")
     card("Time", seconds(spent))
-    memory, guess = number(result.get("peak_memory_gb")), number(plan.get("memory_gb_estimate"))
+    memory, guess = number(known.peak_memory_gb), number(plan.preview.memory_gb_estimate)
     note = "" if guess is None else f"estimated {guess:.2f} GB"
-    if memory is not None:
+    if memory:
         card("Peak memory", f"{memory:.2f} GB", note)
     elif guess is not None:
         card("Memory", f"{guess:.2f} GB", "estimated")
-    before, after = result.get("reward_before"), result.get("reward_after")
-    if number(after) is not None:
-        card("Reward", decimal(after), "" if number(before) is None else f"from {decimal(before)}")
-    card("KL to reference", decimal(result.get("kl_to_reference")), "nats a completion")
+    before, after = number(known.reward_before), number(known.reward_after)
+    if after is not None:
+        card("Reward", decimal(after), "" if before is None else f"from {decimal(before)}")
+    card("KL to reference", decimal(known.kl_to_reference), "nats a completion")
     return cards
 
 
-def time_parts_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+def time_parts_of(result: StageResult | None) -> list[dict[str, Any]]:
     """Shares of the run's seconds, the greatest first; what no part claims is `other`."""
-    parts = {str(name): number(value) or 0.0 for name, value in as_dict(result.get("time_by_part")).items()}
-    spent, total = sum(parts.values()), number(result.get("seconds")) or 0.0
+    known = result or StageResult("")
+    parts = {name: number(value) or 0.0 for name, value in known.time_by_part.items()}
+    spent, total = sum(parts.values()), number(known.seconds) or 0.0
     if spent <= 0:
         return []
     if total > 1.005 * spent:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from core.models.roles import Models
+from core.results import MetricChange
 from core.scoring.guarded import summarise
 from core.training.run import StageRun, heldout_prompts
 from core.types import Evaluation, Sampling, ScoreRequest
@@ -114,7 +115,7 @@ def headline(first: Evaluation | None, last: Evaluation | None, measured: Sequen
         "reward_before": before.get("reward"),
         "reward_after": after.get("reward"),
         "kl_to_reference": after.get("kl_to_reference"),
-        "metrics": [{"name": key, "before": before.get(key), "after": after.get(key)} for key in measured],
+        "metrics": [MetricChange(key, before.get(key), after.get(key)) for key in measured],
         "heldout_loss_by_source": {
             key.removeprefix(prefix): {"before": before.get(key), "after": value}
             for key, value in after.items()

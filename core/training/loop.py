@@ -24,6 +24,7 @@ from core.models.adapters import (
     spread_rank,
 )
 from core.models.roles import Models
+from core.results import Retained
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.metrics import HeldoutMetrics
 from core.training.optim import MasterOptimizer, decay_groups, lr_factor
@@ -46,7 +47,7 @@ class Fitted:
     """Why it ended before its last step."""
     resumed_at: list[int] = field(default_factory=list)
     """Steps that were done when the run was resumed, one number for each time."""
-    retention: list[dict[str, Any]] = field(default_factory=list)
+    retention: list[Retained] = field(default_factory=list)
     """What was forgotten, a row a measure; see core.training.retention."""
     measured: list[str] = field(default_factory=list)
     """Names that `eval.metrics` gave."""
@@ -79,7 +80,7 @@ class StepLoop:
             plan_ranks(module, run.cfg.peft, self.total)
         self.metrics = HeldoutMetrics(run)
         self.retention: Retention | None = None
-        self.kept: list[dict[str, Any]] = []
+        self.kept: list[Retained] = []
         self.step = 0
         self.tokens = 0
         self.stopped = ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from core.data.records import Message
 from core.data.retention_sets import GENERAL, Choice, load_choices, load_text, set_name
 from core.models.packed import PromptGroup, pack
 from core.models.roles import Models
+from core.results import Retained
 from core.tokens.examples import split_by_tokens
 from core.training.evaluate import bootstrap
 from core.training.run import StageRun
@@ -75,23 +75,15 @@ class Retention:
         """Means before training, under the names of metrics.jsonl."""
         return _named(self.before)
 
-    def compare(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Means now, and for result.json the change of each with its 95 % interval, items resampled in pairs."""
+    def compare(self) -> tuple[dict[str, float], list[Retained]]:
+        """Means now, and the change of each with its 95 % interval, items resampled in pairs."""
         after = self._measure()
         rows = []
         for name, now in after.items():
             then = self.before[name]
             changes = [b - a for a, b in zip(then.items, now.items, strict=True)]
-            rows.append(
-                {
-                    "name": name,
-                    "before": then.mean,
-                    "after": now.mean,
-                    "change": now.mean - then.mean,
-                    "interval": list(bootstrap(changes, weights=now.weights)),
-                    "items": len(changes),
-                }
-            )
+            change, interval = now.mean - then.mean, list(bootstrap(changes, weights=now.weights))
+            rows.append(Retained(name, then.mean, now.mean, change, interval, len(changes)))
         return _named(after), rows
 
     # -- encoding ----------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ class StageRun:
     @property
     def plan_json(self) -> dict[str, Any]:
         """Contents of plan.json."""
-        return self.chain.to_json(self.plan, self.log.warnings, len(self.log.dropped))
+        return self.chain.record(self.plan, self.log.warnings, len(self.log.dropped)).to_json()
 
     @property
     def parents(self) -> list[dict[str, str]]:

@@ -170,13 +170,11 @@ def _with_chain(run: StageRun, result: StageResult) -> StageResult:
     for stage in run.chain.stages:
         known = result if stage is run.plan else StageResult.read(stage.run_dir) if stage.run_dir else None
         if known is not None:
-            told = ("stage", "metric", "before", "after", "seconds", "tokens")
-            reused = stage.state == "reuse"
-            rows.append({**{key: getattr(known, key) for key in told}, "reused": reused, "run_dir": str(stage.run_dir)})
+            rows.append(known.as_step(reused=stage.state == "reuse", run_dir=str(stage.run_dir)))
         if stage is run.plan:
             break
-    same = [row for row in rows if row["metric"] == result.metric]
-    return replace(result, start=same[0]["before"] if same else None, pipeline=rows)
+    same = [row for row in rows if row.metric == result.metric]
+    return replace(result, start=same[0].before if same else None, pipeline=rows)
 
 
 def _tell(run: StageRun, recorder: Recorder, result: StageResult) -> None:

@@ -138,9 +138,9 @@ def test_a_mixture_names_its_sources_and_holds_out_of_each(files):
     assert len(data.heldout) <= 10 and len(data.heldout) + len(data.train) == 200
     assert data.train[0].meta["file"] in ("a/a.jsonl", "b/b.jsonl")
     for name, described in data.info.mixture.items():
-        assert described["records"] == sum(one.meta["source"] == name for one in data.train)
-        assert described["heldout"] == sum(one.meta["source"] == name for one in data.heldout)
-        assert described["dialect"] == "prompt_completion"
+        assert described.records == sum(one.meta["source"] == name for one in data.train)
+        assert described.heldout == sum(one.meta["source"] == name for one in data.heldout)
+        assert described.part.dialect == "prompt_completion"
 
 
 def test_a_prompt_that_one_source_holds_out_is_trained_in_none(tmp_path):
@@ -150,15 +150,15 @@ def test_a_prompt_that_one_source_holds_out_is_trained_in_none(tmp_path):
     }
     data = build_dataset(mixture_of(files, heldout_max=12), files, "sft", 17)
     assert not {one.prompt_key for one in data.train} & {one.prompt_key for one in data.heldout}
-    assert sum(source.get("also_heldout", 0) for source in data.info.mixture.values()) > 0
+    assert sum(source.part.also_heldout or 0 for source in data.info.mixture.values()) > 0
 
 
 def test_caps_size_and_limit(files):
     cfg = mixture_of(files, mix_size=50, limit=20)
     cfg.mixture["b"].cap = 30
     data = build_dataset(cfg, files, "sft", 17)
-    assert data.info.mixture["b"]["capped"] == 30 and len(data.train) == 20
-    assert sum(source["records"] for source in data.info.mixture.values()) == 50
+    assert data.info.mixture["b"].capped == 30 and len(data.train) == 20
+    assert sum(source.records for source in data.info.mixture.values()) == 50
 
 
 def test_folds_over_a_file_and_not_over_a_heldout_part(tmp_path):
@@ -308,10 +308,10 @@ def test_a_transform_of_a_stranger(tmp_path, make_distribution):
     data = built(path, "data.transforms=[has_word, theirs]", "data.heldout_frac=0.3")
     assert all("Answer" in one.completion for one in [*data.train, *data.heldout])
     report, second = data.info.transforms
-    assert (report["dropped"] + report["heldout_dropped"], report["reasons"]) == (10, {"no word": report["dropped"]})
-    assert report["examples"][0]["file"] == "rows.jsonl" and report["examples"][0]["reason"] == "no word: Answer"
-    assert report["owner"] == "stranger-sets 0.4" and report["before"] == report["kept"] + report["dropped"]
-    assert (second["kept"], second["dropped"], second["added"]) == (len(data.train), 0, 0)
+    assert (report.dropped + report.heldout_dropped, report.reasons) == (10, {"no word": report.dropped})
+    assert report.examples[0].file == "rows.jsonl" and report.examples[0].reason == "no word: Answer"
+    assert report.owner == "stranger-sets 0.4" and report.before == report.kept + report.dropped
+    assert (second.kept, second.dropped, second.added) == (len(data.train), 0, 0)
     assert data.info.train.records == len(data.train)
 
 
@@ -357,7 +357,7 @@ def test_no_added_record_has_a_heldout_prompt(tmp_path, make_distribution):
     body = "return Transformed(list(records), added=[*context.heldout, *records])"
     stranger(make_distribution, body, "augment")
     data = built(write(tmp_path / "rows.jsonl", rows("x", 40)), "data.transforms=[theirs]")
-    assert data.info.transforms[0]["added"] == data.info.transforms[0]["kept"] == len(data.train) / 2
+    assert data.info.transforms[0].added == data.info.transforms[0].kept == len(data.train) / 2
     assert not {one.prompt_key for one in data.train} & {one.prompt_key for one in data.heldout}
 
 
@@ -384,7 +384,7 @@ def test_transforms_are_done_before_the_mixture_is_drawn(tmp_path, files, make_d
          "data.transforms=[has_word]", "data.heldout_frac=0"]
     )  # fmt: skip
     sources = dataset_for(cfg, "sft", registry).info.mixture
-    assert (sources["a"]["available"], sources["b"]["available"]) == (40, 20)
+    assert (sources["a"].available, sources["b"].available) == (40, 20)
 
 
 # 5. The key.

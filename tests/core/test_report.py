@@ -43,10 +43,12 @@ def make_plan(folder: Path, total_steps: int = 120) -> None:
         "data": {"train": {"records": 1480, "dialect": "prompt, answer", "files": ["prompts.jsonl"]},
                  "heldout": {"records": 100, "dialect": "prompt, answer", "files": ["heldout.jsonl"]},
                  "quarantined": 3, "fingerprint": "7c1e0b55d2aa"},
-        "batch": {"prompts_a_step": 8, "completions_a_prompt": 8, "micro_batch_tokens": 2048},
+        "batch": {"size": 8, "unit": "prompts", "tokens": 14_300, "text": "8 prompts × 8, ≈ 14,300 tokens",
+                  "micro_batch_tokens": 2048},
         "total_steps": total_steps, "memory_gb_estimate": 3.1,
         "warnings": ["3 rows of prompts.jsonl were put into quarantine (first: line 412, no prompt)"],
-        "trained_rows": ["<|im_start|>user\nWhat is 17 + 25?<|im_end|>\n[[42<|im_end|>]]"],
+        "trained_rows": [{"text": "<|im_start|>user\nWhat is 17 + 25?<|im_end|>\n[[42<|im_end|>]]", "tokens": 21,
+                          "trained": 2}],
     })  # fmt: skip
 
 

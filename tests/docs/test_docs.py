@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ import yaml
 
 from core.commands import reference
 from core.config.typed import typed_config
+from core.data.info import DatasetInfo, PartInfo, SourceInfo, TransformReport
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
+from core.planning.plan_record import PlanRecord, StageEntry, StagePreview, TrainedRow
 from core.platform import hookspecs
 from core.platform.registry import Registry
-from core.results import StageResult
+from core.results import ChainStep, MetricChange, Retained, StageResult
 from core.settings import schema
 from core.settings.fields import field_docs
 
@@ -317,10 +320,8 @@ def test_every_file_of_a_run_is_documented():
 
 
 FIELDS = [
-    ("core/planning/plan.py", "to_json"), ("core/commands/preview/estimate.py", "estimate"),
-    ("core/commands/preview/estimate.py", "_cost"), ("core/artifacts/artifact.py", "seal"),
-    ("core/training/run_stage.py", "_with_chain"), ("core/training/evaluate.py", "headline"),
-    ("core/jsonl.py", "metrics"), ("core/jsonl.py", "samples"),
+    ("core/artifacts/artifact.py", "seal"), ("core/training/evaluate.py", "headline"), ("core/jsonl.py", "metrics"),
+    ("core/jsonl.py", "samples"),
 ]  # fmt: skip
 """Functions whose dictionaries are what the JSON files hold."""
 NOT_FIELDS = {"pairs", "prompts", "preference", "float32", "heldout_loss", "score"}
@@ -338,18 +339,40 @@ def test_every_field_of_the_json_files_is_documented(file, function):
         assert f"`{key}`" in TEXTS["docs/run-directory.md"], key
 
 
+def section(name):
+    """The part of the page on run folders that is about one file."""
+    return TEXTS["docs/run-directory.md"].partition(f"## `{name}`")[2].partition("\n## ")[0]
+
+
+def rows_of(name):
+    """First cell to line of the table of one file's fields."""
+    lines = [line for line in section(name).splitlines() if line.startswith("| `")]
+    return {field: line for line in lines for field in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+
+
 def test_every_field_of_a_result_is_documented():
-    page = TEXTS["docs/run-directory.md"].partition("## `result.json`")[2].partition("\n## ")[0]
-    for name in StageResult(stage="sft", heldout_loss_by_source={"a": {}}).to_json():
-        assert f"`{name}`" in page, name
-    tree = ast.parse((ROOT / "core/training/run_stage.py").read_text(encoding="utf-8"))
-    chain = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_with_chain")
-    keys = {item.value for node in ast.walk(chain) if isinstance(node, ast.Tuple) for item in node.elts
-            if isinstance(item, ast.Constant)}  # fmt: skip
-    assert {"stage", "before", "after"} <= keys
-    row = next(line for line in page.splitlines() if line.startswith("| `pipeline` |"))
-    for key in sorted(keys):
-        assert f"`{key}`" in row, key
+    rows = rows_of("result.json")
+    assert StageResult(stage="sft", heldout_loss_by_source={"a": {}}).to_json().keys() <= rows.keys()
+    for name, kind in (("metrics", MetricChange), ("retention", Retained), ("pipeline", ChainStep)):
+        for field in fields(kind):
+            assert f"`{field.name}`" in rows[name], (name, field.name)
+
+
+def test_every_field_of_a_plan_is_documented():
+    part = PartInfo(1, 1, 1, 1, "a", {"a": "b"}, ["c"], ["d"])
+    data = DatasetInfo(part, part, mixture={"a": SourceInfo(part=part)}, transforms=[TransformReport()])
+    preview = StagePreview(total_steps=1, memory_gb_estimate=1.0, trained_rows=[TrainedRow()])
+    plan = PlanRecord(data=data, preview=preview, stages=[StageEntry()]).to_json()
+    rows = rows_of("plan.json")
+    assert plan.keys() <= rows.keys()
+    told = {name: plan[name] for name in ("owner", "model", "batch", "data")}
+    told |= {"stages": plan["stages"][0], "trained_rows": plan["trained_rows"][0]}
+    for name, values in told.items():
+        for field in values:
+            assert f"`{field}`" in rows[name], (name, field)
+    inner = [plan["data"]["train"], plan["data"]["mixture"]["a"], plan["data"]["transforms"][0]]
+    for field in {field for values in inner for field in values}:
+        assert f"`{field}`" in rows["data"], field
 
 
 def test_core_table_names_every_folder_and_file():

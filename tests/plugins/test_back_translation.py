@@ -113,7 +113,7 @@ def test_the_command_writes_what_the_transform_adds(back_translate, tmp_path):
     assert added[0].meta["augmented"] == "back-translation" and added[0].meta["pivot"] == "French"
     assert [record.prompt[0].content for record in dataset.heldout] == [ASKED[8]]
     [step] = dataset.info.transforms
-    assert step["facts"] == {"translations": 8, "refused": 3, "without_record": 0}
+    assert step.facts == {"translations": 8, "refused": 3, "without_record": 0}
 
 
 def test_an_interrupted_command_goes_on_and_repeats_nothing(back_translate, tmp_path):

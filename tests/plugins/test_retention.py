@@ -13,6 +13,7 @@ from core.data.retention_sets import GENERAL, check_retention, load_choices, set
 from core.errors import ConfigError, DataError
 from core.report.facts import collect
 from core.report.format import change_text
+from core.results import StageResult
 from core.settings.schema import RetentionConfig
 from core.training.evaluate import bootstrap
 from core.training.retention import Retention
@@ -98,12 +99,12 @@ def test_numbers_equal_plain_loops(make_stage, sets):
                 scores.append(logprobs.gather(1, torch.tensor(own)[:, None]).mean().item())
             hits.append(float(scores.index(max(scores)) == choice.gold))
         assert metrics[f"retention/{name}"] == sum(hits) / len(hits)
-        assert next(row for row in rows if row["name"] == name)["items"] == len(hits)
+        assert next(row for row in rows if row.name == name).items == len(hits)
 
     for row in rows:
-        assert row["change"] == pytest.approx(row["after"] - row["before"])
-        low, high = row["interval"]
-        assert low <= row["change"] <= high
+        assert row.change == pytest.approx(row.after - row.before)
+        low, high = row.interval
+        assert low <= row.change <= high
 
 
 def test_training_does_not_notice(make_stage, sets):
@@ -126,11 +127,12 @@ def test_measures_stand_in_metrics_and_in_the_run(make_stage, sets):
     rows = [json.loads(line) for line in (stage.run.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if "eval/retention/general_kl" in row]
     assert steps == [0, 4]  # not in between
-    assert [row["name"] for row in stage.fitted.retention] == [
+    assert [row.name for row in stage.fitted.retention] == [
         "general_loss", "general_kl", "text_loss", "mixed", set_name(str(sets["table"])),
     ]  # fmt: skip
-    assert stage.fitted.retention[1]["before"] == 0 < stage.fitted.retention[1]["after"]
-    (stage.run.folder / "result.json").write_text(json.dumps({"version": 1, "retention": stage.fitted.retention}))
+    assert stage.fitted.retention[1].before == 0 < stage.fitted.retention[1].after
+    result = StageResult("sft", retention=stage.fitted.retention)
+    (stage.run.folder / "result.json").write_text(json.dumps(result.to_json()))
     (table,) = [table for table in collect(stage.run.folder).tables if table["title"] == "What was forgotten"]
     assert table["pairs"][1] == ("general kl", change_text(stage.fitted.retention[1]))
     assert "8 items" in table["pairs"][1][1]

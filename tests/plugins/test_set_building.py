@@ -302,8 +302,8 @@ def test_a_real_mixture_with_transforms():
         "data.transforms=[{name: length, min_chars: 40}, dedup_exact, {name: contamination}]",
     )  # fmt: skip
     sources, steps = data.info.mixture, data.info.transforms
-    assert sources["alpaca"]["records"] == 300 and sources["chats"]["passes"] == 1.0
-    assert steps[1]["dropped"] >= 1  # the published file has equal rows
+    assert sources["alpaca"].records == 300 and sources["chats"].passes == 1.0
+    assert steps[1].dropped >= 1  # the published file has equal rows
     assert {one.meta["source"] for one in data.heldout_prompts[:2]} == {"alpaca", "chats"}
 
 

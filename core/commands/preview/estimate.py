@@ -7,12 +7,12 @@ is what it would train on.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from core.console import Console
 from core.data.records import BadRow, Record
 from core.errors import DataError, ModelError
 from core.planning.plan import Plan, StagePlan
+from core.planning.plan_record import StagePreview, StepBatch, TrainedRow
 from core.planning.sources import find_source, gguf_read_once, package_file, resolve_source
 from core.platform.registry import Registry
 from core.tokens.codec import ChatCodec, load_codec
@@ -76,10 +77,10 @@ def stage_examples(
 
     # Limited and without held-out part: a stage may ask for more of the same data.
     cfg = copy.copy(stage.cfg)
-    cfg.data = dataclasses.replace(cfg.data, limit=max(len(records), 1))
-    part = dataclasses.replace(stage.dataset, train=records, heldout=[], heldout_prompts=[], quarantined=[])
+    cfg.data = replace(cfg.data, limit=max(len(records), 1))
+    part = replace(stage.dataset, train=records, heldout=[], heldout_prompts=[], quarantined=[])
     with tempfile.TemporaryDirectory(prefix="preftune-preview-") as folder:
-        alone = dataclasses.replace(stage, cfg=cfg, dataset=part, run_dir=Path(folder), warnings=[], preview={})
+        alone = replace(stage, cfg=cfg, dataset=part, run_dir=Path(folder), warnings=[], preview=StagePreview())
         opened = open_stage(plan, alone, registry, Console(quiet=True), codec=codec)
         try:
             return opened.run.hooks.build_data(run=opened.run).train, opened.run.log.dropped
@@ -120,7 +121,7 @@ def preview_codec(stage: StagePlan) -> ChatCodec:
     return load_codec(resolve_source(cfg), cfg)
 
 
-def estimate(stage: StagePlan, examples: Sequence[Any]) -> dict[str, Any]:
+def estimate(stage: StagePlan, examples: Sequence[Any]) -> StagePreview:
     """Steps, batch, a few rows and rough cost for the plan, from examples of the first records."""
     cfg, records = stage.cfg.stage, stage.dataset.train
     # A record may make several examples, as a document makes chunks.
@@ -142,20 +143,23 @@ def estimate(stage: StagePlan, examples: Sequence[Any]) -> dict[str, Any]:
         + (f" × {work.completions}" if work.completions > 1 else "")
         + f", ≈ {tokens:,.0f} tokens"
     )
-    preview: dict[str, Any] = {
-        "total_steps": steps,
-        "batch": {"size": cfg.batch_size, "unit": unit, "tokens": round(tokens), "text": text,
-                  "micro_batch_tokens": cfg.micro_batch_tokens},
-        "trained_rows": [
-            {"text": marked(row.texts, row.weights), "tokens": len(row.ids), "trained": row.trained}
-            for row in stage.rows
-            if row.trained
+    preview = StagePreview(
+        total_steps=steps,
+        batch=StepBatch(cfg.batch_size, unit, round(tokens), text, cfg.micro_batch_tokens),
+        trained_rows=[
+            TrainedRow(marked(row.texts, row.weights), len(row.ids), row.trained) for row in stage.rows if row.trained
         ][:3],
-    }  # fmt: skip
+    )
     parameters = _parameters(stage)
-    if parameters:
-        preview |= _cost(stage, parameters, tokens * steps, prepared)
-    return preview
+    if not parameters:
+        return preview
+    memory, minutes = _cost(stage, parameters, tokens * steps, prepared)
+    return replace(
+        preview,
+        memory_gb_estimate=round(memory, 1),
+        memory_estimate=f"{memory:.1f} GB",
+        time_estimate=f"{minutes:.0f} min on CPU" if minutes >= 1 else "< 1 min on CPU",
+    )
 
 
 def _parameters(stage: StagePlan) -> int | None:
@@ -173,9 +177,9 @@ def _parameters(stage: StagePlan) -> int | None:
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) // width
 
 
-def _cost(stage: StagePlan, parameters: int, tokens: float, prepared: float) -> dict[str, Any]:
-    """Rough memory in GB and time, for people to see the order of magnitude. The run passes over `tokens` tokens, and
-    makes examples of `prepared` ones, which takes the longer where few steps are made of a large file."""
+def _cost(stage: StagePlan, parameters: int, tokens: float, prepared: float) -> tuple[float, float]:
+    """Rough memory in GB and time in minutes, for people to see the order of magnitude. The run passes over `tokens`
+    tokens, and makes examples of `prepared` ones, which takes the longer where few steps are made of a large file."""
     roles = set(stage.spec.roles)
     full = stage.cfg.peft.method == "none"
     trained = 2 if "value_model" in roles else 1
@@ -192,9 +196,4 @@ def _cost(stage: StagePlan, parameters: int, tokens: float, prepared: float) -> 
     passes = stage.cfg.stage.work().passes
     flops = tokens * parameters * (6 * trained * passes + 2 * (frozen + trained + engine))
     seconds = flops / (_CPU_FLOPS * (os.cpu_count() or 1)) + prepared / _PREPARED
-    minutes = seconds / 60
-    return {
-        "memory_gb_estimate": round(memory, 1),
-        "memory_estimate": f"{memory:.1f} GB",
-        "time_estimate": f"{minutes:.0f} min on CPU" if minutes >= 1 else "< 1 min on CPU",
-    }
+    return memory, seconds / 60

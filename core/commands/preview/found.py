@@ -13,6 +13,7 @@ from core.commands.preview.estimate import estimate, stage_examples, token_rows,
 from core.data.records import BadRow, Record
 from core.errors import DataError
 from core.planning.plan import Plan, StagePlan
+from core.planning.plan_record import StagePreview
 from core.platform.registry import Registry
 from core.tokens.codec import ChatCodec
 from core.tokens.heatmap import TokenRow
@@ -54,7 +55,7 @@ class Preview:
     records: int
     sampled: int
     sources: list[SourceSample]
-    facts: dict[str, Any]
+    facts: StagePreview
     """Steps, batch and cost, as in plan.json."""
     quarantined: list[BadRow]
     """Rows that became no record."""
@@ -153,10 +154,10 @@ def lines_of(found: Preview) -> list[str]:
     lines = [
         f"{found.sampled:,} of {found.records:,} records; {len(whole.lengths):,} examples, "
         f"{whole.trained:,} of {whole.tokens:,} tokens trained ({whole.trained_share:.1%})",
-        f"one epoch ≈ {found.epoch_tokens:,} tokens; {facts['total_steps']:,} steps of {facts['batch']['text']}",
+        f"one epoch ≈ {found.epoch_tokens:,} tokens; {facts.total_steps:,} steps of {facts.batch.text}",
     ]
-    if "time_estimate" in facts:
-        lines.append(f"cost ≈ {facts['time_estimate']}, {facts['memory_estimate']}")
+    if facts.time_estimate:
+        lines.append(f"cost ≈ {facts.time_estimate}, {facts.memory_estimate}")
     lines += [f"refused: {count:,} × {reason}" for reason, count in whole.refused.most_common(5)]
     if found.quarantined:
         lines.append(f"in quarantine: {len(found.quarantined):,} rows, the first: {found.quarantined[0]}")

@@ -48,8 +48,8 @@ class TransformContract(ConfiguredContract):
     def test_it_does_something(self, tmp_path: Path) -> None:
         """Each record stays, or is dropped with a reason; core checks that none is lost or changed."""
         (report,) = self.transformed(self.given(tmp_path)).reports
-        assert report["dropped"] or report["added"], "choose records and settings on which it does something"
-        assert all(report["reasons"]), "a reason is empty"
+        assert report.dropped or report.added, "choose records and settings on which it does something"
+        assert all(report.reasons), "a reason is empty"
 
     def test_the_seed_decides(self, tmp_path: Path) -> None:
         """Equal records and an equal seed give equal sets."""
