@@ -162,6 +162,15 @@ def test_the_order_of_records_is_the_seeds(make_stage):
     assert first_batch(1) != first_batch(2)
 
 
+def test_noise_does_not_depend_on_what_the_process_drew_before(make_stage):
+    losses = []
+    for drawn in (1, 100):
+        torch.rand(drawn)
+        losses.append(make_stage("stage=sft", "stage.neftune_alpha=20", "stage.max_steps=1").fit()[0]["loss"])
+    (plain,) = make_stage("stage=sft", "stage.max_steps=1").fit()
+    assert losses[0] == losses[1] != pytest.approx(plain["loss"], abs=1e-4)
+
+
 # ---- who starts where, and who stands still ----------------------------------------------------------------------
 
 
