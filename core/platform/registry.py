@@ -7,6 +7,7 @@ of them the user means.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import warnings
 from functools import partial
@@ -47,6 +48,7 @@ from core.platform.specs import (
     TransformSpec,
 )
 from core.platform.switches import DISABLE_VARIABLE, Switches
+from core.suggest import did_you_mean
 
 STAGE_HOOKS = tuple(name for name in vars(StageHooks) if not name.startswith("_"))
 HEAVY = "torch"
@@ -130,6 +132,9 @@ class Registry:
             if self.manager.has_plugin(owner.plugin):
                 self.manager.unregister(name=owner.plugin)
             reason = " ".join(str(error).split())[:400]
+            if unknown := re.match(r"unknown hook '(\w+)' in plugin", reason):
+                known = [name for name in vars(self.manager.hook) if not name.startswith("_")]
+                reason = f"there is no hook '{unknown[1]}'{did_you_mean(unknown[1], known)}"
             record.state, record.reason = "broken", f"{type(error).__name__}: {reason}"
             self.warnings.append(f"{owner} ({module}) is left out: {record.reason}")
             return

@@ -37,8 +37,17 @@ _IMPL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 def specs_of(value: Any, kind: type) -> list[Any]:
     """The specs in what a hook returned; PluginError when it is anything but a list of `kind`."""
     if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
-        raise PluginError(f"must return a list of {kind.__name__}, returned {value!r}")
+        given = f"a {type(value).__name__}" if isinstance(value, kind) else repr(value)
+        raise PluginError(f"must return a list of {kind.__name__}, returned {given}")
     return list(value)
+
+
+def check_returned(value: Any, hook: str, kind: str, needs: Collection[str], impl: str) -> Any:
+    """`value`, which a stage returned; PluginError where it lacks one of the attributes of a `kind`."""
+    if all(hasattr(value, name) for name in needs):
+        return value
+    mend = f"let {hook} return a {kind}; mypy finds such faults before a run"
+    raise PluginError(f"{hook} must return a {kind}, returned a {type(value).__name__}", where=impl, mend=mend)
 
 
 def check_spec(spec: Any, base: type | None, names: tuple[re.Pattern[str], str]) -> None:

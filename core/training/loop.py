@@ -24,6 +24,7 @@ from core.models.adapters import (
     spread_rank,
 )
 from core.models.roles import Models
+from core.platform.spec_checks import check_returned
 from core.results import Retained
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.metrics import HeldoutMetrics
@@ -148,6 +149,7 @@ class StepLoop:
         began = time.perf_counter()
         with run.log.timed("collect"):
             batch = run.hooks.collect_batch(run=run, models=self.models, data=self.data, step=self.step)
+            check_returned(batch, "collect_batch", "Batch", ("updates", "tokens"), run.plan.spec.impl)
         if not batch.updates:
             raise TrainingError("a step had no work", f"{run.name}, step {self.step + 1}")
         factor = lr_factor(self.cfg.schedule, self.step, self.total, self.cfg.warmup_frac)
@@ -198,6 +200,7 @@ class StepLoop:
         for micro_batch in peers.share(micro_batches):
             with self._dropout():
                 output = run.hooks.compute_loss(run=run, models=self.models, micro_batch=micro_batch)
+            check_returned(output, "compute_loss", "LossOutput", ("loss", "metrics"), run.plan.spec.impl)
             if not torch.isfinite(output.loss):
                 self._not_finite("loss", output.loss.item(), output.metrics)
             if output.loss.requires_grad:
@@ -266,6 +269,7 @@ class StepLoop:
         with run.log.timed("evaluate"), torch.no_grad():
             state = torch.get_rng_state()
             found = run.hooks.evaluate(run=run, models=self.models, data=self.data, step=self.step)
+            check_returned(found, "evaluate", "Evaluation", ("metrics", "items"), run.plan.spec.impl)
             found.metrics |= self.metrics.measure(self.models, self.data, found.requests)
             torch.set_rng_state(state)
         if self.retention is not None and self.step == 0:

@@ -16,6 +16,7 @@ from core.errors import ArtifactError, ConfigError, DataError, TrainingError
 from core.files import disk_guard, write_json, write_text
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
 from core.planning.ledger import Ledger
+from core.platform.spec_checks import check_returned
 from core.report import build_report
 from core.results import StageResult
 from core.training.checkpoint import clear_checkpoints
@@ -41,12 +42,14 @@ def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
             for note in run.codec.notes:
                 run.log.warn(note)
             data = hooks.build_data(run=run)
+            check_returned(data, "build_data", "StageData", ("train", "heldout"), run.plan.spec.impl)
             _check_train(run, data.train)
             models = hooks.build_models(run=run)
         run.parts.hold(models, 0)
         recorder.started()
         with run.log.timed("make data"):
             data = hooks.make_data(run=run, models=models, data=data)
+            check_returned(data, "make_data", "StageData", ("train", "heldout"), run.plan.spec.impl)
             _check_train(run, data.train)
             recorder.made(getattr(data, "facts", {}), resumed=run.plan.state == "resume")
         if run.peers.first:

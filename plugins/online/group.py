@@ -85,8 +85,8 @@ class GroupStage(Stage[C, StageData, GroupWork]):
         return flat * self.cfg.group_size / size.completions
 
     def forward(self, models: Models, work: GroupWork) -> tuple[Settled, Tensor]:
-        """The row with old log-probabilities and advantages, with its metrics where it has got them only now, and the
-        policy's log-probabilities of its completion tokens, [M]."""
+        """The row with old log-probabilities and advantages (`row.extra["advantage_C"]`, [C]), with its metrics where
+        it has got them only now, and the policy's log-probabilities of its completion tokens, [M]."""
         first = work.row.old_logprob_M is None
         logprob, entropy = models.call("policy", work.row.packed, self.cfg.temperature, want_entropy=first)
         if not first:

@@ -63,7 +63,9 @@ def test_each_is_named_and_the_rest_works(site: Path):
     states = {name: (rows[name]["state"], rows[name]["distribution"], rows[name]["version"]) for name in NEIGHBOURS}
     for name in ("raises", "misspelt", "aged"):
         assert states[name] == ("broken", f"{name}-dist", "1.5")
-    assert "no luck today" in rows["raises"]["reason"] and "register_stage" in rows["misspelt"]["reason"]
+    assert (
+        "no luck today" in rows["raises"]["reason"] and "Did you mean 'register_stages'?" in rows["misspelt"]["reason"]
+    )
     assert rows["heavy"]["imports_torch"] and not rows["fine"]["imports_torch"]
     assert states["fine"][0] == states["heavy"][0] == rows["sft"]["state"] == "loaded"
 

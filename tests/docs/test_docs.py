@@ -195,7 +195,7 @@ def test_data_blocks_can_be_read():
     ("page", "plugins"),
     [
         ("docs/tutorial.md", "acme_simpo"),
-        ("docs/plugins.md", "acme_slic,acme_seen,acme_vowels,acme_pairs"),
+        ("docs/plugins.md", "acme_slic,acme_cispo,acme_seen,acme_vowels,acme_pairs"),
     ],
 )
 def test_the_pages_own_tests_pass(page, plugins, tmp_path):
@@ -214,10 +214,11 @@ def test_the_reference_is_current():
 
 
 def test_the_documented_stage_loads(documented_plugins, monkeypatch):
-    monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_slic,acme_vowels,acme_pairs,acme_seen,acme_directives")
+    monkeypatch.setenv("PREFTUNE_PLUGINS", "acme_slic,acme_cispo,acme_vowels,acme_pairs,acme_seen,acme_directives")
     registry = Registry.load()
     assert ".pairs" in registry.readers and "ask_say" in registry.dialects
-    assert ("slic", "") in registry.stages and "vowels" in registry.reward_models and "acme" in registry.text_sets
+    assert {("slic", ""), ("rlhf", "cispo")} <= set(registry.stages)
+    assert "vowels" in registry.reward_models and "acme" in registry.text_sets
     assert not [line for line in registry.warnings if "acme" in line]
 
 

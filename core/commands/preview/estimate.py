@@ -23,6 +23,7 @@ from core.planning.plan import Plan, StagePlan
 from core.planning.plan_record import StagePreview, StepBatch, TrainedRow
 from core.planning.sources import find_source, gguf_read_once, package_file, resolve_source
 from core.platform.registry import Registry
+from core.platform.spec_checks import check_returned
 from core.tokens.codec import ChatCodec, load_codec
 from core.tokens.examples import Pair
 from core.tokens.heatmap import TokenRow, marked, token_texts
@@ -83,7 +84,9 @@ def stage_examples(
         alone = replace(stage, cfg=cfg, dataset=part, run_dir=Path(folder), warnings=[], preview=StagePreview())
         opened = open_stage(plan, alone, registry, Console(quiet=True), codec=codec)
         try:
-            return opened.run.hooks.build_data(run=opened.run).train, opened.run.log.dropped
+            data = opened.run.hooks.build_data(run=opened.run)
+            check_returned(data, "build_data", "StageData", ("train", "heldout"), stage.spec.impl)
+            return data.train, opened.run.log.dropped
         finally:
             opened.close()
 
