@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +24,7 @@ from core.training.peers import ALONE, Peers, join
 from core.training.run_stage import _check_loop
 from core.training.stage import Stage
 
+ROOT = Path(__file__).resolve().parents[2]
 CHAIN = [
     "stage=rlhf", "algorithm=dpo", "pipeline.stages=[sft,rlhf]", "retention.general=false", "reuse=false",
     *(f"{stage}.{setting}" for stage in ("stage", "upstream.sft")
@@ -28,25 +32,40 @@ CHAIN = [
 ]  # fmt: skip
 
 
-def launched(count: int, lab: Lab, runs: Path, *words: str) -> list[tuple[int, str]]:
-    """Exit code and output of each of `count` warm processes that run one command, as a launcher starts them."""
+def launched(real: bool, count: int, lab: Lab, runs: Path, *words: str) -> list[tuple[int, str]]:
+    """Exit code and output of each of `count` processes that run one command, as a launcher starts them.
+
+    real: start `python -m core` itself, stages and all, not warm processes.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = []
     for rank in range(count):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {name: str(value) for name, value in own.items()} if count > 1 else {}
-        output = runs.with_name(f"{runs.name}-{rank}.txt")
-        started.append((start([*words, *lab.words(runs)], output, environment), output))
-    return [(finish(process), output.read_text()) for process, output in started]
+        environment = {"OMP_NUM_THREADS": "1"}
+        environment |= {name: str(value) for name, value in own.items()} if count > 1 else {}
+        line, output = [*words, *lab.words(runs)], runs.with_name(f"{runs.name}-{rank}.txt")
+        if real:
+            with output.open("wb") as file:
+                process: Any = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "core", *line], stdout=file, stderr=subprocess.STDOUT,
+                    env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                )  # fmt: skip
+        else:
+            process = start(line, output, environment)
+        started.append((process, output))
+    wait = (lambda process: process.wait(300)) if real else finish
+    return [(wait(process), output.read_text()) for process, output in started]
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_trajectory_of_one(tmp_path):
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.long)], ids=["warm", "real"])
+def test_two_processes_follow_the_trajectory_of_one(tmp_path, real):
+    """The one is always the command itself, with a real process for each stage."""
     lab = make_lab(tmp_path)
     for name, count in (("one", 1), ("two", 2)):
-        for code, output in launched(count, lab, tmp_path / name, *CHAIN):
+        for code, output in launched(real or count == 1, count, lab, tmp_path / name, *CHAIN):
             assert code == 0, output
             last = output
     assert not last.strip(), "a process that is not the first has something to say"
