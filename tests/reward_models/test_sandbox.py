@@ -56,6 +56,7 @@ def test_tests_are_run_one_by_one(sandbox):
     assert not outcome.timed_out
 
 
+@pytest.mark.slow  # burns the whole time limit
 def test_an_endless_loop_ends_at_the_time_limit(sandbox):
     began = time.monotonic()
     outcome = sandbox.run("while True: pass")
