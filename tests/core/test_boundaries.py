@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "core"
 HEAVY = {
     "torch", "transformers", "accelerate", "peft", "trl", "datasets", "vllm", "wandb", "bitsandbytes", "safetensors",
-    "gguf", "tensorboard",
+    "gguf", "tensorboard", "typing_extensions",
 }  # fmt: skip
 TORCH_SIDE = (
     "models/* artifacts/* torch_api training/checkpoint training/evaluate training/loop training/making "
