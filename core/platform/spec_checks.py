@@ -42,8 +42,19 @@ def specs_of(value: Any, kind: type) -> list[Any]:
     return list(value)
 
 
-def check_returned(value: Any, hook: str, kind: str, needs: Collection[str], impl: str) -> Any:
-    """`value`, which a stage returned; PluginError where it lacks one of the attributes of a `kind`."""
+RETURNED = {
+    "build_data": ("StageData", ("train", "heldout")),
+    "make_data": ("StageData", ("train", "heldout")),
+    "collect_batch": ("Batch", ("updates", "tokens")),
+    "compute_loss": ("LossOutput", ("loss", "metrics")),
+    "evaluate": ("Evaluation", ("metrics", "items")),
+}
+"""Stage hook to what it returns, and the attributes by which that is known."""
+
+
+def check_returned(value: Any, hook: str, impl: str) -> Any:
+    """`value`, which the hook of a stage returned; PluginError where it lacks an attribute of what RETURNED says."""
+    kind, needs = RETURNED[hook]
     if all(hasattr(value, name) for name in needs):
         return value
     mend = f"let {hook} return a {kind}; mypy finds such faults before a run"

@@ -29,6 +29,7 @@ from core.results import Retained
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.metrics import HeldoutMetrics
 from core.training.optim import MasterOptimizer, decay_groups, lr_factor
+from core.training.peers import highest_of
 from core.training.recorder import Recorder
 from core.training.retention import Retention
 from core.training.run import StageRun
@@ -64,7 +65,8 @@ class StepLoop:
     def __init__(self, run: StageRun, models: Models, data: Any, recorder: Recorder) -> None:
         self.run, self.models, self.data, self.recorder = run, models, data, recorder
         self.cfg = run.cfg.stage
-        self.total = run.hooks.total_steps(run=run, data=data)
+        # A run counted them when it began, which may go through all examples.
+        self.total = recorder.total or run.hooks.total_steps(run=run, data=data)
         if self.total < 1:
             raise TrainingError("the run would make no step", run.name, "give more records, or lower stage.batch_size")
         groups = []
@@ -149,7 +151,7 @@ class StepLoop:
         began = time.perf_counter()
         with run.log.timed("collect"):
             batch = run.hooks.collect_batch(run=run, models=self.models, data=self.data, step=self.step)
-            check_returned(batch, "collect_batch", "Batch", ("updates", "tokens"), run.plan.spec.impl)
+            check_returned(batch, "collect_batch", run.plan.spec.impl)
         if not batch.updates:
             raise TrainingError("a step had no work", f"{run.name}, step {self.step + 1}")
         factor = lr_factor(self.cfg.schedule, self.step, self.total, self.cfg.warmup_frac)
@@ -164,7 +166,7 @@ class StepLoop:
                 for name, value in sums.items():
                     totals[name] += value
                     seen[name] += 1
-                peaks |= {name: max(value, peaks.get(name, value)) for name, value in highest.items()}
+                peaks = highest_of(peaks, highest)
                 done += 1
                 if batch.skip_rest is not None and batch.skip_rest.exceeded(sums):
                     break
@@ -200,7 +202,7 @@ class StepLoop:
         for micro_batch in peers.share(micro_batches):
             with self._dropout():
                 output = run.hooks.compute_loss(run=run, models=self.models, micro_batch=micro_batch)
-            check_returned(output, "compute_loss", "LossOutput", ("loss", "metrics"), run.plan.spec.impl)
+            check_returned(output, "compute_loss", run.plan.spec.impl)
             if not torch.isfinite(output.loss):
                 self._not_finite("loss", output.loss.item(), output.metrics)
             if output.loss.requires_grad:
@@ -208,7 +210,7 @@ class StepLoop:
             sums["loss"] += output.loss.item()
             for name, value in output.metrics.items():
                 sums[name] += value
-            peaks |= {name: max(value, peaks.get(name, value)) for name, value in output.peaks.items()}
+            peaks = highest_of(peaks, output.peaks)
         if peers.first:
             self._penalize(sums)
         if peers.count > 1:
@@ -269,7 +271,7 @@ class StepLoop:
         with run.log.timed("evaluate"), torch.no_grad():
             state = torch.get_rng_state()
             found = run.hooks.evaluate(run=run, models=self.models, data=self.data, step=self.step)
-            check_returned(found, "evaluate", "Evaluation", ("metrics", "items"), run.plan.spec.impl)
+            check_returned(found, "evaluate", run.plan.spec.impl)
             found.metrics |= self.metrics.measure(self.models, self.data, found.requests)
             torch.set_rng_state(state)
         if self.retention is not None and self.step == 0:

@@ -38,6 +38,14 @@ def _others() -> Iterator[None]:
         raise TrainingError("another process of this run has ended", mend="its own message tells why") from error
 
 
+def highest_of(*several: Mapping[str, float]) -> dict[str, float]:
+    """The largest value of each name; a mapping need not have every name."""
+    peaks: dict[str, float] = {}
+    for values in several:
+        peaks |= {name: max(value, peaks.get(name, value)) for name, value in values.items()}
+    return peaks
+
+
 @dataclass(frozen=True)
 class Peers:
     """This process among those that train together. With `count` 1 every method does nothing."""
@@ -83,10 +91,7 @@ class Peers:
 
     def all_reduce_peaks(self, values: Mapping[str, float]) -> dict[str, float]:
         """The largest over the processes, by name; a process need not have every name."""
-        peaks: dict[str, float] = {}
-        for part in self.all_gather(dict(values)):
-            peaks |= {name: max(value, peaks.get(name, value)) for name, value in part.items()}
-        return peaks
+        return highest_of(*self.all_gather(dict(values)))
 
     def all_gather(self, value: T) -> list[T]:
         """Every process's value, in order of rank."""

@@ -23,7 +23,8 @@ class Recorder:
     def __init__(self, run: StageRun, observers: Observers, console: Console) -> None:
         self._run, self._observers, self._console = run, observers, console
         self._files = MetricsWriter(run.folder)
-        self._total = 0
+        self.total = 0
+        """Steps that will be made; 0 before `begin`."""
         self.done = 0
         """Steps that were done when the one under way began."""
         self.first: Evaluation | None = None
@@ -33,7 +34,7 @@ class Recorder:
 
     def begin(self, title: str, total: int) -> None:
         """The models stand, and `total` steps will be made."""
-        self._total = total
+        self.total = total
         self._console.begin(title, total)
 
     def step(self, step: int, tokens: int, seconds: float, metrics: dict[str, float]) -> None:
@@ -41,7 +42,7 @@ class Recorder:
         named = {f"{self._run.name}/{name}": value for name, value in metrics.items()}
         self._files.metrics(step, named, tokens, seconds)
         self._observers.on_step_end(self._run, step, named)
-        self._console.step(step, self._total, metrics)
+        self._console.step(step, self.total, metrics)
 
     def made(self, facts: dict[str, float], resumed: bool) -> None:
         """Numbers of the examples that were made: in result.json, and as metrics `data/…` of step 0."""

@@ -42,14 +42,14 @@ def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
             for note in run.codec.notes:
                 run.log.warn(note)
             data = hooks.build_data(run=run)
-            check_returned(data, "build_data", "StageData", ("train", "heldout"), run.plan.spec.impl)
+            check_returned(data, "build_data", run.plan.spec.impl)
             _check_train(run, data.train)
             models = hooks.build_models(run=run)
         run.parts.hold(models, 0)
         recorder.started()
         with run.log.timed("make data"):
             data = hooks.make_data(run=run, models=models, data=data)
-            check_returned(data, "make_data", "StageData", ("train", "heldout"), run.plan.spec.impl)
+            check_returned(data, "make_data", run.plan.spec.impl)
             _check_train(run, data.train)
             recorder.made(getattr(data, "facts", {}), resumed=run.plan.state == "resume")
         if run.peers.first:

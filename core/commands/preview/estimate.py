@@ -85,7 +85,7 @@ def stage_examples(
         opened = open_stage(plan, alone, registry, Console(quiet=True), codec=codec)
         try:
             data = opened.run.hooks.build_data(run=opened.run)
-            check_returned(data, "build_data", "StageData", ("train", "heldout"), stage.spec.impl)
+            check_returned(data, "build_data", stage.spec.impl)
             return data.train, opened.run.log.dropped
         finally:
             opened.close()
