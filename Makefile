@@ -19,7 +19,7 @@ test: $(READY) ## every test but those marked long, in a quarter of an hour
 	$(PYTEST) -m "not long" $(ARGS)
 
 test-all: $(READY) ## every test: whole matrices and long studies too
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --cpu-budget=fail $(ARGS)
 
 lint: $(READY) ## style
 	$(BIN)/ruff check .

@@ -25,9 +25,13 @@ from made_once import made_once
 logging.raiseExceptions = False
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu-budget", choices=["tell", "fail"], default="tell", help="what to do with a test over it")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Hold every test to its CPU seconds; as a plugin of the session, so that it sees the fixtures of all folders."""
-    config.pluginmanager.register(CpuBudget())
+    config.pluginmanager.register(CpuBudget(strict=config.getoption("--cpu-budget") == "fail"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 TESTS = """
@@ -42,12 +44,13 @@ def test_wrong(): assert not burn(0.4), "and dear"; assert 0
 """
 
 
-def test_a_dear_test_fails_unless_it_is_marked(tmp_path):
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_dear_test_is_told_or_fails_unless_it_is_marked(tmp_path, strict):
     """Its body, its own fixtures and its children count, what it shares does not."""
     (tmp_path / "test_costs.py").write_text(TESTS)
     (tmp_path / "conftest.py").write_text(
         "import cpu_budget\ncpu_budget.LIMIT_S, cpu_budget.crowded = 0.2, lambda: False\n"
-        "def pytest_configure(config): config.pluginmanager.register(cpu_budget.CpuBudget())\n"
+        f"def pytest_configure(config): config.pluginmanager.register(cpu_budget.CpuBudget({strict}))\n"
     )
     markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
     (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = " + str(ROOT / "tests") + "\nmarkers =\n"
@@ -60,8 +63,14 @@ def test_a_dear_test_fails_unless_it_is_marked(tmp_path):
     ends = {line.split("::")[1].split()[0]: line.split()[0] for line in done.stdout.splitlines()
             if line.startswith(("PASSED", "FAILED"))}  # fmt: skip
     failed = {name for name, end in ends.items() if end == "FAILED"}
-    assert failed == {"test_dear", "test_dear_fixture", "test_dear_child", "test_wrong"}, done.stdout
-    assert len(ends) == 7 and "CPU seconds, more than 0.2: mark it slow or long" in done.stdout
+    dear = {"test_dear", "test_dear_fixture", "test_dear_child"}
+    assert failed == ({*dear, "test_wrong"} if strict else {"test_wrong"}), done.stdout
+    assert len(ends) == 7
+    if strict:
+        assert "CPU seconds, more than 0.2: mark it slow or long" in done.stdout
+    else:
+        told = done.stdout.partition("over 0.2 CPU seconds: mark them slow or long")[2].partition("====\n")[2]
+        assert {name for name in ends if f" s  test_costs.py::{name}\n" in told} == dear
 
 
 # No test that cannot fail.

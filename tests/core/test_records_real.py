@@ -31,6 +31,7 @@ def first(name: str, **options) -> Record:
     return load_records([real(name)], **options).records[0]
 
 
+@pytest.mark.slow
 def test_every_file_loads_by_its_path_alone() -> None:
     real("README.md")
     assert PAGE.read_text(encoding="utf-8") == page()

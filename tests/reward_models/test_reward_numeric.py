@@ -250,6 +250,7 @@ def corrupted(gold: str) -> str:
     return str(Fraction(gold.replace(",", "")) + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not on this machine")
 def test_every_gsm8k_gold_answer_is_right_and_every_corrupted_one_wrong():
     rows = [json.loads(line) for line in GSM8K.read_text(encoding="utf8").splitlines()]
