@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from core.commands.parser import CommandParser
 from core.data.files import find_files
 from core.data.readers.rows import Row
@@ -29,7 +31,6 @@ from core.platform.specs import (
     TrackerSpec,
     TransformSpec,
 )
-from core.results import ChainStep, MetricChange, Retained, StageResult
 from core.scoring.guarded import GuardedScorer, ScorerContext, summarise
 from core.settings.data_schema import TransformConfig
 from core.settings.rules import check_regex, require
@@ -61,6 +62,9 @@ from core.types import (
     Work,
 )
 
+if TYPE_CHECKING:
+    from core.results import ChainStep, MetricChange, Retained, StageResult
+
 __all__ = [
     "API_VERSION", "PROJECT", "ArtifactError", "Batch", "ChainStep", "CommandParser", "CommandSpec", "ConfigError",
     "DataError", "DataSourceSpec", "DialectSpec", "EngineSpec", "Evaluation", "GuardedScorer", "Limit",
@@ -77,4 +81,6 @@ __all__ = [
 
 RENAMED: dict[str, Renamed] = {}
 """Old name to what replaced it."""
-__getattr__ = renamed_names(__name__, RENAMED)
+LATER = dict.fromkeys(("ChainStep", "MetricChange", "Retained", "StageResult"), "core.results")
+"""Name to its module, which no start needs: help and errors come sooner without."""
+__getattr__ = renamed_names(__name__, RENAMED, LATER)

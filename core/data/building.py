@@ -13,7 +13,7 @@ from core.data.formats import BUILT_IN, Formats
 from core.data.info import DatasetInfo, PartInfo, SourceInfo
 from core.data.mixing import mixed
 from core.data.records import Record, fingerprint
-from core.data.transforms import BoundTransform, apply_transforms
+from core.data.transforming import BoundTransform, apply_transforms
 from core.data.views import prompts_of, with_system
 from core.errors import DataError, PreftuneError
 from core.settings.convert import placed

@@ -7,7 +7,7 @@ from pathlib import Path
 from core.data.building import build_dataset
 from core.data.dataset import Dataset
 from core.data.formats import formats_of
-from core.data.transforms import bind_transforms
+from core.data.transforming import bind_transforms
 from core.errors import ConfigError, PluginError
 from core.files import atomic_folder, cache_dir
 from core.platform.providers import Providers

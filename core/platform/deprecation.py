@@ -5,9 +5,11 @@ Torch-free.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from core.platform.hookspecs import API_VERSION, Deprecated
@@ -22,8 +24,10 @@ class Renamed(NamedTuple):
     """API version in which the old name is gone."""
 
 
-def renamed_names(module: str, names: Mapping[str, Renamed]) -> Callable[[str], Any]:
-    """`__getattr__` of a module whose old names are the keys of `names`.
+def renamed_names(
+    module: str, names: Mapping[str, Renamed], later: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[str], Any]:
+    """`__getattr__` of a module whose old names are the keys of `names`; those of `later` are imported when asked for.
 
     An old name gives what the new one gives and raises a Deprecated warning at the line that asked for it; where that
     is an entry module, every start names its plugin. From API version `until` on it raises ImportError, which also
@@ -31,6 +35,8 @@ def renamed_names(module: str, names: Mapping[str, Renamed]) -> Callable[[str], 
     """
 
     def lookup(name: str) -> Any:
+        if name in later:
+            return getattr(importlib.import_module(later[name]), name)
         if name not in names:
             raise AttributeError(f"module '{module}' has no attribute '{name}'")
         new, until = names[name]

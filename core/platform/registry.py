@@ -10,7 +10,7 @@ import importlib
 import re
 import sys
 import warnings
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -98,9 +98,9 @@ class Registry:
         registry = cls(manager)
         switches = Switches.read()
         found = sorted(metadata.entry_points(group=PROJECT), key=lambda point: (point.name, point.value))
+        name_and_version = cache(_name_and_version)  # each question parses a METADATA file
         for point in found:
-            distribution, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
-            registry._add(Owner(point.name, distribution, version), point.value, switches)
+            registry._add(Owner(point.name, *name_and_version(point.dist)), point.value, switches)
         for module in switches.modules:
             registry._add(Owner(module, "", ""), module, switches)
         owners = [record.owner for record in registry.plugins]
@@ -345,6 +345,10 @@ def check_api(version: object) -> None:
         raise PluginError(f"it was built for API {version}, and this preftune has API {API_VERSION}; update preftune")
     if version < OLDEST_API:
         raise PluginError(f"it was built for API {version}, and this preftune takes {OLDEST_API} or newer; update it")
+
+
+def _name_and_version(distribution: metadata.Distribution | None) -> tuple[str, str]:
+    return (distribution.name, distribution.version) if distribution else ("", "")
 
 
 def _import(value: str) -> object:

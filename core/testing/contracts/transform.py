@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from core.data.loading import load_records
 from core.data.records import Record
-from core.data.transforms import Built, apply_transforms, bind_transforms
+from core.data.transforming import Built, apply_transforms, bind_transforms
 from core.platform.named_parts import named_configs
 from core.platform.providers import Providers
 from core.platform.registry import Registry
