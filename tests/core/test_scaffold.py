@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -26,6 +29,26 @@ def test_every_file_of_a_package_can_be_read(tmp_path, kind):
     assert {"README.md", ".gitignore", ".github/workflows/test.yml", "tests/test_contract.py"} <= files
     for file in files:
         assert "$" not in (folder / file).read_text() or file.endswith(".yml"), file
+
+
+def test_a_package_has_the_style_that_ruff_asks_for_and_names_what_is_there(tmp_path):
+    for kind in KINDS:
+        folder = write_package(f"acme-{kind}", kind, tmp_path)
+        named = re.findall(r"`([\w/.]+)` (?:says|holds)", (folder / "README.md").read_text())
+        assert len(named) >= 2 and all((folder / path).exists() for path in named), kind
+        assert ("package-data" in (folder / "pyproject.toml").read_text()) == (folder / f"acme_{kind}/conf").exists()
+        ruff = [
+            sys.executable,
+            "-m",
+            "ruff",
+            "check",
+            "--isolated",
+            "--no-cache",
+            "--select=I,F,E",
+            "--line-length=120",
+        ]
+        done = subprocess.run(ruff, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
 
 
 def test_the_command_tells_what_to_type_next(tmp_path, capsys):

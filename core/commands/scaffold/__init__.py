@@ -85,6 +85,15 @@ def _arguments(arguments: list[str]) -> tuple[str, str, Path]:
     return names[0], options["--kind"], Path(options["--into"])
 
 
+def _parts(package: str, chosen: Recipe) -> str:
+    """What the files are for, one a line, as its README tells."""
+    parts = [f"`{package}/__init__.py` says what there is and imports no torch"]
+    parts += [f"`{package}/{module}` holds the work" for module in chosen.modules]
+    parts += [f"`{package}/conf` holds the presets"] * bool(chosen.preset)
+    parts += [f"`tests/test_contract.py` says what every {chosen.title} must keep"]
+    return "\n".join(f"- {part}" for part in parts)
+
+
 def write_package(name: str, kind: str, into: Path) -> Path:
     """Write the package into `into`/`name` and return that folder. Raises ConfigError where it exists."""
     chosen = KINDS[kind]
@@ -100,6 +109,8 @@ def write_package(name: str, kind: str, into: Path) -> Path:
         "article": "An" if chosen.title[0] in "aeiou" else "A",
         "version": core.__version__,
         "api": str(API_VERSION),
+        "parts": _parts(package, chosen),
+        "package_data": f'\n[tool.setuptools.package-data]\n{package} = ["conf/**/*.yaml"]\n' if chosen.preset else "",
         "try_it": string.Template(chosen.try_it).substitute(names),
     }
     files = {
