@@ -1,7 +1,7 @@
 """A test that costs more CPU seconds than it may must be marked: see docs/quality.md.
 
-`make test` names such tests at its end; `make test-all` fails them. What a test uses depends on the processor and on the
-data beside the checkout, and a landing is not refused for that.
+`make test` names such tests at its end; `make test-all` fails them. What a test uses depends on the processor and on
+the data beside the checkout, and a landing is not refused for that.
 """
 
 from __future__ import annotations

