@@ -117,16 +117,19 @@ class TrainingContract(ConfiguredContract):
         ]  # fmt: skip
 
     @pytest.fixture(scope="class")
-    def straight(self, stage_runner: StageRunner) -> Outcome:
+    @classmethod
+    def straight(cls, stage_runner: StageRunner) -> Outcome:
         """A run that was left alone."""
-        return stage_runner(*self.trained()).assert_ok()
+        return stage_runner(*cls().trained()).assert_ok()
 
     @pytest.fixture(scope="class")
-    def interrupted(self, stage_runner: StageRunner) -> Outcome:
+    @classmethod
+    def interrupted(cls, stage_runner: StageRunner) -> Outcome:
         """The same run, interrupted after its fourth step and started again."""
-        first = stage_runner(*self.trained(), interrupt_at=4)
+        kit = cls()
+        first = stage_runner(*kit.trained(), interrupt_at=4)
         assert first.code == 130, first.err
-        again = stage_runner(*self.trained(), runs=first.runs).assert_ok()
+        again = stage_runner(*kit.trained(), runs=first.runs).assert_ok()
         assert again.folder == first.folder, "the interrupted run was not resumed"
         return again
 

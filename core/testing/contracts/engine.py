@@ -31,20 +31,23 @@ class EngineContract(ConfiguredContract):
         return "rollout"
 
     @pytest.fixture(scope="class")
-    def bench(self, preftune_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    @classmethod
+    def bench(cls, preftune_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         """A stage whose `run.parts.engine()` is the engine, holding the policy's weights."""
+        kit = cls()
         from core.testing.bench import Bench
 
         folder = tmp_path_factory.mktemp("engine")
         alone = rollout_stage()[0].replace("stage=", "pipeline.stages=[") + "]"
         made = Bench(
-            [*preftune_lab.words(folder / "runs"), *self.chosen(), alone, "reward=exact", *self.words], folder / "run"
+            [*preftune_lab.words(folder / "runs"), *kit.chosen(), alone, "reward=exact", *kit.words], folder / "run"
         )
         yield made
         made.close()
 
     @pytest.fixture(scope="class")
-    def prompts(self, bench: Any) -> list[list[int]]:
+    @classmethod
+    def prompts(cls, bench: Any) -> list[list[int]]:
         return [prompt.ids for prompt in bench.data.train[:3]]
 
     def test_completions_stand_in_the_order_of_the_prompts(self, bench: Any, prompts: list[list[int]]) -> None:

@@ -32,9 +32,11 @@ class MetricContract(ConfiguredContract):
         return [f"eval.metrics=[{{name: {self.metric}, no_such_setting: 1}}]"]
 
     @pytest.fixture(scope="class")
-    def measured(self, stage_runner: StageRunner) -> Outcome:
+    @classmethod
+    def measured(cls, stage_runner: StageRunner) -> Outcome:
         """Two steps, evaluated before and after."""
-        return stage_runner(*self.chosen(), "stage.max_steps=2", "stage.batch_size=4", *self.words).assert_ok()
+        kit = cls()
+        return stage_runner(*kit.chosen(), "stage.max_steps=2", "stage.batch_size=4", *kit.words).assert_ok()
 
     def test_it_is_in_metrics_and_result_and_report(self, measured: Outcome) -> None:
         """Before and after, each a number, under its own name."""

@@ -27,10 +27,11 @@ class ObserverContract(Contract):
         return SimpleNamespace(owner=found[0].owner, spec=spec)
 
     @pytest.fixture(scope="class")
-    def watched(self, stage_runner: StageRunner) -> Outcome:
+    @classmethod
+    def watched(cls, stage_runner: StageRunner) -> Outcome:
         """A short run."""
         words = ("stage=sft", "stage.max_steps=2", "stage.batch_size=4", "stage.save_every_steps=1")
-        return stage_runner(*words, *self.words).assert_ok()
+        return stage_runner(*words, *cls().words).assert_ok()
 
     def test_it_watches_without_a_failure(self, watched: Outcome) -> None:
         assert not [line for line in watched.result["warnings"] if f"observer '{self.plugin}'" in line]

@@ -37,13 +37,15 @@ class RewardContract(ConfiguredContract):
         return "reward"
 
     @pytest.fixture(scope="class")
-    def scorer(self) -> Iterator[Any]:
+    @classmethod
+    def scorer(cls) -> Iterator[Any]:
         """The reward model behind its guard, as a run has it."""
+        kit = cls()
         from core.scoring.guarded import GuardedScorer, ScorerContext
 
-        config, registry, _ = typed_config([*self.chosen(), *self.words])
+        config, registry, _ = typed_config([*kit.chosen(), *kit.words])
         specs = {name: entry.spec for name, entry in registry.reward_models.items()}
-        made = GuardedScorer(self.entry().spec, config.reward, ScorerContext(specs=specs))
+        made = GuardedScorer(kit.entry().spec, config.reward, ScorerContext(specs=specs))
         yield made
         made.close()
 

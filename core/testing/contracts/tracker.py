@@ -30,12 +30,14 @@ class TrackerContract(ConfiguredContract):
         return "tracker"
 
     @pytest.fixture(scope="class")
-    def tracked(self, stage_runner: StageRunner) -> Outcome:
+    @classmethod
+    def tracked(cls, stage_runner: StageRunner) -> Outcome:
         """A run of four steps, interrupted after the second one and started again."""
+        kit = cls()
         words = ("stage.max_steps=4", "stage.batch_size=4", "stage.save_every_steps=2")
-        first = stage_runner(*self.chosen(), *words, *self.words, interrupt_at=2)
+        first = stage_runner(*kit.chosen(), *words, *kit.words, interrupt_at=2)
         assert first.code == 130, first.err
-        return stage_runner(*self.chosen(), *words, *self.words, runs=first.runs).assert_ok()
+        return stage_runner(*kit.chosen(), *words, *kit.words, runs=first.runs).assert_ok()
 
     def test_it_tracks_without_a_failure(self, tracked: Outcome) -> None:
         assert tracked.result["resumed_at"] == [2]
