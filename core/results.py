@@ -10,7 +10,7 @@ from typing import Any
 
 from core.readback import read_back
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,9 @@ class StageResult:
 
     @classmethod
     def read(cls, run_dir: Path) -> StageResult | None:
-        """That of a run folder; None where there is none. Raises ValueError for what is no JSON."""
-        path = run_dir / "result.json"
-        return cls.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        """That of a run folder; None where there is none, or one that cannot be read."""
+        try:
+            values = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return cls.from_json(values) if isinstance(values, dict) else None

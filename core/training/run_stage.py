@@ -17,6 +17,7 @@ from core.files import disk_guard, write_json, write_text
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
 from core.planning.ledger import Ledger
 from core.platform.spec_checks import check_returned
+from core.proof import write_record
 from core.report import build_report
 from core.results import StageResult
 from core.training.checkpoint import clear_checkpoints
@@ -183,7 +184,7 @@ def _with_chain(run: StageRun, result: StageResult) -> StageResult:
 def _tell(run: StageRun, recorder: Recorder, result: StageResult) -> None:
     """Write plan.json, result.json and the report; checkpoints of a verified run are removed."""
     write_json(run.folder / "plan.json", run.plan_json)
-    write_json(run.folder / "result.json", result.to_json())
+    write_record(run.folder / "result.json", result.to_json())
     run.log.write(f"done: {result.steps} steps, {result.metric} {result.before} → {result.after}")
     sections = recorder.ended(result)
     with disk_guard(run.folder / "report.html"):

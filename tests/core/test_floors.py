@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FLOORS = (
     "core core.errors core.stopwatch core.quiet core.tables core.types core.suggest",
-    "core.files core.jsonl core.readback",
+    "core.files core.jsonl core.proof core.readback",
     "core.results",
     "core.settings",
     "core.platform",
