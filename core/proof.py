@@ -67,10 +67,31 @@ def checksums(folder: Path) -> dict[str, str]:
     return {name: sha256_file(path) for name, path in files_under(folder).items()}
 
 
-def folder_fault(folder: Path, known: object) -> str | None:
+def seal_folder(folder: Path, **facts: Any) -> None:
+    """Write `<folder>.json` beside a folder that is whole: the checksums of its files, and what it was made from."""
+    write_record(_seal(folder), {"version": 1, **facts, "files": checksums(folder)})
+
+
+def seal_fault(folder: Path, **facts: Any) -> str | None:
+    """Why a folder is not what `seal_folder` sealed with these facts; None where it is."""
+    try:
+        known = read_record(_seal(folder), proved_since=0)
+    except ValueError as error:
+        return str(error)
+    if any(known.get(name) != value for name, value in facts.items()):
+        return "it was made from something else"
+    return folder_fault(folder, known.get("files"))
+
+
+def _seal(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+def folder_fault(folder: Path, known: object, since: str = "written") -> str | None:
     """How the files under `folder` differ from those that are known; None where they are the same, no more and no less.
 
-    known: `checksums` of the folder, as it was written; of another type it counts as knowing no file.
+    known: `checksums` of the folder, as it was written; of another type it counts as knowing no file. since: what
+    was done with the folder then, for the message.
     """
     expected = known if isinstance(known, Mapping) else {}
     if not expected:
@@ -81,10 +102,10 @@ def folder_fault(folder: Path, known: object) -> str | None:
             return f"{folder / str(name)} is missing or cannot be read"
     for name, path in present.items():
         if name not in expected:
-            return f"{path} was added after it was verified"
+            return f"{path} was added after it was {since}"
         try:
             if not path.is_file() or sha256_file(path) != expected[name]:
-                return f"{path} was altered after it was verified"
+                return f"{path} was altered after it was {since}"
         except OSError:
             return f"{path} is missing or cannot be read"
     return None

@@ -25,6 +25,7 @@ from core.models.loading import OFFSET_KEY, RECORD
 from core.models.roles import Models, ScoreModel, TokenModel
 from core.models.start import Start
 from core.models.sync import fixed_text
+from core.planning.model_folder import adapter_base, folder_fingerprint
 from core.planning.plan import StagePlan
 from core.proof import checksums, files_under, write_record
 
@@ -178,6 +179,7 @@ def seal(
         "parents": plan.parents_json(),
         "files": hashes,
         "sizes": sizes,
+        "base": folder_fingerprint(base) if (base := adapter_base(folder)) is not None else None,
         "versions": _versions(),
         "trained": {
             "trainable": trainable,

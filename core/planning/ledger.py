@@ -11,6 +11,7 @@ from typing import IO, Any, NamedTuple
 
 from core.errors import ArtifactError
 from core.files import disk_error, write_json
+from core.planning.model_folder import adapter_base, folder_fingerprint
 from core.proof import folder_fault, read_record
 
 PROVED_SINCE = 2
@@ -116,7 +117,12 @@ def artifact_fault(folder: Path, key: str = "") -> str | None:
         return "its artifact did not pass its verification"
     if key and record.get("key") != key:
         return "its artifact belongs to another run"
-    return folder_fault(folder / "artifact", record.get("files"))
+    artifact = folder / "artifact"
+    fault = folder_fault(artifact, record.get("files"), since="verified")
+    base = adapter_base(artifact)
+    if fault is None and record.get("base") and (base is None or folder_fingerprint(base) != record["base"]):
+        return f"the model that its adapter was trained on was altered or is gone ({base or 'not found'})"
+    return fault
 
 
 def result_fault(folder: Path) -> str | None:

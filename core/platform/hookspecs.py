@@ -112,6 +112,12 @@ class RegistrationHooks:
         """Folders with YAML presets, e.g. `pkg://acme_orpo.conf`."""
 
     @hookspec
+    def key_parts(self, cfg: RunConfig) -> dict[str, Any]:
+        """What results depend on that this plugin changes from outside, as an observer that may stop a run or as a
+        wrapper of stage hooks: its own settings, as JSON values by name. Part of the key of every stage, so that a
+        result made under other settings is not reused. Without it the run takes no `Stop` from an observer."""
+
+    @hookspec
     def modify_plan(self, cfg: RunConfig, plan: PlanView) -> None:
         """Edit the plan in place: add warnings, change roles. Called in the order of plugin names."""
 
