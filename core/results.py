@@ -94,6 +94,8 @@ class StageResult:
     verified: bool = False
     resumed_at: list[int] = field(default_factory=list)
     """Steps that were done when the run was resumed, one number for each time."""
+    stopped: str = ""
+    """Why it ended before its last step; empty where it did not."""
     time_by_part: dict[str, float] = field(default_factory=dict)
     time_by_plugin: dict[str, float] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
