@@ -63,7 +63,8 @@ def obeyed(told: bool = True) -> Iterator[None]:
     wakeup = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
     heeded = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before = {number: signal.signal(number, _handle) for number in heeded}
-    threading.Thread(target=_watch, args=(read_fd, told), name="signals", daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(read_fd, told), name="signals", daemon=True)
+    watch.start()
     try:
         yield
     finally:
@@ -71,6 +72,7 @@ def obeyed(told: bool = True) -> Iterator[None]:
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
         os.close(write_fd)
+        watch.join(_ONE_MOMENT_S)  # what it has to tell
         _reset()
 
 

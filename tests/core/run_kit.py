@@ -17,7 +17,7 @@ from core.testing.run import make_lab as make_tiny_lab
 from core.testing.run import read_rows as rows
 from core.testing.warm import verify_here
 
-__all__ = ["Lab", "assert_same", "make_lab", "read_json", "rows", "verify_here"]
+__all__ = ["Lab", "ask_after", "ask_at", "assert_same", "make_lab", "read_json", "rows", "verify_here"]
 
 FAKES = Path(__file__).parent / "fakes"
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +115,29 @@ def kill_at(arguments: list[str], place: str, folder: Path) -> str:
     process.join()
     assert process.exitcode == -signal.SIGKILL
     return output.read_text()
+
+
+def ask_at(arguments: list[str], place: str, folder: Path, number: int = signal.SIGTERM) -> tuple[int, str]:
+    """Run the command in a process and send it a signal at STAGE:HOOK:STEP; its exit code and what it printed."""
+    mark, output = folder / f"at-{place.replace(':', '-')}", folder / "asked.txt"
+    output.unlink(missing_ok=True)
+    stall = {"PREFTUNE_PLUGINS": "stall", "PREFTUNE_TEST_STALL": f"{place}:{mark}"}
+    process = start(arguments, output, stall)
+    until = time.monotonic() + ENDS_IN_S
+    while not mark.exists():
+        assert process.exitcode is None and time.monotonic() < until, output.read_text()
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    return finish(process), output.read_text()
+
+
+def ask_after(arguments: list[str], seconds: float, output: Path, number: int = signal.SIGTERM) -> int:
+    """Run the command in a process and send it a signal after so many seconds; its exit code."""
+    process = start(arguments, output)
+    process.join(seconds)
+    if process.exitcode is None:
+        os.kill(process.pid, number)
+    return finish(process)
 
 
 # ---- what a run left ------------------------------------------------------------------------------------------------
