@@ -13,7 +13,7 @@ from typing import Any
 from core import signals
 from core.artifacts.artifact import seal
 from core.data.records import write_quarantine
-from core.errors import ArtifactError, ConfigError, DataError, TrainingError
+from core.errors import ArtifactError, DataError, TrainingError
 from core.files import disk_guard, write_json, write_text
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
 from core.models.roles import Models
@@ -29,7 +29,6 @@ from core.training.memory import peak_memory_gb, reset_peak
 from core.training.opening import OpenStage
 from core.training.recorder import Recorder
 from core.training.run import StageRun, heldout_prompts
-from core.training.stage import Stage
 
 
 def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
@@ -39,7 +38,6 @@ def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
     reset_peak()
     phase = "build"
     try:
-        _check_loop(opened)
         _open_folder(run)
         with run.log.timed("load"), run.peers.first_alone():
             for note in run.codec.notes:
@@ -116,18 +114,6 @@ def _tell_end(run: StageRun, recorder: Recorder, phase: str, error: BaseExceptio
     with signals.held(), suppress(ArtifactError):  # first of all: who sent the signal may not wait for observers
         run.log.say(f"interrupted by {error} in phase '{phase}' at step {recorder.done}: the same command {then}")
     recorder.failed(phase, error)
-
-
-def _check_loop(opened: OpenStage) -> None:
-    """Raise ConfigError where several processes would each run a loop of the stage's own, unaware of the others."""
-    stage = opened.registered[0]
-    if opened.run.peers.count > 1 and type(stage).fit is not Stage.fit:  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"{opened.run.plan.title} brings a training loop of its own, which {opened.run.peers.count} processes "
-            "cannot share",
-            opened.run.name,
-            "start one process",
-        )
 
 
 def _open_folder(run: StageRun) -> None:

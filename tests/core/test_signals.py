@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from run_kit import Lab, ask_after, ask_at, assert_same, only_folder, read_json, run_apart, run_folders
+from run_kit import FAKES, Lab, ask_after, ask_at, assert_same, kill_at, only_folder, read_json, run_apart, run_folders
 
 from core import signals
 
@@ -211,6 +211,44 @@ def test_a_run_that_is_asked_to_end_is_resumed_to_the_bit(
     assert_same(folder, straight_sft)
 
 
+@pytest.fixture
+def own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages with loops of their own."""
+    monkeypatch.syspath_prepend(str(FAKES))
+    monkeypatch.setenv("PREFTUNE_PLUGINS", "own_loop")
+
+
+def own_words(lab: Lab, stage: str, runs: Path) -> list[str]:
+    return [f"stage={stage}", *lab.common(runs), "stage.max_steps=5", "stage.save_every_steps=100", "stage.lr=0.01"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_loop_of_the_stages_own_is_resumed_to_the_bit(lab: Lab, tmp_path: Path, own_loop: None, kill: bool) -> None:
+    words = own_words(lab, "ownloop", tmp_path / "runs")
+    if kill:
+        words.append("stage.save_every_steps=2")
+        kill_at(words, "ownloop:step:3", tmp_path)
+    else:
+        code, text = ask_at(words, "ownloop:step:3", tmp_path)
+        assert code == 143 and "the same command resumes from step-00000003" in text, text
+    assert run_apart(words, tmp_path / "out.txt") == 0, (tmp_path / "out.txt").read_text()
+    assert f"resumed from step-0000000{2 if kill else 3}" in (tmp_path / "out.txt").read_text()
+    assert run_apart(own_words(lab, "ownloop", tmp_path / "straight"), tmp_path / "more.txt") == 0
+    folder = only_folder(tmp_path / "runs", "ownloop")
+    assert_same(folder, only_folder(tmp_path / "straight", "ownloop"))
+    assert read_json(folder / "result.json")["resumed_at"] == [2 if kill else 3]
+
+
+@pytest.mark.slow
+def test_a_loop_that_keeps_nothing_says_that_it_starts_anew(lab: Lab, tmp_path: Path, own_loop: None) -> None:
+    words = own_words(lab, "forgetful", tmp_path / "runs")
+    code, text = ask_at(words, "forgetful:step:3", tmp_path)
+    assert code == 143 and "the same command begins again, for there is no checkpoint" in text, text
+    assert run_apart(words, tmp_path / "out.txt") == 0
+    assert "was begun and holds no checkpoint, so the stage starts anew" in (tmp_path / "out.txt").read_text()
+
+
 @pytest.mark.slow
 def test_the_main_process_of_a_chain_passes_it_on(lab: Lab, tmp_path: Path) -> None:
     """The stage that runs in a process of its own leaves a checkpoint; nothing is left running."""
@@ -237,8 +275,20 @@ def test_the_command_in_a_process_group(lab: Lab, tmp_path: Path) -> None:
     assert process.wait(60) == 130
     text = (tmp_path / "out.txt").read_text()
     assert "the same command resumes from step-" in text and "Traceback" not in text
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nobody is left of the group
+    while _group_lives(process.pid):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+LENGTH = ("reward=length", "reward.target_tokens=4")
 
 
 WORDS = {
@@ -249,11 +299,11 @@ WORDS = {
     "nlft": ["stage=nlft", "model.max_length=256", "stage.ratio=0.9", "stage.min_prob=0.0001"],
     "s3ft": ["stage=s3ft", "stage.max_new_tokens=6"],
     "dpo": ["stage=rlhf", "algorithm=dpo", "pipeline.stages=[rlhf]"],
-    "grpo": ["stage=rlhf", "algorithm=grpo", "pipeline.stages=[rlhf]", "reward=length", "stage.max_new_tokens=6",
+    "grpo": ["stage=rlhf", "algorithm=grpo", "pipeline.stages=[rlhf]", *LENGTH, "stage.max_new_tokens=6",
              "stage.group_size=2"],
-    "rloo": ["stage=rlhf", "algorithm=rloo", "pipeline.stages=[rlhf]", "reward=length", "stage.max_new_tokens=6",
+    "rloo": ["stage=rlhf", "algorithm=rloo", "pipeline.stages=[rlhf]", *LENGTH, "stage.max_new_tokens=6",
              "stage.group_size=2"],
-    "ppo": ["stage=rlhf", "algorithm=ppo", "pipeline.stages=[rlhf]", "reward=length", "stage.max_new_tokens=6",
+    "ppo": ["stage=rlhf", "algorithm=ppo", "pipeline.stages=[rlhf]", *LENGTH, "stage.max_new_tokens=6",
             "stage.kl_target=0.5", "stage.inner_epochs=2", "stage.minibatches=2"],
 }  # fmt: skip
 """Each stage, alone."""
