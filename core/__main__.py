@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import core
+from core import signals
 from core.builtin import COMMANDS
 from core.errors import ConfigError, PreftuneError, Reported
 from core.platform.specs import CommandSpec
@@ -112,9 +113,14 @@ def brought(name: str) -> tuple[Registry, Registered[CommandSpec]]:
 def main(arguments: list[str] | None = None) -> int:
     """Run preftune on `arguments` (the process's own by default); the exit code.
 
-    0 done, 2 the user's configuration, 130 interrupted, 1 everything else; an unexpected exception keeps its traceback.
+    0 done, 2 the user's configuration, 130 or 143 interrupted by SIGINT or SIGTERM, 1 everything else; an unexpected
+    exception keeps its traceback.
     """
-    given = sys.argv[1:] if arguments is None else arguments
+    with signals.obeyed():
+        return _answered(sys.argv[1:] if arguments is None else arguments)
+
+
+def _answered(given: list[str]) -> int:
     try:
         with switched(given):
             return work_of(given)()
@@ -122,12 +128,13 @@ def main(arguments: list[str] | None = None) -> int:
         from core.platform.providers import tell
 
         tell(error)
-        return error.exit_code
+        number = signals.pending()  # whose end may have been the cause of the error
+        return 128 + number if number else error.exit_code
     except Reported as reported:
         return reported.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         sys.stderr.write("interrupted\n")
-        return 130
+        return signals.exit_code(error)
     except BrokenPipeError:
         sys.stderr.close()
         return 1

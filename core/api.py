@@ -59,6 +59,7 @@ from core.types import (
     Scorer,
     ScoreRequest,
     Section,
+    Stop,
     Work,
 )
 
@@ -72,7 +73,7 @@ __all__ = [
     "OptimizerSpec", "PeftConfig", "PeftMethodSpec", "PlanView", "PlannedStage", "PluginError", "PreftuneError",
     "ReaderSpec", "Record", "Retained", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine",
     "Row", "RowError", "Run", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext", "Section",
-    "Span", "StageConfig", "StageResult", "StageSpec", "Step", "TextPart", "TextSetSpec", "TooLong",
+    "Span", "StageConfig", "StageResult", "StageSpec", "Step", "Stop", "TextPart", "TextSetSpec", "TooLong",
     "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
     "TransformSpec", "Transformed", "Work", "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl",
     "html_table", "markdown_table", "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages",

@@ -66,6 +66,7 @@ class MetricsWriter:
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._files: dict[str, io.FileIO] = {}
+        self._counts: dict[str, int] = {}
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -90,7 +91,13 @@ class MetricsWriter:
 
     def counts(self) -> dict[str, int]:
         """Number of rows of each file."""
-        return {name: sum(1 for _ in read_rows(self.run_dir / name)) for name in (METRICS_FILE, SAMPLES_FILE)}
+        for name in (METRICS_FILE, SAMPLES_FILE):
+            if name not in self._counts:
+                if name not in self._files:
+                    with disk_guard(self.run_dir / name):
+                        _cut_torn_line(self.run_dir / name)
+                self._counts[name] = sum(1 for _ in read_rows(self.run_dir / name))
+        return dict(self._counts)
 
     def truncate_after(self, step: int, counts: Mapping[str, int] | None = None) -> None:
         """Drop the rows of later steps than `step`, and samples taken after training, so that a run resumed from the
@@ -103,6 +110,7 @@ class MetricsWriter:
             path = self.run_dir / name
             if not path.is_file():
                 continue
+            self._counts.pop(name, None)
             kept = itertools.islice(read_rows(path), (counts or {}).get(name))
             draft = path.with_name(f"{name}.draft")
             with disk_guard(path):
@@ -127,6 +135,8 @@ class MetricsWriter:
                 _cut_torn_line(self.run_dir / name)
                 file = self._files[name] = io.FileIO(self.run_dir / name, "a")
         append_whole(file, line_of(row), self.run_dir / name)
+        if name in self._counts:
+            self._counts[name] += 1
 
 
 def append_whole(file: io.FileIO, line: bytes, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from core.readback import read_back
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class StageResult:
     verified: bool = False
     resumed_at: list[int] = field(default_factory=list)
     """Steps that were done when the run was resumed, one number for each time."""
+    stopped: str = ""
+    """Why it ended before its last step; empty where it did not."""
     time_by_part: dict[str, float] = field(default_factory=dict)
     time_by_plugin: dict[str, float] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
@@ -131,6 +133,9 @@ class StageResult:
 
     @classmethod
     def read(cls, run_dir: Path) -> StageResult | None:
-        """That of a run folder; None where there is none. Raises ValueError for what is no JSON."""
-        path = run_dir / "result.json"
-        return cls.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        """That of a run folder; None where there is none, or one that cannot be read."""
+        try:
+            values = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return cls.from_json(values) if isinstance(values, dict) else None

@@ -26,17 +26,18 @@ from core.training.making import build_rows, save_rows
 from core.training.order import step_items
 from core.training.parts import Parts
 from core.training.recorder import Recorder
+from core.training.resume import Checkpoints
 from core.training.run import StageRun, heldout_prompts
 from core.training.stage import Stage
 
 __all__ = [
-    "ChatCodec", "Demonstration", "ExampleMaker", "Fitted", "Guest", "Models", "Packed", "Pair", "PairRow", "Parts",
-    "Prompt", "PromptGroup", "Recorder", "RunLog", "ScoreModel", "Stage", "StageData", "StageRun", "Start",
-    "Supervision", "TokenModel", "atomic_folder", "build_rows", "check_trained", "encoded_prompts", "export_model",
-    "frozen_policy", "heldout_prompts", "is_prompt_learning", "linear_logprobs", "load_codec", "load_module",
-    "logits_logprobs", "models_for_roles", "pack", "pack_texts", "pair_rows", "plain_body", "sampling_run",
-    "save_rows", "score_heldout", "split_by_tokens", "step_items", "sum_by_completion", "trainable_policy",
-    "trainable_scorer", "write_text",
+    "ChatCodec", "Checkpoints", "Demonstration", "ExampleMaker", "Fitted", "Guest", "Models", "Packed", "Pair",
+    "PairRow", "Parts", "Prompt", "PromptGroup", "Recorder", "RunLog", "ScoreModel", "Stage", "StageData", "StageRun",
+    "Start", "Supervision", "TokenModel", "atomic_folder", "build_rows", "check_trained", "encoded_prompts",
+    "export_model", "frozen_policy", "heldout_prompts", "is_prompt_learning", "linear_logprobs", "load_codec",
+    "load_module", "logits_logprobs", "models_for_roles", "pack", "pack_texts", "pair_rows", "plain_body",
+    "sampling_run", "save_rows", "score_heldout", "split_by_tokens", "step_items", "sum_by_completion",
+    "trainable_policy", "trainable_scorer", "write_text",
 ]  # fmt: skip
 
 RENAMED = {

@@ -176,6 +176,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """What an observer returns from `on_step_end` or `on_eval_end` so that the run ends after this step. Its plugin
+    must answer `key_parts`, because the result depends on it."""
+
+    reason: str
+    """Why, in words."""
+
+
+@dataclass(frozen=True)
 class Work:
     """What a stage does with each record beside one forward and backward pass, for the plan's estimate."""
 

@@ -19,15 +19,17 @@ from safetensors.torch import save_file
 
 from core.data.records import Message
 from core.errors import ArtifactError, ModelError
-from core.files import atomic_folder, disk_guard, sha256_file, write_json
+from core.files import atomic_folder, disk_guard
 from core.models.adapters import is_prompt_learning, merged_weights, settle
 from core.models.loading import OFFSET_KEY, RECORD
 from core.models.roles import Models, ScoreModel, TokenModel
 from core.models.start import Start
 from core.models.sync import fixed_text
+from core.planning.model_folder import adapter_base, folder_fingerprint
 from core.planning.plan import StagePlan
+from core.proof import checksums, files_under, write_record
 
-ARTIFACT_VERSION = 1
+ARTIFACT_VERSION = 2
 _PROBE_POSITIONS = 24
 _VERIFY_TIMEOUT_S = 900
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes", "preftune")
@@ -157,9 +159,8 @@ def seal(
     with atomic_folder(folder) as part:
         export(part)
     # Hashed before they are verified: what changes afterwards is noticed when the artifact is to be reused.
-    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    hashes = {name: sha256_file(path) for name, path in files.items()}
-    sizes = {name: path.stat().st_size for name, path in files.items()}
+    hashes = checksums(folder)
+    sizes = {name: path.stat().st_size for name, path in files_under(folder).items()}
     expected = run_dir / ".probe.safetensors"
     tensors = probe(start, model, prompt, plan.cfg.eval.max_new_tokens)
     try:
@@ -178,6 +179,7 @@ def seal(
         "parents": plan.parents_json(),
         "files": hashes,
         "sizes": sizes,
+        "base": folder_fingerprint(base) if (base := adapter_base(folder)) is not None else None,
         "versions": _versions(),
         "trained": {
             "trainable": trainable,
@@ -188,7 +190,7 @@ def seal(
         },
         "verification": verification,
     }
-    write_json(run_dir / "artifact.json", artifact)
+    write_record(run_dir / "artifact.json", artifact)
     return artifact
 
 

@@ -34,12 +34,14 @@ def run_chain(cfg: RunConfig, registry: Registry, config_json: dict[str, Any]) -
     console = Console(quiet=not peers.first)
     with peers.first_alone():
         plan = make_plan(cfg, registry)
+    if peers.count > 1:
+        _check_peers(plan, registry, peers)
     if peers.first:
         add_previews(plan, registry)
         console.plan(plan)
     if cfg.dry_run:
         return 0
-    _check_machine(cfg, plan, peers)
+    check_device(cfg)
     if any(stage.state != "reuse" for stage in plan.stages):
         with peers.first_alone():
             resolve_source(cfg.model)  # a source without weights is told before a run folder is made
@@ -107,11 +109,21 @@ def _run_one(plan: Plan, place: int, config_json: dict[str, Any], group: str) ->
     run_stage(opened, Ledger(Path(stage.cfg.runs_dir)))
 
 
-def _check_machine(cfg: RunConfig, plan: Plan, peers: Peers) -> None:
-    """Raise ConfigError for a device that is not there, and for several processes where a stage samples."""
-    check_device(cfg)
+def _check_peers(plan: Plan, registry: Registry, peers: Peers) -> None:
+    """Raise ConfigError for several processes where a stage samples, or brings a loop of its own: each would run one,
+    unaware of the others."""
+    from core.training.stage import Stage
+
+    for stage in plan.stages:
+        kind = registry.resolve(stage.spec)
+        if getattr(kind, "fit", Stage.fit) is not Stage.fit:
+            raise ConfigError(
+                f"{stage.title} brings a training loop of its own, which {peers.count} processes cannot share",
+                stage.stage,
+                "start one process",
+            )
     sampling = [stage.title for stage in plan.stages if stage.spec.samples]
-    if peers.count > 1 and sampling:
+    if sampling:
         raise ConfigError(
             f"{', '.join(sampling)} samples completions, which {peers.count} processes cannot share yet",
             "WORLD_SIZE",

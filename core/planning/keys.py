@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import __version__
 from core.files import sha256_file
-from core.planning.sources import artifact_folder, check_verified, folder_fingerprint, source_fingerprint
+from core.planning.model_folder import ADAPTER, folder_fingerprint
+from core.planning.sources import artifact_folder, check_verified, source_fingerprint
 from core.settings.convert import to_plain
 from core.settings.schema import ModelConfig, RunConfig
 
 if TYPE_CHECKING:
     from core.planning.plan import StagePlan
 
+_LONGEST_PATH = 4096
 _NOT_IN_KEY = {
     "stage": ("save_every_steps", "keep_checkpoints"),
     "data": ("path", "stream", "token_cache"),
@@ -25,11 +28,35 @@ _NOT_IN_KEY = {
 def _file_hash(name: str | None) -> str | None:
     """SHA-256 of a file that the config names, or of the names and contents of a folder's files; None where there is
     nothing (whoever reads it says so)."""
-    path = Path(name).expanduser() if name else None
-    if path and path.is_dir():
-        listed = [f"{file.name} {sha256_file(file)}" for file in sorted(path.iterdir()) if file.is_file()]
-        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
-    return sha256_file(path) if path and path.is_file() else None
+    try:
+        path = Path(name).expanduser() if name else None
+        if path and path.is_dir():
+            return folder_fingerprint(path)
+        return sha256_file(path) if path and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # a text that can be no path
+        return None
+
+
+def _named_files(value: Any) -> dict[str, str]:
+    """The hashes of the files, and of the folders of models, that settings name wherever they stand, by their names.
+
+    A word alone, without a slash or an ending, is no path: it may be the name of a part and of a folder by chance.
+    """
+    if isinstance(value, Mapping):
+        return {name: found for item in value.values() for name, found in _named_files(item).items()}
+    if isinstance(value, list):
+        return {name: found for item in value for name, found in _named_files(item).items()}
+    if not isinstance(value, str) or not value or "\n" in value or len(value) > _LONGEST_PATH:
+        return {}
+    try:
+        path = Path(value).expanduser()
+        if "/" not in value and not path.suffix:
+            return {}
+        named = path.is_file() or any((path / name).is_file() for name in ("config.json", ADAPTER))
+    except (OSError, ValueError, RuntimeError):
+        return {}
+    found = _file_hash(value) if named else None
+    return {value: found} if found else {}
 
 
 def _reward_fingerprint(cfg: RunConfig) -> str | None:
@@ -64,12 +91,15 @@ def artifact_key(plan: StagePlan) -> str:
         "data": {**to_plain(cfg.data), "fingerprint": plan.dataset.info.fingerprint, **_built_with(plan)},
         "eval": to_plain(cfg.eval),
         "retention": to_plain(cfg.retention),
+        "retention_files": {name: _file_hash(name) for name in (cfg.retention.texts, *cfg.retention.choices) if name},
     }
     if plan.reward:
         parts["reward"] = {**to_plain(cfg.reward), "source": _reward_fingerprint(cfg)}
     for part, names in _NOT_IN_KEY.items():
         for name in names:
             parts.get(part, {}).pop(name, None)
+    settings = [parts.get(name) for name in ("stage", "peft", "optimizer", "eval", "reward")]
+    parts["named_files"] = _named_files(settings)
     return _digest(parts)
 
 
@@ -92,7 +122,7 @@ def _start_parts(plan: StagePlan) -> dict[str, Any]:
         "parents": {kind: parent.key for kind, parent in plan.parents.items()},
         "quant": cfg.quant.value,
         "runtime": to_plain(cfg.runtime),
-        "code": {"preftune": __version__, "owner": plan.owner},
+        "code": {"preftune": __version__, "owner": plan.owner, "plugins": plan.plugin_parts},
     }
     if plan.engine:
         parts["rollout"] = {**to_plain(cfg.rollout), "name": plan.engine.name}
@@ -100,6 +130,7 @@ def _start_parts(plan: StagePlan) -> dict[str, Any]:
         source = getattr(cfg.judge, "source", None)
         weights = {"source": source_fingerprint(ModelConfig(source=source))} if source else {}
         parts["judge"] = {**to_plain(cfg.judge), **weights}
+    parts["files"] = _named_files([parts.get("rollout"), parts.get("judge")])
     return parts
 
 

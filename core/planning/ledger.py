@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from core.errors import ArtifactError
-from core.files import disk_error, sha256_file, write_json
+from core.files import disk_error, write_json
+from core.planning.model_folder import adapter_base, folder_fingerprint
+from core.proof import folder_fault, read_record
+
+PROVED_SINCE = 2
+"""Version from which on artifact.json and result.json carry a checksum."""
 
 
 class Found(NamedTuple):
@@ -37,16 +42,16 @@ class Ledger:
         """What can be had for `key`. An entry that cannot be read counts as none."""
         entry = _read_object(self.index / f"{key}.json")
         name = entry.get("run_dir") if entry else None
-        folder = self.runs_dir / str(name)
-        if not name or not folder.is_dir():
+        if not isinstance(name, str) or not name or not (folder := self.runs_dir / name).is_dir():
             return Found("run")
-        fault = artifact_fault(folder)
-        if fault is None and (folder / "result.json").is_file():
+        fault = artifact_fault(folder, key) or result_fault(folder)
+        if fault is None:
             return Found("reuse", folder)
-        note = f"{folder} is not reused: {fault}" if fault and (folder / "artifact.json").is_file() else ""
+        finished = any((folder / name).exists() for name in ("artifact.json", "result.json"))
+        note = f"{folder} is not reused: {fault}" if finished else ""
         if any((folder / "checkpoints").glob("step-*")):
             return Found("resume", folder, note)
-        return Found("run", None, note)
+        return Found("run", None, note or f"{folder} was begun and holds no checkpoint, so the stage starts anew")
 
     def open_folder(self, stage: str) -> Path:
         """A new run folder `<date>/<time>-<stage>`."""
@@ -97,24 +102,35 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def artifact_fault(folder: Path) -> str | None:
-    """Why the artifact in a run folder may not be read by a later stage; None for a verified one whose files still
-    have the checksums that they were verified with."""
-    record = _read_object(folder / "artifact.json")
-    if record is None:
-        return "artifact.json is missing or cannot be read"
-    if not record.get("verification", {}).get("ok"):
+def artifact_fault(folder: Path, key: str = "") -> str | None:
+    """Why the artifact in a run folder may not be read by a later stage; None for a verified one whose files are those
+    that were verified, no more and no less.
+
+    key: the key that the artifact must have; empty where any will do.
+    """
+    try:
+        record = read_record(folder / "artifact.json", PROVED_SINCE)
+    except ValueError as error:
+        return str(error)
+    verification = record.get("verification")
+    if not isinstance(verification, dict) or verification.get("ok") is not True:
         return "its artifact did not pass its verification"
-    files, sizes = record.get("files") or {}, record.get("sizes") or {}
-    if not files:
-        return "artifact.json names no file"
-    for name, digest in files.items():
-        path = folder / "artifact" / name
-        try:
-            if path.stat().st_size != sizes.get(name) or sha256_file(path) != digest:
-                return f"{path} was altered after it was verified"
-        except OSError:
-            return f"{path} is missing or cannot be read"
+    if key and record.get("key") != key:
+        return "its artifact belongs to another run"
+    artifact = folder / "artifact"
+    fault = folder_fault(artifact, record.get("files"), since="verified")
+    base = adapter_base(artifact)
+    if fault is None and record.get("base") and (base is None or folder_fingerprint(base) != record["base"]):
+        return f"the model that its adapter was trained on was altered or is gone ({base or 'not found'})"
+    return fault
+
+
+def result_fault(folder: Path) -> str | None:
+    """Why result.json does not tell of a finished run; None where it does."""
+    try:
+        read_record(folder / "result.json", PROVED_SINCE)
+    except ValueError as error:
+        return str(error)
     return None
 
 

@@ -16,12 +16,14 @@ from core.planning.keys import artifact_key
 from core.planning.ledger import Ledger
 from core.planning.named_data import dataset_for
 from core.planning.plan import Plan, StagePlan
+from core.planning.plugin_code import plugin_parts
 from core.planning.sources import artifact_folder, source_fingerprint
 from core.platform.installing import importable
 from core.platform.owners import Registered
 from core.platform.providers import Providers, blamed
 from core.platform.registry import Registry
-from core.platform.specs import EngineSpec, OptimizerSpec, StageSpec
+from core.platform.spec_checks import Spec
+from core.platform.specs import EngineSpec, OptimizerSpec, RewardSpec, StageSpec
 from core.scoring.guarded import PART, find_spec, involved
 from core.settings.convert import placed
 from core.settings.schema import RewardConfig, RunConfig, ShapedPeftConfig
@@ -45,10 +47,15 @@ def make_plan(cfg: RunConfig, registry: Registry) -> Plan:
         for stage in stages:
             stage.take(ledger.lookup(stage.key))
     plan = Plan(stages)
-    for answer in sorted(registry.hook.modify_plan.get_hookimpls(), key=lambda impl: impl.plugin_name):
+    edits = registry.hook.modify_plan.get_hookimpls()
+    for answer in sorted(edits, key=lambda impl: impl.plugin_name):
         known = {"cfg": cfg, "plan": plan}
         with blamed(registry.owner_named(answer.plugin_name), "modify_plan"):
             answer.function(*[known[name] for name in answer.argnames])
+    for stage in plan.stages if edits else []:  # in order: a key holds those of the stages before
+        key, stage.key = stage.key, artifact_key(stage)
+        if cfg.reuse and stage.key != key:
+            stage.take(ledger.lookup(stage.key))
     return plan
 
 
@@ -150,10 +157,13 @@ def _plan_stage(
     for metric in cfg.eval.metrics:
         registry.check_requires(registry.metrics[metric.name].spec)
     owner = registry.owner_of(spec)
+    optimizer = _optimizer(cfg, registry)
+    specs = [spec, optimizer.spec, *_chosen(cfg, engine, reward, spec.builds, registry)]
     plan = StagePlan(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
-        _optimizer(cfg, registry), engine, reward, registry.reward_models[cfg.judge.name].spec if spec.builds else None,
-        fingerprint=fingerprint, parents=parents, warnings=list(dataset.warnings), seconds=dict(providers.seconds),
+        optimizer, engine, reward, registry.reward_models[cfg.judge.name].spec if spec.builds else None,
+        fingerprint=fingerprint, plugin_parts=plugin_parts(cfg, specs, registry), parents=parents,
+        warnings=list(dataset.warnings), seconds=dict(providers.seconds),
     )  # fmt: skip
     findings = check_combinations(cfg, spec)
     if "policy" in parents and (broken := check_chain(cfg, parents["policy"].stage)) is not None:
@@ -164,6 +174,25 @@ def _plan_stage(
         plan.warnings.append(f"{finding.message}; {finding.mend}" if finding.mend else finding.message)
     plan.key = artifact_key(plan)
     return plan
+
+
+def _chosen(
+    cfg: RunConfig, engine: EngineSpec | None, reward: RewardSpec | None, judged: bool, registry: Registry
+) -> list[Spec]:
+    """The other parts that a stage takes: engine, scorers with their members, metrics, transforms, peft method."""
+    scorers = {name: entry.spec for name, entry in registry.reward_models.items()}
+    found: list[Spec] = [engine] if engine else []
+    if reward:
+        found += involved(reward, cfg.reward, scorers)
+    if judged:
+        found += involved(scorers[cfg.judge.name], cfg.judge, scorers)
+    if cfg.eval.scorer in scorers:
+        found.append(scorers[cfg.eval.scorer])
+    found += [registry.metrics[metric.name].spec for metric in cfg.eval.metrics]
+    found += [registry.transforms[step.name].spec for step in cfg.data.transforms if step.name in registry.transforms]
+    if isinstance(cfg.peft, ShapedPeftConfig):
+        found.append(registry.peft_methods[cfg.peft.shaped_by].spec)
+    return found
 
 
 def _judge(cfg: RunConfig, dataset: Dataset, registry: Registry) -> RewardConfig:

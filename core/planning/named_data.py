@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from core.data.building import build_dataset
@@ -13,6 +14,7 @@ from core.files import atomic_folder, cache_dir
 from core.platform.providers import Providers
 from core.platform.registry import Registry
 from core.platform.specs import DataSourceSpec
+from core.proof import seal_fault, seal_folder
 from core.settings.schema import RunConfig
 from core.suggest import did_you_mean
 
@@ -55,10 +57,14 @@ def _place(
 
 def _generated(source: DataSourceSpec, seed: int, registry: Registry, providers: Providers) -> Path:
     folder = cache_dir() / "data" / f"{source.name}-{source.version}-{seed}"
-    if not folder.is_dir():
+    fault = seal_fault(folder) if folder.is_dir() else ""
+    if fault:
+        sys.stderr.write(f"warning: the data of '{source.name}' is generated anew: {fault}\n")
+    if fault is not None:
         write = registry.resolve(source)
         with atomic_folder(folder) as part, providers.at(registry.owner_of(source), f"'{source.impl}'"):
             write(part, seed)
         if not any(folder.iterdir()):
             raise PluginError(f"the data source '{source.name}' wrote no file", source.impl)
+        seal_folder(folder)
     return folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from core.config.combinations import changes_base
 from core.data.dataset import Dataset
@@ -39,6 +40,8 @@ class StagePlan:
     key: str = ""
     fingerprint: str = ""
     """What identifies the weights that the chain starts from."""
+    plugin_parts: dict[str, Any] = field(default_factory=dict)
+    """What of plugins' code the result depends on, see core.planning.plugin_code."""
     parents: dict[str, StagePlan] = field(default_factory=dict)
     state: str = "run"
     run_dir: Path | None = None

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -17,11 +17,13 @@ from pathlib import Path
 from core.errors import ConfigError, ModelError
 from core.files import atomic_folder, cache_dir, sha256_file
 from core.planning.ledger import artifact_fault
+from core.planning.model_folder import ADAPTER, folder_fingerprint
+from core.proof import seal_fault, seal_folder
 from core.settings.schema import ModelConfig
 
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
-_CONFIGS = ("config.json", "adapter_config.json")
+_CONFIGS = ("config.json", ADAPTER)
 """One of them stands in every folder that can be loaded."""
 
 
@@ -95,15 +97,6 @@ def source_fingerprint(cfg: ModelConfig) -> str:
     return folder_fingerprint(folder)
 
 
-def folder_fingerprint(folder: Path) -> str:
-    """SHA-256 in hex over the names and contents of a model folder's files."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.suffix in (".json", ".safetensors", ".model", ".jinja") and path.is_file():
-            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()
-
-
 def artifact_folder(folder: Path) -> Path:
     """The folder of the weights: `artifact` inside the folder of a run, else the folder itself."""
     inner = folder / "artifact"
@@ -125,8 +118,10 @@ def _check_folder(folder: Path, cfg: ModelConfig) -> None:
 
 def check_verified(folder: Path, where: str) -> None:
     """Raise ModelError when `folder` is the artifact of a run and was not verified, or was altered since."""
-    run_dir = folder.parent
-    if folder.name != "artifact" or not (run_dir / "plan.json").is_file():
+    # The artifact itself, or the merged model in it.
+    artifact = next((place for place in (folder, folder.parent) if place.name == "artifact"), None)
+    run_dir = artifact.parent if artifact is not None else None
+    if run_dir is None or not any((run_dir / name).exists() for name in ("plan.json", "artifact.json")):
         return
     fault = artifact_fault(run_dir)
     if fault is not None:
@@ -136,7 +131,7 @@ def check_verified(folder: Path, where: str) -> None:
 
 
 def _converted(gguf: Path, cfg: ModelConfig) -> Path:
-    stamp = f"{gguf.name} {gguf.stat().st_size} {cfg.eos_token} {cfg.pad_token} v1"
+    stamp = f"{gguf.name} {gguf.stat().st_size} {cfg.eos_token} {cfg.pad_token} v2"
     return cache_dir() / "models" / f"{gguf.stem}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
 
 
@@ -155,10 +150,12 @@ def gguf_read_once() -> Iterator[None]:
 
 def _convert_gguf(gguf: Path, cfg: ModelConfig) -> Path:
     folder = _converted(gguf, cfg)
-    record = folder / "conversion.json"
     checksum = sha256_file(gguf)
-    if record.is_file() and json.loads(record.read_text())["gguf_sha256"] == checksum:
-        return folder
+    if folder.is_dir():
+        fault = seal_fault(folder, gguf_sha256=checksum)
+        if fault is None:
+            return folder
+        sys.stderr.write(f"warning: {gguf.name} is converted anew: {fault}\n")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -192,5 +189,5 @@ def _convert_gguf(gguf: Path, cfg: ModelConfig) -> Path:
     with atomic_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        (part / "conversion.json").write_text(json.dumps({"gguf": gguf.name, "gguf_sha256": checksum}))
+    seal_folder(folder, gguf=gguf.name, gguf_sha256=checksum)
     return folder

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from core.results import StageResult
     from core.settings.schema import RunConfig
-    from core.types import Batch, Evaluation, LossOutput, Section
+    from core.types import Batch, Evaluation, LossOutput, Section, Stop
 
 PROJECT = "preftune"
 """Name of the plugin system, of the entry-point group, and prefix of the environment variables."""
@@ -112,6 +112,12 @@ class RegistrationHooks:
         """Folders with YAML presets, e.g. `pkg://acme_orpo.conf`."""
 
     @hookspec
+    def key_parts(self, cfg: RunConfig) -> dict[str, Any]:
+        """What results depend on that this plugin changes from outside, as an observer that may stop a run or as a
+        wrapper of stage hooks: its own settings, as JSON values by name. Part of the key of every stage, so that a
+        result made under other settings is not reused. Without it the run takes no `Stop` from an observer."""
+
+    @hookspec
     def modify_plan(self, cfg: RunConfig, plan: PlanView) -> None:
         """Edit the plan in place: add warnings, change roles. Called in the order of plugin names."""
 
@@ -174,19 +180,20 @@ class StageHooks:
 
 
 class ObserverHooks:
-    """Called for every observer apart; an exception is logged and survived. Observers return nothing."""
+    """Called for every observer apart; an exception is logged and survived. Observers return nothing, but for a
+    core.api.Stop."""
 
     @hookspec
     def on_run_start(self, run: Run) -> None:
         """The run folder and the models stand; no step was made yet."""
 
     @hookspec
-    def on_step_end(self, run: Run, step: int, metrics: dict[str, float]) -> None:
-        """After each step; metric names carry the stage prefix."""
+    def on_step_end(self, run: Run, step: int, metrics: dict[str, float]) -> Stop | None:
+        """After each step; metric names carry the stage prefix. A `Stop` ends the run after this step."""
 
     @hookspec
-    def on_eval_end(self, run: Run, step: int, metrics: dict[str, float]) -> None:
-        """After each held-out evaluation."""
+    def on_eval_end(self, run: Run, step: int, metrics: dict[str, float]) -> Stop | None:
+        """After each held-out evaluation. A `Stop` ends the run after this step."""
 
     @hookspec
     def on_samples(self, run: Run, step: int, rows: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.types import Section
+from core.types import Section, Stop
 
 if TYPE_CHECKING:
     import pluggy
@@ -28,9 +28,16 @@ class Observers:
     failures: number of exceptions, by (plugin name, hook name).
     """
 
-    def __init__(self, manager: pluggy.PluginManager | None, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        manager: pluggy.PluginManager | None,
+        warn: Callable[[str], None],
+        may_stop: Callable[[str], bool] = lambda _plugin: False,
+    ) -> None:
+        """may_stop: whether a plugin, by its name, may end a run before its last step."""
         self.manager = manager
         self.warn = warn
+        self.may_stop = may_stop
         self.seconds_by_plugin: dict[str, float] = defaultdict(float)
         self.failures: dict[tuple[str, str], int] = defaultdict(int)
 
@@ -38,13 +45,13 @@ class Observers:
         """See ObserverHooks.on_run_start."""
         self._call("on_run_start", run=run)
 
-    def on_step_end(self, run: Run, step: int, metrics: dict[str, float]) -> None:
-        """See ObserverHooks.on_step_end."""
-        self._call("on_step_end", run=run, step=step, metrics=metrics)
+    def on_step_end(self, run: Run, step: int, metrics: dict[str, float]) -> str:
+        """See ObserverHooks.on_step_end. Returns why an observer wants the run to end; empty where none does."""
+        return self._asked("on_step_end", run=run, step=step, metrics=metrics)
 
-    def on_eval_end(self, run: Run, step: int, metrics: dict[str, float]) -> None:
-        """See ObserverHooks.on_eval_end."""
-        self._call("on_eval_end", run=run, step=step, metrics=metrics)
+    def on_eval_end(self, run: Run, step: int, metrics: dict[str, float]) -> str:
+        """See ObserverHooks.on_eval_end. Returns what `on_step_end` does."""
+        return self._asked("on_eval_end", run=run, step=step, metrics=metrics)
 
     def on_samples(self, run: Run, step: int, rows: list[dict[str, Any]]) -> None:
         """See ObserverHooks.on_samples."""
@@ -71,6 +78,16 @@ class Observers:
             elif answer is not None:
                 self._failed(name, "report_section", f"returned {type(answer).__name__}, not a Section or None")
         return sorted(sections, key=lambda section: section.order)
+
+    def _asked(self, hook: str, **arguments: Any) -> str:
+        """Call the hook of every observer; the reason of the first Stop of one that may give it."""
+        reason = ""
+        for name, answer in self._call(hook, **arguments):
+            if isinstance(answer, Stop) and not self.may_stop(name):
+                self._failed(name, hook, "asks to stop, but its plugin does not answer key_parts, so nothing is done")
+            elif isinstance(answer, Stop):
+                reason = reason or f"observer '{name}': {answer.reason}"
+        return reason
 
     def _call(self, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
         answers: list[tuple[str, Any]] = []

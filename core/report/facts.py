@@ -33,7 +33,7 @@ from core.report.headline import cards_of, hero_of, pipeline_of, report_of, time
 from core.report.sets import example_pairs, mixture_pairs, transform_pairs
 from core.results import StageResult
 
-KNOWN_VERSION = 1
+KNOWN_VERSIONS = (1, 2)
 MAX_SAMPLES = 24
 MAX_TEXT = 6000
 """Characters shown of one prompt or completion."""
@@ -114,8 +114,8 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         problems.append(f"{path.name} holds no JSON object")
         return {}
-    if value.get("version", KNOWN_VERSION) != KNOWN_VERSION:
-        problems.append(f"{path.name} has version {value['version']!r}; this report knows version {KNOWN_VERSION}")
+    if value.get("version", 1) not in KNOWN_VERSIONS:
+        problems.append(f"{path.name} has version {value['version']!r}; this report knows up to {KNOWN_VERSIONS[-1]}")
     return value
 
 

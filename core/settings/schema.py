@@ -97,7 +97,7 @@ class StageConfig:
     eval_every_steps: int = 0
     """Held-out evaluation every so many steps; 0 means at the start and the end only."""
     save_every_steps: int = 20
-    """A checkpoint every so many steps; 0 means none."""
+    """A checkpoint every so many steps, and after the last one; 0 means none but that of an interrupted run."""
     keep_checkpoints: int = 2
     """Checkpoints kept; the newest ones."""
 

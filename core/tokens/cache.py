@@ -1,12 +1,12 @@
 """Token ids on disk: written shard by shard, found again by the hash of all they depend on, read through memory maps.
 
 A cache folder holds a folder for each shard of up to SHARD_ROWS records, written beside and renamed into place. So an
-interrupted tokenisation goes on with the first shard that is missing, and memory holds one shard at a time. Torch-free.
+interrupted tokenisation goes on with the first shard that is missing, and memory holds one shard at a time. A shard
+proves itself by the checksums of its files; one that does not is told and made anew. Torch-free.
 """
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, overload
 
 from core.data.records import Record
-from core.files import atomic_folder, write_json
+from core.files import atomic_folder, sha256_file
+from core.proof import read_record, write_record
 from core.tokens.examples import Demonstration
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 SHARD_ROWS = 4096
 """Records of one shard; at 500 tokens each it takes 4 MB."""
+SHARD_VERSION = 2
+_ARRAYS = ("ids", "starts", "runs", "values", "source")
 
 Made: TypeAlias = "list[Demonstration] | str"
 """The examples of one record; a text says why there is none."""
@@ -95,11 +98,15 @@ class TokenShards(Sequence["Demonstration"]):
 
 
 def cached_tokens(
-    folder: Path, records: Sequence[Record], encode: Encode, said: Callable[[int, int], None]
+    folder: Path,
+    records: Sequence[Record],
+    encode: Encode,
+    said: Callable[[int, int], None],
+    warned: Callable[[str], None] = lambda _: None,
 ) -> tuple[TokenShards, list[tuple[int, str]]]:
     """The records' examples out of `folder`; shards that are missing or damaged there are made.
 
-    said: told the records done and their number after each shard that had to be made.
+    said: told the records done and their number after each shard that had to be made. warned: told of a damaged one.
     Returns the examples, and (place, reason) of each record that has none.
     """
     shards: list[Shard] = []
@@ -107,12 +114,13 @@ def cached_tokens(
     for start in range(0, len(records), SHARD_ROWS):
         place = folder / f"{start // SHARD_ROWS:06d}"
         end = min(start + SHARD_ROWS, len(records))
-        shard = _open(place, end - start)
-        if shard is None:
+        fault = shard_fault(place, end - start)
+        if fault is not None:
+            if place.exists():
+                warned(f"cached tokens are damaged and made anew: {place}: {fault}")
             _write(place, encode(list(records[start:end])))
-            shard = _open(place, end - start)
-            assert shard is not None, place
             said(end, len(records))
+        shard = _open(place)
         shards.append(shard)
         refused += [(start + row, reason) for row, reason in shard.refused]
     return TokenShards(shards), refused
@@ -139,23 +147,34 @@ def _write(place: Path, made: Sequence[Made]) -> None:
             np.save(part / f"{name}.npy", array)
         refused = [(row, reason) for row, reason in enumerate(made) if isinstance(reason, str)]
         facts = {"records": len(made), "examples": len(kept), "sources": sources, "refused": refused}
-        write_json(part / "shard.json", {"version": 1, **facts})
+        files = {name: sha256_file(part / f"{name}.npy") for name in _ARRAYS}
+        write_record(part / "shard.json", {"version": SHARD_VERSION, "of": _name(place), **facts, "files": files})
 
 
-def _open(place: Path, records: int) -> Shard | None:
-    """The shard at `place`; None where there is none, or one that was cut off or holds another number of records."""
+def _name(place: Path) -> str:
+    """Key and number of a shard, which tell what it holds."""
+    return f"{place.parent.name}/{place.name}"
+
+
+def shard_fault(place: Path, records: int) -> str | None:
+    """Why the folder `place` holds no whole shard of so many records; None where it does."""
+    try:
+        facts = read_record(place / "shard.json", proved_since=0)
+        for name in _ARRAYS:
+            if sha256_file(place / f"{name}.npy") != facts["files"][name]:
+                return f"{name}.npy does not match its checksum"
+        if (facts["of"], facts["records"]) != (_name(place), records):
+            return f"it holds {facts['records']} records of {facts['of']}"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _open(place: Path) -> Shard:
+    """The whole shard at `place`."""
     import numpy as np
 
-    try:
-        facts = json.loads((place / "shard.json").read_text(encoding="utf-8"))
-        ids = np.load(place / "ids.npy", mmap_mode="r")
-        names = ("starts", "runs", "values", "source")
-        starts, runs, values, source = (np.load(place / f"{name}.npy") for name in names)
-        sources = [str(name) for name in facts["sources"]]
-        refused = [(int(row), str(reason)) for row, reason in facts["refused"]]
-        whole = facts["records"] == records and len(starts) - 1 == facts["examples"] == len(source)
-        if not whole or len(ids) != starts[-1] or len(runs) != len(values) or source.max(initial=0) > len(sources):
-            return None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError):
-        return None
-    return Shard(ids, starts, runs, values, sources, source, refused)
+    facts = read_record(place / "shard.json", proved_since=0)
+    ids = np.load(place / "ids.npy", mmap_mode="r")
+    rest = {name: np.load(place / f"{name}.npy") for name in _ARRAYS[1:]}
+    return Shard(ids, **rest, sources=facts["sources"], refused=[(row, reason) for row, reason in facts["refused"]])

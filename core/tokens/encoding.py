@@ -19,7 +19,7 @@ from core.data.records import Message, Record, fingerprint
 from core.errors import DataError
 from core.files import cache_dir, sha256_file
 from core.settings.data_schema import Choice
-from core.tokens.cache import SHARD_ROWS, Encode, cached_tokens
+from core.tokens.cache import SHARD_ROWS, SHARD_VERSION, Encode, cached_tokens
 from core.tokens.codec import TEMPLATE_TEXT, ChatCodec, Dialogue, check_embedding, doubled_bos
 from core.tokens.examples import Demonstration, Pair, Prompt
 from core.tokens.supervision import LAST_TURN, Supervision, TooLong
@@ -114,7 +114,7 @@ class ExampleMaker:
                     if done == count or done % (_SAY_EVERY_SHARDS * SHARD_ROWS) == 0:
                         self.say(f"tokenised {done} of {count} records into {folder}")
 
-                examples, refused = cached_tokens(folder, records, encode, said)
+                examples, refused = cached_tokens(folder, records, encode, said, self.say)
         for row, reason in refused:
             self.drop(records[row], reason)
         return examples
@@ -130,6 +130,8 @@ class ExampleMaker:
         parts = {
             "records": known or fingerprint(records),
             "tokenizer": tokenizer_fingerprint(self.codec),
+            "embedding": self.codec.rows,
+            "shards": SHARD_VERSION,
             "max_length": self.limit,
             "stage": self.stage,
             "settings": settings,

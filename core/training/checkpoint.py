@@ -75,14 +75,22 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def load_checkpoint(folder: Path) -> tuple[tuple[Path, dict[str, Tensor], dict[str, Any]] | None, list[str]]:
+def load_checkpoint(
+    folder: Path, key: str = ""
+) -> tuple[tuple[Path, dict[str, Tensor], dict[str, Any]] | None, list[str]]:
     """The newest whole checkpoint (its path, tensors, state; None when there is no whole one), and a line about each
-    damaged one that was passed over."""
+    damaged one that was passed over.
+
+    key: the key of the run that it must be of, as its state tells; empty where any will do.
+    """
     notes: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         reason = damage(path)
         if reason is None:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            if key and state.get("key") != key:
+                notes.append(f"the checkpoint {path.name} is left out: it is of another run")
+                continue
             return (path, load_file(path / "state.safetensors"), state), notes
         notes.append(f"the checkpoint {path.name} is damaged and left out: {reason}")
     return None, notes

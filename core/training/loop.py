@@ -6,14 +6,15 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from core import signals
 from core.config.combinations import has_dropout
-from core.errors import ArtifactError, TrainingError
+from core.errors import ArtifactError, PreftuneError, TrainingError
 from core.models.adapters import (
     adapter_dropout,
     adapter_state,
@@ -26,14 +27,14 @@ from core.models.adapters import (
 from core.models.roles import Models
 from core.platform.spec_checks import check_returned
 from core.results import Retained
-from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.metrics import HeldoutMetrics
 from core.training.optim import MasterOptimizer, decay_groups, lr_factor
 from core.training.peers import highest_of
 from core.training.recorder import Recorder
+from core.training.resume import Checkpoints, Moment
 from core.training.retention import Retention
 from core.training.run import StageRun
-from core.types import Evaluation
+from core.types import Batch
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class StepLoop:
 
     A step is one `collect_batch`; it holds one or more optimizer updates, each the sum of its micro-batches' losses.
     State that a resume needs: fp32 masters and moments, torch's generator, the stage's own state, counters.
+
+    A signal ends the loop where it comes: the run is left as it was between two steps, and a checkpoint says so. From
+    the first update of a step on, which changes the weights, the step is made whole before.
     """
 
     def __init__(self, run: StageRun, models: Models, data: Any, recorder: Recorder) -> None:
@@ -87,9 +91,19 @@ class StepLoop:
         self.step = 0
         self.tokens = 0
         self.stopped = ""
-        self.resumed_at: list[int] = []
+        self.checkpoints = Checkpoints(run, recorder)
+        self.moment: Moment | None = None
+        """The run as it was when the step under way began; None before the first one, and where another process
+        writes."""
+        self.changing = False
+        """Whether the weights are no longer those of that moment."""
+        self.unevaluated = False
+        """Whether the evaluation after the last step was not made yet."""
+        self.agreed = False
+        """Whether all processes know that the run ends."""
         self.seconds_before = 0.0
         self.began = time.perf_counter()
+        self._whole = ExitStack()
 
     def fit(self) -> Fitted:
         """Make all remaining steps."""
@@ -101,26 +115,76 @@ class StepLoop:
             self._resume()
             self._agree()
             self.began = time.perf_counter()
-            if self.step == 0:
+            self._make_steps()
+            self._evaluate(last=True)
+        except KeyboardInterrupt:
+            self._leave()
+            raise
+        finally:
+            self.optimizer.release()
+        return Fitted(
+            self.step, self.tokens, self.elapsed(), self.stopped, self.checkpoints.resumed_at, self.kept,
+            self.metrics.names,
+        )  # fmt: skip
+
+    def _make_steps(self) -> None:
+        """All steps but those that were made, the evaluations between them, and the checkpoints, of the last step
+        too: what is still to come may fail."""
+        run = self.run
+        with ExitStack() as all_steps:
+            if run.peers.count > 1:  # signals come at any time, and no process may leave the others waiting for it
+                all_steps.enter_context(signals.held())
+            if self.step == 0 or self.unevaluated:
                 self._evaluate()
-            while self.step < self.total and not self.stopped:
+            self._mark()
+            while self.step < self.total and not self._ends():
                 self.one_step()
-                every = self.cfg.eval_every_steps
-                if every and self.step % every == 0 and self.step < self.total:
+                if self.unevaluated:
                     self._evaluate()
+                    self._mark()
                 every = self.cfg.save_every_steps
                 if every and self.step % every == 0:
                     self._save()
             if self.stopped:
                 run.log.warn(f"stopped at step {self.step} of {self.total}: {self.stopped}")
+            if self.cfg.save_every_steps and self.checkpoints.saved_step != self.step:
+                self._save()
             self.recorder.done = self.step
             self._agree()
-            self._evaluate(last=True)
-        finally:
-            self.optimizer.release()
-        return Fitted(
-            self.step, self.tokens, self.elapsed(), self.stopped, self.resumed_at, self.kept, self.metrics.names
-        )
+
+    def _ends(self) -> bool:
+        """Whether the run ends before its last step. Raises Interrupted where a signal asked for it; of several
+        processes every one, whichever of them was asked."""
+        peers = self.run.peers
+        if peers.count == 1:
+            signals.check()
+            return bool(self.stopped)
+        told = peers.all_gather((signals.pending(), self.stopped))
+        self.stopped = next((reason for _, reason in told if reason), "")
+        if number := max(number for number, _ in told):
+            self.agreed = True
+            raise signals.Interrupted(number)
+        return bool(self.stopped)
+
+    def _mark(self) -> None:
+        """The weights are those of a moment that the run can be resumed from."""
+        if self.run.peers.first:
+            more = {"stop_reason": self.stopped, "unevaluated": self.unevaluated}
+            self.moment = self.checkpoints.moment(self.step, self.tokens, self.elapsed(), more)
+        self.changing = False
+
+    def _leave(self) -> None:
+        """Write the checkpoint of an interrupted run, where steps were made since the last one."""
+        with signals.held():
+            moment = self.moment
+            if moment is not None and moment.step > self.checkpoints.saved_step and not self.changing:
+                try:
+                    self._save()
+                except PreftuneError as error:  # e.g. a full disk: the run ends all the same
+                    self.run.log.warn(f"no checkpoint could be written: {error.what}")
+            if self.agreed:  # a launcher ends the others as soon as one of them has ended
+                with suppress(TrainingError):
+                    self.run.peers.all_gather(self.step)
 
     def _agree(self) -> None:
         """Raise TrainingError where several processes do not hold the same weights."""
@@ -156,6 +220,16 @@ class StepLoop:
             raise TrainingError("a step had no work", f"{run.name}, step {self.step + 1}")
         factor = lr_factor(self.cfg.schedule, self.step, self.total, self.cfg.warmup_frac)
         self.optimizer.set_lr_factor(factor)
+        with ExitStack() as self._whole:
+            metrics = self._make_updates(batch, began, factor)
+            every = self.cfg.eval_every_steps
+            self.unevaluated = bool(every) and self.step % every == 0 and self.step < self.total
+            self._mark()
+        return metrics
+
+    def _make_updates(self, batch: Batch[Any], began: float, factor: float) -> dict[str, float]:
+        """Make the updates of a step, and record it. Returns its metrics."""
+        run = self.run
         totals: dict[str, float] = defaultdict(float)
         seen: dict[str, int] = defaultdict(int)
         peaks: dict[str, float] = {}
@@ -178,7 +252,8 @@ class StepLoop:
         metrics["tokens_per_s"] = batch.tokens / (time.perf_counter() - began)
         if batch.stop is not None:
             self.stopped = batch.stop.exceeded(metrics)
-        self.recorder.step(self.step, self.tokens, self.elapsed(), metrics)
+        asked = self.recorder.step(self.step, self.tokens, self.elapsed(), metrics)
+        self.stopped = self.stopped or asked
         if batch.samples:
             self.recorder.samples(self.step, "step", batch.samples)
         return metrics
@@ -221,6 +296,9 @@ class StepLoop:
         if not math.isfinite(norm):
             self._not_finite("gradient norm", norm, sums)
         sums["grad_norm"] = norm
+        if not self.changing:
+            self._whole.enter_context(signals.held())
+            self.changing = True
         self._step_optimizer(spread=last)
         return sums, peaks
 
@@ -265,9 +343,21 @@ class StepLoop:
         )
 
     def _evaluate(self, last: bool = False) -> None:
-        run, seconds = self.run, self.elapsed()
-        if not run.peers.first:
+        peers = self.run.peers
+        if not peers.first:
+            self.unevaluated = False
             return
+        try:
+            with signals.let():
+                self._measure(last)
+        except KeyboardInterrupt as error:
+            if peers.count > 1 and not last:  # the others wait for the next step
+                peers.all_gather((getattr(error, "number", signals.SIGNALS[0]), self.stopped))
+                self.agreed = True
+            raise
+
+    def _measure(self, last: bool) -> None:
+        run, seconds = self.run, self.elapsed()
         with run.log.timed("evaluate"), torch.no_grad():
             state = torch.get_rng_state()
             found = run.hooks.evaluate(run=run, models=self.models, data=self.data, step=self.step)
@@ -280,66 +370,34 @@ class StepLoop:
             with run.log.timed("retention"):
                 now, self.kept = self.retention.compare()
             found.metrics |= now
-        self.recorder.evaluation(self.step, self.tokens, seconds, found, last)
+        with signals.held():
+            asked = self.recorder.evaluation(self.step, self.tokens, seconds, found, last)
+            self.stopped = self.stopped or (asked if self.step else "")
+            self.unevaluated = False
 
     def _save(self) -> None:
-        run, recorder = self.run, self.recorder
-        if not run.peers.first:
+        """Write the checkpoint of the last moment."""
+        if self.moment is None:
             return
-        with run.log.timed("checkpoint"):
-            tensors = self.optimizer.state_tensors()
-            tensors["rng/torch"] = torch.get_rng_state()
-            if run.start.device.type == "cuda":
-                tensors["rng/cuda"] = torch.cuda.get_rng_state(run.start.device)
-            for number, module in enumerate(self.scheduled):
-                tensors |= {f"adapter/{number}/{name}": item for name, item in adapter_state(module).items()}
-            first = recorder.first
-            state = {
-                "tokens": self.tokens,
-                "seconds": self.elapsed(),
-                "stage_state": run.hooks.save_state(run=run),
-                "first_eval": first and {**first.metrics, "items": first.items},
-                "stop_reason": self.stopped,
-                "rows": recorder.counts(),
-                "resumed_at": self.resumed_at,
-            }
-            path = save_checkpoint(run.folder / "checkpoints", self.step, tensors, state, self.cfg.keep_checkpoints)
-        recorder.checkpoint(self.step, path)
+        tensors = self.optimizer.state_tensors()
+        for number, module in enumerate(self.scheduled):
+            tensors |= {f"adapter/{number}/{name}": item for name, item in adapter_state(module).items()}
+        self.checkpoints.save(self.moment, tensors)
 
     def _resume(self) -> None:
-        run = self.run
-        if run.plan.state != "resume":
+        saved = self.checkpoints.resume()
+        if saved is None:
             return
-        assert run.plan.run_dir is not None
-        found, notes = load_checkpoint(run.plan.run_dir / "checkpoints")
-        for note in notes:
-            run.log.warn(note)
-        if found is None:
-            run.log.warn("no whole checkpoint is left; the run starts from its first step")
-            self.recorder.cut_back(-1)
-            return
-        path, tensors, state = found
-        torch.set_rng_state(tensors.pop("rng/torch"))
-        if "rng/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors.pop("rng/cuda"), run.start.device)
         for number, module in enumerate(self.scheduled):
             prefix = f"adapter/{number}/"
-            own = {name.removeprefix(prefix): item for name, item in tensors.items() if name.startswith(prefix)}
+            own = {name.removeprefix(prefix): item for name, item in saved.tensors.items() if name.startswith(prefix)}
             load_adapter_state(module, own)
         try:
-            self.optimizer.load_state_tensors(tensors)
+            self.optimizer.load_state_tensors(saved.tensors)
         except (KeyError, RuntimeError) as error:
             raise ArtifactError(
-                f"the checkpoint does not fit the model: {error}", str(path), "start anew with reuse=false"
+                f"the checkpoint does not fit the model: {error}", str(saved.path), "start anew with reuse=false"
             ) from error
-        self.step = self.recorder.done = int(state["step"])
-        run.parts.hold(self.models, self.step)
-        self.tokens = int(state["tokens"])
-        self.seconds_before = float(state["seconds"])
-        if (first := state["first_eval"]) is not None:
-            self.recorder.first = Evaluation({k: v for k, v in first.items() if k != "items"}, first["items"])
-        self.stopped = state["stop_reason"]
-        self.resumed_at = [*state["resumed_at"], self.step]
-        run.hooks.load_state(run=run, state=state["stage_state"])
-        self.recorder.cut_back(self.step, state["rows"])
-        run.log.say(f"resumed from {path.name}: {self.step} of {self.total} steps were done")
+        self.step, self.tokens, self.seconds_before = saved.step, saved.tokens, saved.seconds
+        self.run.parts.hold(self.models, self.step)
+        self.stopped, self.unevaluated = saved.state["stop_reason"], saved.state["unevaluated"]

@@ -1,14 +1,12 @@
 """Examples that a rollout engine makes: batch by batch, on the disk as soon as a batch is done, never made twice.
 
 A build lives in `<runs_dir>/.builds/<key>/rows.jsonl`, where the key is a hash of all that its rows depend on. A build
-that was interrupted goes on after its last whole batch; a finished one serves every run that asks for the same.
+that was interrupted goes on with the first batch that is missing; a finished one serves every run that asks for the
+same. Rows that were damaged on the disk are told, and their batches made anew.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +15,17 @@ from typing import Any, TypeVar
 
 from core.errors import PluginError
 from core.files import disk_guard, write_text
-from core.jsonl import append_whole, line_of, read_rows
+from core.jsonl import line_of
 from core.planning.keys import build_key
 from core.planning.ledger import lock_folder
+from core.training.row_file import Row, RowFile
 from core.training.run import StageRun
 
 T = TypeVar("T")
-Row = dict[str, Any]
 
 ROWS_FILE = "rows.jsonl"
+LINES_VERSION = 2
+"""Raised when a line of that file changes its form."""
 _SAY_EVERY_S = 15.0
 
 
@@ -46,54 +46,41 @@ def build_rows(
     Raises: ArtifactError when the disk refuses or another process makes the same build; PluginError when `make`
     returns another number of rows.
     """
-    key = build_key(run.plan, {**settings, "batch_size": batch_size, "items": len(items)})
+    key = build_key(run.plan, {**settings, "batch_size": batch_size, "items": len(items), "lines": LINES_VERSION})
     folder = Path(run.cfg.runs_dir) / ".builds" / key
-    path = folder / ROWS_FILE
     with disk_guard(folder):
         if not run.cfg.reuse:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
-        rows = _finished(path, len(items), batch_size)
-        if rows:
-            run.log.say(f"{len(rows)} of {len(items)} examples are taken from {folder}")
-        if len(rows) < len(items):
-            _make_missing(run, items, rows, make, path, batch_size)
-    return rows
+        built = RowFile(folder / ROWS_FILE, key, len(items), batch_size)
+        if built.damaged:
+            run.log.warn(f"{folder / ROWS_FILE} is damaged: rows that are not what was written are made anew")
+        if built.batches:
+            run.log.say(f"{len(built.rows())} of {len(items)} examples are taken from {folder}")
+        _make_missing(run, items, built, make, batch_size)
+        return built.rows()
 
 
 def _make_missing(
-    run: StageRun, items: Sequence[T], rows: list[Row], make: Callable[[Sequence[T]], Sequence[Row]], path: Path,
-    batch_size: int,
-) -> None:  # fmt: skip
-    """Append the missing batches to `rows` and to the file, and say how it goes."""
-    begun_with, began, said = len(rows), time.monotonic(), time.monotonic()
-    with io.FileIO(path, "a") as file:
-        while len(rows) < len(items):
-            batch = items[len(rows) : len(rows) + batch_size]
-            made = list(make(batch))
-            if len(made) != len(batch):
-                raise PluginError(f"{len(made)} rows were made of {len(batch)} items", run.name)
-            append_whole(file, b"".join(line_of(row) for row in made), path)
-            with disk_guard(path):
-                os.fsync(file.fileno())
-            # As they are read back: a row is the same whether it was made in this run or in an earlier one.
-            rows += [json.loads(line_of(row)) for row in made]
-            now = time.monotonic()
-            if now - said >= _SAY_EVERY_S or len(rows) == len(items):
-                said = now
-                rate = (len(rows) - begun_with) / (now - began)
-                run.log.say(f"{run.name}: {len(rows)} of {len(items)} examples made ({rate:.1f} a second)")
-
-
-def _finished(path: Path, count: int, batch_size: int) -> list[Row]:
-    """The rows of the whole batches that are on the disk; what a killed process left of a further one is cut off."""
-    rows = list(read_rows(path))
-    whole = len(rows) if len(rows) == count else len(rows) - len(rows) % batch_size
-    text = b"".join(line_of(row) for row in rows[:whole]).decode()
-    if path.is_file() and path.stat().st_size != len(text.encode()):
-        write_text(path, text)
-    return rows[:whole]
+    run: StageRun, items: Sequence[T], built: RowFile, make: Callable[[Sequence[T]], Sequence[Row]], batch_size: int
+) -> None:
+    """Make the batches that are missing, and say how it goes."""
+    begun_with, began, said = len(built.rows()), time.monotonic(), time.monotonic()
+    done = begun_with
+    for start in built.missing():
+        batch = items[start : start + batch_size]
+        made = list(make(batch))
+        if len(made) != len(batch):
+            raise PluginError(f"{len(made)} rows were made of {len(batch)} items", run.name)
+        built.add(start, made)
+        done += len(made)
+        now = time.monotonic()
+        if now - said >= _SAY_EVERY_S or done == len(items):
+            said = now
+            rate = (done - begun_with) / (now - began)
+            run.log.say(f"{run.name}: {done} of {len(items)} examples made ({rate:.1f} a second)")
+    built.put_in_order()
 
 
 def save_rows(folder: Path, name: str, rows: Sequence[Row]) -> Path:

@@ -14,6 +14,7 @@ from core.console import Console
 from core.errors import PluginError
 from core.models.start import Start
 from core.planning.plan import Plan, StagePlan
+from core.planning.plugin_code import answers_key_parts
 from core.planning.sources import artifact_folder
 from core.platform.observers import Observers
 from core.platform.providers import Providers, blamed
@@ -87,7 +88,9 @@ def open_stage(
         config_json={**(config_json or {}), "stage": to_plain(plan.cfg.stage)},
     )
     registered = _register(run, registry, providers)
-    observers = Observers(registry.manager if peers.first else None, log.warn)
+    observers = Observers(
+        registry.manager if peers.first else None, log.warn, lambda plugin: answers_key_parts(registry, plugin)
+    )
     return OpenStage(run, Recorder(run, observers, console), registry, registered)
 
 

@@ -31,18 +31,24 @@ class Recorder:
         self.last: Evaluation | None = None
         self.facts: dict[str, float] = {}
         """Numbers of the examples that were made."""
+        self.taken_up = False
+        """Whether a checkpoint was looked for."""
 
     def begin(self, title: str, total: int) -> None:
         """The models stand, and `total` steps will be made."""
         self.total = total
         self._console.begin(title, total)
 
-    def step(self, step: int, tokens: int, seconds: float, metrics: dict[str, float]) -> None:
-        """Step `step` (from 1) is done. tokens, seconds: of the whole run so far. metrics: without prefix."""
+    def step(self, step: int, tokens: int, seconds: float, metrics: dict[str, float]) -> str:
+        """Step `step` (from 1) is done. tokens, seconds: of the whole run so far. metrics: without prefix.
+
+        Returns why an observer wants the run to end now; empty where none does.
+        """
         named = {f"{self._run.name}/{name}": value for name, value in metrics.items()}
         self._files.metrics(step, named, tokens, seconds)
-        self._observers.on_step_end(self._run, step, named)
+        asked = self._observers.on_step_end(self._run, step, named)
         self._console.step(step, self.total, metrics)
+        return asked
 
     def made(self, facts: dict[str, float], resumed: bool) -> None:
         """Numbers of the examples that were made: in result.json, and as metrics `data/…` of step 0."""
@@ -52,8 +58,8 @@ class Recorder:
             self._files.metrics(0, named)
             self._observers.on_step_end(self._run, 0, named)
 
-    def evaluation(self, step: int, tokens: int, seconds: float, found: Evaluation, last: bool = False) -> None:
-        """A held-out evaluation after `step` steps. last: training is over."""
+    def evaluation(self, step: int, tokens: int, seconds: float, found: Evaluation, last: bool = False) -> str:
+        """A held-out evaluation after `step` steps. last: training is over. Returns what `step` does."""
         when = "before" if self.first is None else "after" if last else "step"
         if self.first is None:
             self.first = found
@@ -62,8 +68,9 @@ class Recorder:
         self._files.metrics(step, named, tokens, seconds)
         if found.samples:
             self.samples(step, when, found.samples)
-        self._observers.on_eval_end(self._run, step, named)
+        asked = self._observers.on_eval_end(self._run, step, named)
         self._console.evaluation(step, found.metrics)
+        return asked
 
     def samples(self, step: int, when: str, rows: list[dict[str, Any]]) -> None:
         """Completions worth showing. when: before, step or after."""

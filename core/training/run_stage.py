@@ -10,13 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from core import signals
 from core.artifacts.artifact import seal
 from core.data.records import write_quarantine
-from core.errors import ArtifactError, ConfigError, DataError, TrainingError
+from core.errors import ArtifactError, DataError, TrainingError
 from core.files import disk_guard, write_json, write_text
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
+from core.models.roles import Models
 from core.planning.ledger import Ledger
 from core.platform.spec_checks import check_returned
+from core.proof import write_record
 from core.report import build_report
 from core.results import StageResult
 from core.training.checkpoint import clear_checkpoints
@@ -26,7 +29,6 @@ from core.training.memory import peak_memory_gb, reset_peak
 from core.training.opening import OpenStage
 from core.training.recorder import Recorder
 from core.training.run import StageRun, heldout_prompts
-from core.training.stage import Stage
 
 
 def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
@@ -36,7 +38,6 @@ def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
     reset_peak()
     phase = "build"
     try:
-        _check_loop(opened)
         _open_folder(run)
         with run.log.timed("load"), run.peers.first_alone():
             for note in run.codec.notes:
@@ -56,9 +57,7 @@ def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
             ledger.enter(run.key, run.folder)
         recorder.begin(run.plan.title, hooks.total_steps(run=run, data=data))
         phase = "fit"
-        fitted = hooks.fit(run=run, models=models, data=data, recorder=recorder)
-        if fitted.steps < 1:
-            raise TrainingError("the run made no step", run.name, "give more records or steps")
+        fitted = _fit(run, models, data, recorder)
         hooks.finish(run=run, models=models, data=data)
         if not run.peers.first:
             return None
@@ -73,9 +72,7 @@ def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
         result = _result(run, recorder, fitted, artifact, began)
         _tell(run, recorder, result)
     except BaseException as error:
-        recorder.failed(phase, error)
-        with suppress(ArtifactError):  # the disk may be what failed
-            run.log.write(f"failed in phase '{phase}' at step {recorder.done}: {type(error).__name__}: {error}")
+        _tell_end(run, recorder, phase, error)
         raise
     finally:
         opened.close()
@@ -89,16 +86,34 @@ def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
     return result
 
 
-def _check_loop(opened: OpenStage) -> None:
-    """Raise ConfigError where several processes would each run a loop of the stage's own, unaware of the others."""
-    stage = opened.registered[0]
-    if opened.run.peers.count > 1 and type(stage).fit is not Stage.fit:  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"{opened.run.plan.title} brings a training loop of its own, which {opened.run.peers.count} processes "
-            "cannot share",
-            opened.run.name,
-            "start one process",
-        )
+def _fit(run: StageRun, models: Models, data: Any, recorder: Recorder) -> Fitted:
+    """The stage's loop. Raises TrainingError for one that made no step."""
+    fitted: Fitted = run.hooks.fit(run=run, models=models, data=data, recorder=recorder)
+    signals.check()
+    if run.plan.state == "resume" and not recorder.taken_up:
+        run.log.warn("the stage's own fit does not resume, so it started anew: see Checkpoints in docs/plugins.md")
+    if fitted.steps < 1:
+        raise TrainingError("the run made no step", run.name, "give more records or steps")
+    return fitted
+
+
+def _tell_end(run: StageRun, recorder: Recorder, phase: str, error: BaseException) -> None:
+    """Tell log and observers of a run that ends with `error`; of an interrupted one also what the same command does."""
+    if not isinstance(error, KeyboardInterrupt):
+        recorder.failed(phase, error)
+        with suppress(ArtifactError):  # the disk may be what failed
+            run.log.write(f"failed in phase '{phase}' at step {recorder.done}: {type(error).__name__}: {error}")
+        return
+    found = max((run.folder / "checkpoints").glob("step-*"), default=None)
+    if found is not None:
+        then = f"resumes from {found.name}"
+    elif phase == "build":
+        then = "begins again, with the examples that were made so far"
+    else:
+        then = "begins again, for there is no checkpoint"
+    with signals.held(), suppress(ArtifactError):  # first of all: who sent the signal may not wait for observers
+        run.log.say(f"interrupted by {error} in phase '{phase}' at step {recorder.done}: the same command {then}")
+    recorder.failed(phase, error)
 
 
 def _open_folder(run: StageRun) -> None:
@@ -156,6 +171,7 @@ def _result(run: StageRun, recorder: Recorder, fitted: Fitted, artifact: dict[st
         peak_memory_gb=round(peak_memory_gb(), 3),
         verified=artifact["verification"]["ok"],
         resumed_at=fitted.resumed_at,
+        stopped=fitted.stopped,
         time_by_part={part: round(value, 2) for part, value in run.log.seconds.items()},
         time_by_plugin=recorder.seconds_by_plugin(),
         facts=recorder.facts,
@@ -183,7 +199,7 @@ def _with_chain(run: StageRun, result: StageResult) -> StageResult:
 def _tell(run: StageRun, recorder: Recorder, result: StageResult) -> None:
     """Write plan.json, result.json and the report; checkpoints of a verified run are removed."""
     write_json(run.folder / "plan.json", run.plan_json)
-    write_json(run.folder / "result.json", result.to_json())
+    write_record(run.folder / "result.json", result.to_json())
     run.log.write(f"done: {result.steps} steps, {result.metric} {result.before} → {result.after}")
     sections = recorder.ended(result)
     with disk_guard(run.folder / "report.html"):
@@ -201,9 +217,9 @@ def complete(run_dir: Path) -> None:
 
 
 def _leftovers(run_dir: Path) -> list[Path]:
-    """Drafts, and the record of an artifact that will be made anew."""
+    """Drafts, and what will be made anew: the record of an artifact, the plain copy of an adapter."""
     drafts = [path for pattern in (".*.part", ".probe.safetensors", "*.draft") for path in run_dir.glob(pattern)]
-    made = [run_dir / name for name in ("artifact.json", "result.json", "report.html", "report.md")]
+    made = [run_dir / name for name in ("artifact.json", "result.json", "report.html", "report.md", "engine")]
     return [path for path in (*drafts, *made) if path.exists()]
 
 

@@ -9,9 +9,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
+from core import signals
 from core.errors import PreftuneError, Reported, TrainingError
 from core.platform.providers import tell
 
@@ -23,11 +26,18 @@ def run_apart(work: Callable[..., Any], *arguments: Any) -> None:
     Raises: Reported when it failed and its process has said why; TrainingError when the process was killed.
     """
     process = multiprocessing.get_context("spawn").Process(target=_run, args=(work, arguments), name="stage")
-    process.start()
+    resource_tracker.ensure_running()  # which would take the signals again when it starts
     try:
+        with signals.blocked():
+            process.start()
         process.join()
-    except KeyboardInterrupt:
-        process.join()  # the terminal has interrupted it too
+    except KeyboardInterrupt as error:
+        # Of a terminal's Ctrl-C it knows; of what was sent to this process alone it does not.
+        with signals.held():
+            if process.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, getattr(error, "number", signal.SIGINT))
+                process.join()
         raise
     code = process.exitcode or 0
     if code < 0:
@@ -49,13 +59,15 @@ def _run(work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     code = 1
     try:
-        work(*arguments)
+        with signals.obeyed(told=False):
+            signals.unblock()
+            work(*arguments)
         code = 0
     except PreftuneError as error:
         tell(error)
         code = error.exit_code
-    except KeyboardInterrupt:
-        code = 130
+    except KeyboardInterrupt as error:
+        code = signals.exit_code(error)
     except Exception:
         traceback.print_exc()
     sys.stdout.flush()

@@ -17,7 +17,7 @@ from core.testing.run import make_lab as make_tiny_lab
 from core.testing.run import read_rows as rows
 from core.testing.warm import verify_here
 
-__all__ = ["Lab", "assert_same", "make_lab", "read_json", "rows", "verify_here"]
+__all__ = ["Lab", "ask_after", "ask_at", "assert_same", "make_lab", "read_json", "rows", "verify_here"]
 
 FAKES = Path(__file__).parent / "fakes"
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,23 +98,45 @@ def run_apart(arguments: list[str], output: Path, **more: Any) -> int:
     return finish(start(arguments, output, **more))
 
 
-def kill_at(arguments: list[str], place: str, folder: Path) -> str:
-    """Run the command in a process and kill it with SIGKILL at STAGE:HOOK:STEP (see fakes/stall.py); what it printed.
+def _stalled(arguments: list[str], place: str, folder: Path) -> tuple[Any, Path]:
+    """The command in a process that waits at STAGE:HOOK:STEP (see fakes/stall.py), and the file of its output.
 
     Fails when the run ends before it comes to that place.
     """
     mark, output = folder / f"at-{place.replace(':', '-')}", folder / "killed.txt"
     output.unlink(missing_ok=True)
-    stall = {"PREFTUNE_PLUGINS": "stall", "PREFTUNE_TEST_STALL": f"{place}:{mark}"}
-    process = start(arguments, output, stall)
+    plugins = ",".join(filter(None, ("stall", os.environ.get("PREFTUNE_PLUGINS"))))
+    process = start(arguments, output, {"PREFTUNE_PLUGINS": plugins, "PREFTUNE_TEST_STALL": f"{place}:{mark}"})
     until = time.monotonic() + ENDS_IN_S
     while not mark.exists():
         assert process.exitcode is None and time.monotonic() < until, output.read_text()
         time.sleep(0.02)
+    return process, output
+
+
+def kill_at(arguments: list[str], place: str, folder: Path) -> str:
+    """Run the command in a process and kill it with SIGKILL at STAGE:HOOK:STEP; what it printed."""
+    process, output = _stalled(arguments, place, folder)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode == -signal.SIGKILL
     return output.read_text()
+
+
+def ask_at(arguments: list[str], place: str, folder: Path, number: int = signal.SIGTERM) -> tuple[int, str]:
+    """Run the command in a process and send it a signal at STAGE:HOOK:STEP; its exit code and what it printed."""
+    process, output = _stalled(arguments, place, folder)
+    os.kill(process.pid, number)
+    return finish(process), output.read_text()
+
+
+def ask_after(arguments: list[str], seconds: float, output: Path, number: int = signal.SIGTERM) -> int:
+    """Run the command in a process and send it a signal after so many seconds; its exit code."""
+    process = start(arguments, output)
+    process.join(seconds)
+    if process.exitcode is None:
+        os.kill(process.pid, number)
+    return finish(process)
 
 
 # ---- what a run left ------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ HEAVY = {
 }  # fmt: skip
 TORCH_SIDE = (
     "models/* artifacts/* torch_api training/checkpoint training/evaluate training/loop training/making "
-    "training/metrics training/opening training/optim training/recorder training/retention training/run "
-    "training/run_stage training/stage"
+    "training/metrics training/opening training/optim training/recorder training/resume training/retention "
+    "training/row_file training/run training/run_stage training/stage"
 ).split()
 MAY_IMPORT_TORCH = {file.relative_to(ROOT).as_posix() for name in TORCH_SIDE for file in CORE.glob(f"{name}.py")}
 WORDS = ("beta", "advantage", "advantages", "clip_range", "kl_coef", "wandb", "vllm", "ppo", "dpo", "grpo")

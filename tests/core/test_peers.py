@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +17,12 @@ import torch
 from run_kit import finish, start
 from safetensors.torch import load_file
 
-from core.commands.chain import _check_machine
+from core.commands.chain import _check_peers
 from core.errors import ConfigError, TrainingError
-from core.settings.schema import RunConfig
 from core.testing.run import Lab, make_lab, read_json, read_rows
+from core.training.checkpoint import damage
 from core.training.loop import StepLoop
 from core.training.peers import ALONE, Peers, join
-from core.training.run_stage import _check_loop
 from core.training.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,13 @@ CHAIN = [
 
 
 def launched(real: bool, count: int, lab: Lab, runs: Path, *words: str) -> list[tuple[int, str]]:
-    """Exit code and output of each of `count` processes that run one command, as a launcher starts them.
+    """Exit code and output of each of `count` processes, see `begun`."""
+    wait = (lambda process: process.wait(300)) if real else finish
+    return [(wait(process), output.read_text()) for process, output in begun(real, count, lab, runs, *words)]
+
+
+def begun(real: bool, count: int, lab: Lab, runs: Path, *words: str) -> list[tuple[Any, Path]]:
+    """`count` processes that run one command, as a launcher starts them, and the file of each one's output.
 
     real: start `python -m core` itself, stages and all, not warm processes.
     """
@@ -55,8 +62,7 @@ def launched(real: bool, count: int, lab: Lab, runs: Path, *words: str) -> list[
         else:
             process = start(line, output, environment)
         started.append((process, output))
-    wait = (lambda process: process.wait(300)) if real else finish
-    return [(wait(process), output.read_text()) for process, output in started]
+    return started
 
 
 @pytest.mark.slow
@@ -92,11 +98,45 @@ def test_two_processes_follow_the_trajectory_of_one(tmp_path, real):
 
 
 def test_several_processes_are_refused_where_they_cannot_share():
-    cfg = RunConfig()
-    plan = SimpleNamespace(stages=[SimpleNamespace(title="rlhf/ppo", spec=SimpleNamespace(samples=True))])
-    _check_machine(cfg, plan, ALONE)
+    plan: Any = SimpleNamespace(stages=[SimpleNamespace(title="rlhf/ppo", spec=SimpleNamespace(samples=True))])
     with pytest.raises(ConfigError, match="rlhf/ppo samples completions, which 2 processes cannot share yet"):
-        _check_machine(cfg, plan, Peers(1, 2))
+        _check_peers(plan, SimpleNamespace(resolve=lambda _: Stage), Peers(1, 2))
+
+
+@pytest.mark.slow
+def test_a_dry_run_is_refused_where_the_run_would_be(tmp_path):
+    words = (
+        "stage=rlhf",
+        "algorithm=grpo",
+        "reward=length",
+        "reward.target_tokens=4",
+        "pipeline.stages=[rlhf]",
+        "dry_run=true",
+    )
+    for code, output in launched(False, 2, make_lab(tmp_path), tmp_path / "runs", *words):
+        assert code == 2 and "which 2 processes cannot share yet" in output, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [[0, 1], [1]], ids=["all, as by a launcher", "one that is not the first"])
+def test_processes_that_are_asked_to_end_agree_on_the_step(tmp_path, asked):
+    words = ("stage=sft", "stage.max_steps=300", "stage.batch_size=4", "stage.micro_batch_tokens=64",
+             "stage.save_every_steps=1000")  # fmt: skip
+    lab = make_lab(tmp_path)
+    started = begun(False, 2, lab, tmp_path / "runs", *words)
+    until = time.monotonic() + 240
+    while not any('"step": 3,' in path.read_text() for path in (tmp_path / "runs").glob("*/*/metrics.jsonl")):
+        assert time.monotonic() < until and all(process.exitcode is None for process, _ in started)
+        time.sleep(0.01)
+    for rank in asked:
+        os.kill(started[rank][0].pid, signal.SIGTERM)
+    assert [finish(process) for process, _ in started] == [143, 143]
+    text = started[0][1].read_text()
+    assert "the same command resumes from step-" in text and "Traceback" not in text
+    (checkpoint,) = (tmp_path / "runs").glob("*/*/checkpoints/step-*")
+    assert damage(checkpoint) is None
+    (last,) = launched(False, 1, lab, tmp_path / "runs", *words, "dry_run=true")
+    assert last[0] == 0 and "resume" in last[1]
 
 
 def test_a_launcher_that_names_no_place_to_meet_is_refused(monkeypatch):
@@ -129,15 +169,10 @@ def test_a_loop_of_the_stages_own_is_refused():
         def fit(self, models: Any, data: Any, recorder: Any) -> Any:
             return None
 
-    def opened(count: int, kind: type[Stage]) -> Any:
-        run = SimpleNamespace(peers=Peers(0, count), plan=SimpleNamespace(title="own"), name="own",
-                              cfg=SimpleNamespace(stage=None))  # fmt: skip
-        return SimpleNamespace(run=run, registered=(kind(run),))
-
-    _check_loop(opened(1, Own))
-    _check_loop(opened(2, Plain))
+    plan: Any = SimpleNamespace(stages=[SimpleNamespace(title="own", stage="own", spec=SimpleNamespace(samples=False))])
+    _check_peers(plan, SimpleNamespace(resolve=lambda _: Plain), Peers(0, 2))
     with pytest.raises(ConfigError, match="own brings a training loop of its own, which 2 processes"):
-        _check_loop(opened(2, Own))
+        _check_peers(plan, SimpleNamespace(resolve=lambda _: Own), Peers(0, 2))
 
 
 def test_different_weights_end_the_run():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import random
+import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -122,11 +124,12 @@ def test_a_record_survives_its_line():
 
 @dataclass
 class Maker:
-    """An ExampleMaker, and what it dropped."""
+    """An ExampleMaker, and what it dropped and said."""
 
     cache: Choice
     limit: int = 200
     dropped: list[tuple[Record, str]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
     @cached_property
     def make(self) -> ExampleMaker:
@@ -134,7 +137,7 @@ class Maker:
             self.dropped.append((record, reason))
 
         codec = ChatCodec(tiny_tokenizer(), self.limit)
-        return ExampleMaker(codec, self.limit, drop, cache=self.cache, stage="sft")
+        return ExampleMaker(codec, self.limit, drop, self.said.append, self.cache, "sft")
 
 
 @pytest.fixture
@@ -183,6 +186,38 @@ def test_an_interrupted_tokenisation_goes_on_where_it_stopped(records, cache, mo
     assert list(Maker(Choice.always).make.demonstrations(records)) == expected
     shards = -(-len(records) // 8)
     assert len(calls) - 4 == shards - 2
+
+
+def test_no_damage_of_cached_tokens_is_silent(records, cache, monkeypatch):
+    """200 changes of a shard's files: flipped bits, cut, longer, swapped, removed, of another record."""
+    monkeypatch.setattr(core.tokens.cache, "SHARD_ROWS", 8)
+    expected, wrong = Maker(Choice.never).make.demonstrations(records), []
+    Maker(Choice.always).make.demonstrations(records)
+    shards = sorted(next((cache / "tokens").iterdir()).iterdir())
+    for number in range(200):
+        draw = random.Random(number)
+        shard = draw.choice(shards)
+        file = draw.choice(sorted(shard.iterdir()))
+        data = bytearray(file.read_bytes())
+        kind = ("flipped", "cut", "longer", "removed", "moved")[number % 5]
+        if kind == "flipped":
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        elif kind == "cut":
+            del data[draw.randrange(len(data)) :]
+        elif kind == "longer":
+            data += draw.randbytes(3)
+        file.write_bytes(data)
+        if kind == "removed":
+            file.unlink()
+        elif kind == "moved":
+            other = draw.choice([one for one in shards if one != shard])
+            shutil.rmtree(shard)
+            shutil.copytree(other, shard)
+        again = Maker(Choice.always)
+        made = again.make.demonstrations(records)
+        if list(made) != expected or not any("are damaged and made anew" in line for line in again.said):
+            wrong.append((number, kind, file.name, again.said))
+    assert wrong == []
 
 
 def test_weights_and_large_ids_come_back_exactly(tmp_path):

@@ -1,4 +1,4 @@
-"""An observer that stops the run at a named place, so that a test can kill it there.
+"""An observer that stops the run at a named place, so that a test can kill it there, or until it is asked to end.
 
 PREFTUNE_TEST_STALL is STAGE:HOOK:STEP:FILE; FILE is made when the place is reached.
 """
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from core import signals
 from core.api import hookimpl
 
 
@@ -17,7 +18,14 @@ def _stall(run: Any, hook: str, step: int) -> None:
     stage, wanted, number, file = os.environ.get("PREFTUNE_TEST_STALL", ":::").split(":", 3)
     if (run.name, hook, str(step)) == (stage, wanted, number):
         Path(file).touch()
-        time.sleep(600)
+        while not signals.pending():
+            time.sleep(0.02)
+
+
+@hookimpl
+def on_run_start(run: Any) -> None:
+    """Before the first step and before examples are made."""
+    _stall(run, "start", 0)
 
 
 @hookimpl
