@@ -33,7 +33,7 @@ def skew_warnings(train: Sequence[Record], heldout: Sequence[Record]) -> list[st
         return []
     prompts = len({record.prompt_key for record in heldout})
     mend = "bring a held-out part of your own, or set data.heldout_max"
-    return [f"{len(heldout)} of {count} records are held out, as they share {prompts} prompts; {mend}"]
+    return [f"{len(heldout)} of {count} records are held out, as equal prompts ({prompts}) stay together; {mend}"]
 
 
 def _prompt_keys(records: Sequence[Record]) -> Iterable[str]:

@@ -25,14 +25,18 @@ from core.data.views import none_serves, serving, with_system
 from core.files import atomic_folder, cache_dir, sha256_file, write_json
 from core.settings.data_schema import Choice, DataConfig
 
-STREAM_BYTES = 256 * 2**20
-"""data.stream=auto keeps the records of more bytes of files than this on disk; packed files count four times."""
+STREAM_BYTES = 16 * 2**20
+"""data.stream=auto keeps the records of more bytes of files than this on disk. In memory they take about fifteen times
+as much."""
+
+_GROWTH = {".parquet": 4, **dict.fromkeys(PACKED, 8)}
+"""How many times the bytes of a packed file count."""
 
 VERSION = 2
 """Of what is stored and of how rows are read; another one is another folder."""
 
-STREAMED = ("sft", "text")
-"""Schemas whose records are read once, when they become tokens."""
+STREAMED = ("sft", "text", "preference")
+"""Schemas whose records serve one by one, and are read once, when they become tokens."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def is_streamed(cfg: DataConfig, files: Sequence[Path] | str, schema: str) -> bo
     """Whether the records of these files are kept on disk."""
     if isinstance(files, str) or schema not in STREAMED or cfg.stream is Choice.never:
         return False
-    size = sum(file.stat().st_size * (4 if file.suffix.lower() in PACKED else 1) for file in files)
+    size = sum(file.stat().st_size * _GROWTH.get(file.suffix.lower(), 1) for file in files)
     return cfg.stream is Choice.always or size > STREAM_BYTES
 
 

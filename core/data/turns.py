@@ -179,8 +179,41 @@ def to_tools(value: object, field: str) -> tuple[str, ...]:
         tool = tool.get("function", tool) if isinstance(tool, dict) else tool
         if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
             raise RowError(f"wrong type: {field} holds {kind_of(tool)}, not functions with a name", field)
-        tools.append(json.dumps(tool, ensure_ascii=False))
+        tools.append(json.dumps(_known_properties(tool), ensure_ascii=False))
     return tuple(tools)
+
+
+def _known_properties(tool: dict[str, Any]) -> dict[str, Any]:
+    """A function without parameters that are null: those of other functions, where a table held them all."""
+    parameters = tool.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
+    if not isinstance(properties, dict) or None not in properties.values():
+        return tool
+    known = {name: schema for name, schema in properties.items() if schema is not None}
+    return {**tool, "parameters": {**parameters, "properties": known}}  # type: ignore[dict-item]
+
+
+def without_foreign(messages: Sequence[Message], tools: object) -> tuple[Message, ...]:
+    """The dialogue, its calls without arguments that are null and that the called function does not have."""
+    if not tools or not any("null" in call for message in messages for call in message.calls):
+        return tuple(messages)
+    known: dict[str, Any] = {}
+    for text in to_tools(tools, "tools"):
+        tool = json.loads(text)
+        parameters = tool.get("parameters")
+        properties = parameters.get("properties") if isinstance(parameters, dict) else None
+        if isinstance(properties, dict):
+            known[tool["name"]] = properties
+    return tuple(message._replace(calls=tuple(_own(call, known) for call in message.calls)) for message in messages)
+
+
+def _own(call: str, known: dict[str, Any]) -> str:
+    value = json.loads(call)
+    own = known.get(value["name"])
+    if own is None:
+        return call
+    kept = {name: said for name, said in value["arguments"].items() if said is not None or name in own}
+    return json.dumps({"name": value["name"], "arguments": kept}, ensure_ascii=False)
 
 
 # 3. Transcripts.

@@ -10,6 +10,7 @@ from typing import Any
 
 from core.data.dialects import Dialect
 from core.data.dialects.fields import ALIASES, normal
+from core.data.info import PartInfo
 from core.data.row_values import is_filled
 from core.data.turn_keys import MASKS, MEDIA, SWITCHES, WEIGHTS, unread_keys
 
@@ -76,6 +77,7 @@ class Unread:
         return lines
 
 
+_SHOWN = 8
 _MEND = "bring the rows into a layout of docs/data.md, or take it out"
 
 
@@ -93,9 +95,13 @@ def _ordered(counter: Counter[str]) -> dict[str, int]:
     return dict(_most(counter))
 
 
-def unread_text(rows: int, columns: Mapping[str, Any], keys: Mapping[str, Any], most: int = 8) -> str:
-    """Names and how often they say something, in a line; empty where everything is read."""
-    named = [f"{name} ({count:,} of {rows:,} rows)" for name, count in columns.items()]
-    named += [f"{name} ({count:,} messages)" for name, count in keys.items()]
-    more = f" and {len(named) - most} more" if len(named) > most else ""
-    return ", ".join(named[:most]) + more
+def column_pairs(part: PartInfo) -> list[tuple[str, str]]:
+    """Lines on the columns of a part, each under its label: which column is read as what, where the files agree, and
+    what is not read, with how often it says something."""
+    read = [name if name == column else f"{name} ← {column}" for name, column in (part.mapping or {}).items()]
+    agree = all(isinstance(column, str) for column in (part.mapping or {}).values())
+    rest = [f"{name} ({count:,} of {part.rows or 0:,} rows)" for name, count in (part.extra_columns or {}).items()]
+    rest += [f"{name} ({count:,} messages)" for name, count in (part.extra_keys or {}).items()]
+    more = f" and {len(rest) - _SHOWN} more" if len(rest) > _SHOWN else ""
+    pairs = [("columns", ", ".join(read) if agree else ""), ("not read", ", ".join(rest[:_SHOWN]) + more)]
+    return [pair for pair in pairs if pair[1]]

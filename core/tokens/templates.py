@@ -214,7 +214,7 @@ class ChatLayout:
             return self.render(messages[:-1], schemas, True, template)
         asked = [{"role": "user", "content": "Probe."}]
         opened, ended = self.render(asked, (), True, template), self.render(asked, (), False, template)
-        opening = opened[len(os.path.commonprefix([opened, ended])) :]
+        opening = opened[len(os.path.commonprefix([opened, ended])) :]  # noqa: RUF071 - of texts, character by character
         closed = self.render(messages, schemas, False, template)
         at = closed.find(opening)
         if not opening or at < 0:

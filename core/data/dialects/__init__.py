@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from core.data.dialects import chat, feedback, plain, preference, supervised
-from core.data.dialects.fields import ALIASES, JOINED, OPTIONAL, has_place, normal
+from core.data.dialects.fields import ALIASES, JOINED, OPTIONAL, UNPLACED, has_place, normal
 from core.data.dialects.repeats import repeating, without_prompt
 from core.data.records import Record
 from core.data.row_values import RowError, is_filled, kind_of
@@ -25,10 +25,6 @@ BUILT_IN: tuple[DialectSpec, ...] = (
     *preference.DIALECTS, *feedback.DIALECTS, *chat.DIALECTS, *supervised.DIALECTS, *plain.DIALECTS,
 )  # fmt: skip
 """Tried in this order: what says more comes first."""
-
-
-UNPLACED = ("tests",)
-"""Canonical fields that the record has no place for."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,7 @@ class Dialect:
             raise RowError("nested too deeply") from None
         except Exception as error:  # a row must not end the run, whatever is in it
             raise RowError(self._fault(values) or f"'{self.name}' fails: {type(error).__name__}: {error}") from None
+        meta |= options.pop("meta", {})
         if not row.keys() <= self._moved:
             meta["extra"] = {column: value for column, value in row.items() if column not in self._moved}
         if not isinstance(made, list):
@@ -107,6 +104,8 @@ class Dialect:
         found = {name: OPTIONAL[name](values[name], name) for name in self._options if is_filled(values[name])}
         if found.pop("trained", None) is False:
             found["weight"] = 0.0
+        if meta := {UNPLACED[name]: found.pop(name) for name in found.keys() & UNPLACED.keys()}:
+            found["meta"] = meta
         better, worse = found.pop("chosen_score", None), found.pop("rejected_score", None)
         if better is not None and worse is not None:
             found.setdefault("margin", better - worse)
@@ -226,7 +225,7 @@ class _Columns:
             good = sum(_takes(spec, name, value) for value in values)
             if good and 2 * good >= len(values):
                 return {name: alias}
-            if not as_input:
+            if not as_input and name not in UNPLACED:
                 (filled if values else there).append(alias)
         found = [*filled, *there]
         return {name: found[0]} if found else {}

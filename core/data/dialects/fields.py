@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from core.data.dialects.beside import to_context, to_history
-from core.data.row_values import RowError, to_answer, to_label, to_number, to_text
+from core.data.row_values import RowError, kind_of, parsed, to_answer, to_label, to_number, to_text
 from core.data.turns import to_tools
 from core.platform.specs import DialectSpec
 
@@ -47,6 +47,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "long_answer": ("long_answer",),
     "category": ("category", "intent", "label_text"),
     "tests": ("test_list", "tests", "test_cases", "unit_tests"),
+    "setup": ("test_setup_code", "setup_code", "test_setup", "test_imports"),
     "choices": ("choices", "options"),
     "beginnings": ("context_options",),
     "ending": ("continuation",),
@@ -87,6 +88,21 @@ def normal(column: str) -> str:
     return column.strip().lower().replace(" ", "_").replace("-", "_")
 
 
+def to_tests(value: object, field: str) -> list[str]:
+    """Tests of a program: texts, in a list or as JSON, or one text. Raises: RowError for anything else."""
+    found = parsed(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    tests = [found] if isinstance(found, str) else found
+    if isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests):
+        return tests
+    raise RowError(f"wrong type: {field} is {kind_of(value)}, not texts", field)
+
+
+def to_setup(value: object, field: str) -> str:
+    """Code that runs before a program: a text, or lines."""
+    lines = value if isinstance(value, list) else [value]
+    return "\n".join(to_text(line, field) for line in lines)
+
+
 def no_media(_value: object, field: str) -> Any:
     """Raises: RowError, as the model would learn to answer without having seen it."""
     raise RowError(f"the row has {field}: pictures, sound and video are not supported", field)
@@ -96,9 +112,14 @@ OPTIONAL: dict[str, Callable[[object, str], Any]] = {
     "answer": to_answer, "rationale": to_text, "label": to_label, "score": to_number, "margin": to_number,
     "chosen_score": to_number, "rejected_score": to_number, "reasoning": to_text, "weight": to_number,
     "trained": to_label, "tools": to_tools, "system": to_text, "input": to_text, "context": to_context,
-    "history": to_history, "image": no_media, "video": no_media, "audio": no_media,
+    "history": to_history, "image": no_media, "video": no_media, "audio": no_media, "tests": to_tests,
+    "setup": to_setup,
 }  # fmt: skip
 """Fields that any dialect takes along where a column of their name is there; what cannot be read is a bad row."""
+
+UNPLACED = {"tests": "test_list", "setup": "test_setup_code"}
+"""Those that the record has no place for, and their names in `meta`. Their columns stay in `meta["extra"]` too, and
+values of another kind are another thing."""
 
 JOINED = ("system", "input", "context", "history")
 """Those of them that become part of the prompt."""

@@ -9,7 +9,7 @@ from core.data.dialects.beside import to_context, to_history
 from core.data.dialects.fields import is_turns
 from core.data.records import Message
 from core.data.row_values import RowError, to_text
-from core.data.turns import flat, from_transcript, is_transcript, last_turn, to_messages, without_end
+from core.data.turns import flat, from_transcript, is_transcript, last_turn, to_messages, without_end, without_foreign
 
 Values = Mapping[str, Any]
 """The row's values by canonical field."""
@@ -115,6 +115,7 @@ def joined(before: tuple[Message, ...], values: Values, field: str) -> tuple[Mes
 
 def conversation(messages: tuple[Message, ...], values: Values, field: str) -> dict[str, Any]:
     """A dialogue; where the assistant's turn is not the last one, all of it is the prompt."""
+    messages = without_foreign(messages, values.get("tools"))
     if not messages or messages[-1].role != "assistant":
         return {"prompt": checked_prompt(messages, values)}
     before = checked_prompt(messages[:-1], values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from core.data.dialects.fields import ALIASES, is_number, is_said, is_text, is_texts
+from core.data.dialects.fields import ALIASES, UNPLACED, is_number, is_said, is_text, is_texts
 from core.data.dialects.parts import Values, asked, checked_prompt, completed, to_completion, to_prompt
 from core.data.row_values import RowError, to_answer, to_text
 from core.platform.specs import DialectSpec
@@ -92,7 +92,7 @@ def _classified(values: Values) -> dict[str, Any]:
 
 def _code(values: Values) -> dict[str, Any]:
     """A task, a program that solves it, and tests; these stand in `meta` as MBPP names them."""
-    return completed(values) | {"meta": {"test_list": list(values["tests"])}}
+    return completed(values) | {"meta": {UNPLACED["tests"]: list(values["tests"])}}
 
 
 # Multiple choice: the options get letters, the completion is the letter of the right one.
