@@ -24,6 +24,15 @@ from core.suggest import did_you_mean
 SAMPLE_ROWS = 50
 """Rows that a dialect is found from."""
 
+SAMPLE_MOST = 12_800
+"""Rows that are looked at where the first ones show no dialect."""
+
+_SHOWN_BAD = 10_000
+"""Bad rows that are kept with their text."""
+
+_MOST_BAD = 1_000_000
+"""Bad rows beyond which nobody reads them: memory has an end."""
+
 NAME_COLUMNS = (
     "say which column holds what, e.g. {key}={{prompt: …, completion: …}} (an empty name leaves a field out), or name "
     "the layout with {part}.dialect=…; docs/data.md lists fields and layouts"
@@ -141,7 +150,17 @@ class _Taken:
         self.unread.see(row.value, dialect)
         self.repeating += bool(dialect.repeats)
 
+    def refuse(self, name: str, row: Row, why: str) -> None:
+        """Put a row aside. Raises: DataError when there are too many of them to keep."""
+        self.bad.append(BadRow(name, row.line, why, excerpt(row.value) if len(self.bad) < _SHOWN_BAD else ""))
+        if len(self.bad) > _MOST_BAD:
+            first = "; ".join(str(bad) for bad in self.bad[:3])
+            raise DataError(
+                f"more than {_MOST_BAD:,} rows cannot be used", "{first}", NAME_COLUMNS, key=COLUMNS, first=first
+            )
+
     def warnings(self) -> list[str]:
+        """What a user should know of the rows."""
         lines = self.unread.warnings(name for name, column in self.columns.items() if not column)
         if self.repeating:
             lines.append(f"the answers of {self.repeating:,} rows begin with their prompt, and are read without it")
@@ -178,7 +197,7 @@ def _load_file(rows: Iterator[Row], name: str, where: str, find: Find, taken: _T
                     taken.add(made, row, dialect)
                     continue
                 why = "the row holds nothing to learn from"
-        taken.bad.append(BadRow(name, row.line, why, excerpt(value)))
+        taken.refuse(name, row, why)
     if dialect is None:
         raise fault or _no_rows(where)
     if taken.count == counts[0]:
@@ -212,7 +231,7 @@ def _sample(
         lost = [column for column in columns.values() if column and column not in known]
         if dialect is not None and not lost:
             return read, dialect, None
-        if len(objects) < wanted:
+        if len(objects) < wanted or len(objects) >= SAMPLE_MOST:
             break
     if not read:
         return [], None, _no_rows(where)
@@ -228,8 +247,10 @@ def _sample(
             key=COLUMNS, lost=lost[0], names=names, near=near, place=where,
         )  # fmt: skip
     what = "no known layout fits the columns {names}" + (" with {key}={asked}" if columns else "")
-    fault = _Unusable(what, "{place}", NAME_COLUMNS, key=COLUMNS, names=names, asked=dict(columns), place=where)
-    return read, None, fault
+    told = {"key": COLUMNS, "names": names, "asked": dict(columns), "place": where}
+    if len(objects) >= SAMPLE_MOST:
+        raise DataError(f"{what}, in {len(objects):,} rows", "{place}", NAME_COLUMNS, **told)
+    return read, None, _Unusable(what, "{place}", NAME_COLUMNS, **told)
 
 
 def describe(loaded: Loaded) -> dict[str, Any]:
