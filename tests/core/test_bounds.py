@@ -91,8 +91,15 @@ BOMBS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.long if "blank" in name or "tsv" in name or "csv" in name else pytest.mark.slow
+        )
+        for name in BOMBS
+    ],
+)
 def test_a_bomb_is_refused_in_bounded_memory(tmp_path: Path, name: str) -> None:
     """2 GB in 2 MB. The process may not take 600 MB."""
     path = tmp_path / name

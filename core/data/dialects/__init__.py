@@ -74,6 +74,8 @@ class Dialect:
             raise error if column == error.field else RowError(f"{error.reason} (column '{column}')") from None
         except RecursionError:
             raise RowError("nested too deeply") from None
+        except OverflowError:
+            raise RowError("a number that is too large") from None
         except Exception as error:  # a row must not end the run, whatever is in it
             raise RowError(self._fault(values) or f"'{self.name}' fails: {type(error).__name__}: {error}") from None
         meta |= options.pop("meta", {})
