@@ -89,6 +89,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         "code", CODE, {"text": "Double.", "code": TWICE, "test_list": ["assert two == twice(1)"],
                        "test_setup_code": "two = 2"}, TWICE, "def twice(x): return x",
     ),
+    "code with a setup that needs the program": (
+        "code", CODE, {"text": "Double.", "code": TWICE, "test_list": ["assert two == 2"],
+                       "test_setup_code": "two = twice(1)"}, TWICE, "def twice(x): return x",
+    ),
     "code on a column called tests": (
         "code", CODE, {"prompt": "Double.", "solution": TWICE, "tests": TESTS}, TWICE, "twice = abs",
     ),
