@@ -137,6 +137,8 @@ class _Taken:
     unread: Unread = field(default_factory=Unread)
     repeating: int = 0
     """Rows whose answers are read without the prompt that they repeat."""
+    doubtful: int = 0
+    """Rows of files whose answers begin with the prompt, which may be part of them."""
 
     @property
     def count(self) -> int:
@@ -148,7 +150,8 @@ class _Taken:
         for record in made:
             into.append(record)
         self.unread.see(row.value, dialect)
-        self.repeating += bool(dialect.repeats)
+        self.repeating += bool(dialect.repeats.fields)
+        self.doubtful += dialect.repeats.doubtful
 
     def refuse(self, name: str, row: Row, why: str) -> None:
         """Put a row aside. Raises: DataError when there are too many of them to keep."""
@@ -164,6 +167,9 @@ class _Taken:
         lines = self.unread.warnings(name for name, column in self.columns.items() if not column)
         if self.repeating:
             lines.append(f"the answers of {self.repeating:,} rows begin with their prompt, and are read without it")
+        if self.doubtful:
+            what = f"the answers begin with their prompt, in a file of {self.doubtful:,} rows, and are trained so"
+            lines.append(f"{what}; take it out where it is no part of them")
         return lines
 
 

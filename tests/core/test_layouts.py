@@ -87,7 +87,10 @@ def test_a_switch_of_the_whole_row(tmp_path: Path) -> None:
     row = {"prompt": "a", "completion": "b"}
     assert one(tmp_path, {**row, "train": False}).weight == 0.0
     assert one(tmp_path, {**row, "trainable": "true"}).weight is None
-    assert one(tmp_path, {**row, "is_trainable": 0, "weight": None}).weight == 0.0
+    assert one(tmp_path, {**row, "is_trainable": 0, "weight": 2}).weight == 0.0
+    spoken = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]
+    record = one(tmp_path, {"messages": spoken, "train": "no"})
+    assert [turn.weight for turn in record.turns()] == [None, 0.0, None, 0.0]
 
 
 def test_a_weight_of_the_chosen_turn_is_kept(tmp_path: Path) -> None:
@@ -462,7 +465,7 @@ def test_sides_that_are_equal_or_empty_are_bad_rows(tmp_path: Path, row: dict[st
 
 
 REPEATS = [
-    ("Question: say {}\nAnswer: ", "Question: say {}\nAnswer: "), ("Say {}", "Say {} "), ("Say {}", "Say {}\n"),
+    ("Question: say {}\nAnswer: ", "Question: say {}\nAnswer: "), ("Say {}.", "Say {}. "), ("Say {}?", "Say {}?\n"),
     ("def f_{}(x):\n", "def f_{}(x):\n"), ("Say {} please ", "  Say {} please\n\n"),
 ]  # fmt: skip
 
@@ -489,6 +492,11 @@ def test_an_answer_may_begin_with_its_question(tmp_path: Path) -> None:
     rows = [{"prompt": "Hi", "completion": "Hi there"}, {"prompt": "Why?", "completion": "Because."}] * 3
     assert [record.completion for record in load(tmp_path, *rows).records] == ["Hi there", "Because."] * 3
     assert one(tmp_path, {"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi you"}).chosen == "Hi there"
+    names = ("Osmosis", "Neural network", "Cell", "Ion channel")
+    loaded = load(tmp_path, *({"prompt": name, "completion": f"{name} is a thing."} for name in names))
+    assert [record.completion for record in loaded.records] == [f"{name} is a thing." for name in names]
+    [warning] = loaded.warnings
+    assert "the answers begin with their prompt, in a file of 4 rows, and are trained so" in warning
 
 
 def test_an_answer_that_is_only_its_prompt_is_empty(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from core.data.dialects import chat, feedback, plain, preference, supervised
 from core.data.dialects.fields import ALIASES, JOINED, OPTIONAL, UNPLACED, has_place, normal
-from core.data.dialects.repeats import repeating, without_prompt
+from core.data.dialects.repeats import NO_REPEATS, Repeats, repeating, without_prompt
 from core.data.records import Record
 from core.data.row_values import RowError, is_filled, kind_of
 from core.errors import ConfigError, PluginError
@@ -37,8 +37,8 @@ class Dialect:
     columns: tuple[str, ...]
     """Columns of the rows that it was found from, in their order."""
     spec: DialectSpec
-    repeats: tuple[str, ...] = ()
-    """Fields whose texts begin with the prompt, row by row, and are read without it."""
+    repeats: Repeats = NO_REPEATS
+    """Answers that begin with their prompt."""
 
     @cached_property
     def used(self) -> frozenset[str]:
@@ -67,7 +67,7 @@ class Dialect:
                 raise RowError(f"missing columns: {', '.join(missing)}")
         try:
             self._check_optional(values)
-            made = self.spec.parse(without_prompt(values, self.repeats))
+            made = self.spec.parse(without_prompt(values, self.repeats.fields))
             options = self._optional_values(values)
         except RowError as error:
             column = self.mapping.get(error.field, error.field)
@@ -81,9 +81,10 @@ class Dialect:
         meta |= options.pop("meta", {})
         if not row.keys() <= self._moved:
             meta["extra"] = {column: value for column, value in row.items() if column not in self._moved}
+        untrained = options.pop("trained", True) is False
         if not isinstance(made, list):
-            return [_record(options | made, meta)]
-        return [_record(options | fields, {**meta, "part": part}) for part, fields in enumerate(made)]
+            return [_record(options | made, meta, untrained)]
+        return [_record(options | fields, {**meta, "part": part}, untrained) for part, fields in enumerate(made)]
 
     def _check_optional(self, values: Mapping[str, Any]) -> None:
         """Raises: RowError for a value in a column of the dialect's own that it cannot take."""
@@ -104,8 +105,6 @@ class Dialect:
         if not self._options:
             return {}
         found = {name: OPTIONAL[name](values[name], name) for name in self._options if is_filled(values[name])}
-        if found.pop("trained", None) is False:
-            found["weight"] = 0.0
         if meta := {UNPLACED[name]: found.pop(name) for name in found.keys() & UNPLACED.keys()}:
             found["meta"] = meta
         better, worse = found.pop("chosen_score", None), found.pop("rejected_score", None)
@@ -114,7 +113,11 @@ class Dialect:
         return found
 
 
-def _record(fields: dict[str, Any], meta: dict[str, Any]) -> Record:
+def _record(fields: dict[str, Any], meta: dict[str, Any], untrained: bool = False) -> Record:
+    """A record; of an `untrained` one no turn has a weight."""
+    if untrained:
+        turns = (turn._replace(weight=0.0 if turn.role == "assistant" else turn.weight) for turn in fields["prompt"])
+        fields |= {"prompt": tuple(turns), "weight": 0.0}
     more = fields.pop("meta", None)
     record = Record(meta={**meta, **more} if more else meta, **fields)
     try:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 ANSWERS = ("completion", "chosen", "rejected", "first", "second")
 _ROWS = 3
-"""Rows that must agree where the prompts are short: an answer may begin with its question by chance."""
-_LONG = 16
-"""Characters of a prompt that no answer repeats by chance."""
+"""Rows that must agree: an answer may begin with its question by chance."""
+_WORDS = 5
+"""Words of a prompt that is more than the name of something, with which its description would begin too."""
 
 
-def repeating(rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str]) -> tuple[str, ...]:
-    """The fields whose texts begin with their row's prompt, in nine of ten rows and of all sides of a pair."""
-    fields = [name for name in ANSWERS if name in mapping]
+@dataclass(frozen=True)
+class Repeats:
+    """What the rows of a file show of answers that begin with their prompt."""
+
+    fields: tuple[str, ...] = ()
+    """Fields that are read without the prompt."""
+    doubtful: bool = False
+    """Whether answers begin with prompts that may be part of them; these stay."""
+
+
+NO_REPEATS = Repeats()
+
+
+def repeating(rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str]) -> Repeats:
+    """The fields whose texts begin with their row's prompt, in nine of ten rows and on all sides of a pair."""
+    fields = tuple(name for name in ANSWERS if name in mapping)
     if "prompt" not in mapping or not fields:
-        return ()
-    seen = repeated = length = 0
+        return NO_REPEATS
+    seen = repeated = spoken = 0
     for row in rows:
         prompt = row.get(mapping["prompt"])
         texts = [row.get(mapping[name]) for name in fields]
@@ -25,9 +39,10 @@ def repeating(rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str]) -> 
             seen += 1
             if all(rest_of(text, prompt) is not None for text in texts):
                 repeated += 1
-                length = max(length, len(prompt.strip()))
-    agreed = seen > 0 and 10 * repeated >= 9 * seen
-    return tuple(fields) if agreed and (repeated >= _ROWS or length >= _LONG) else ()
+                spoken += not prompt[-1].isalnum() or "\n" in prompt or len(prompt.split()) >= _WORDS
+    if not seen or 10 * repeated < 9 * seen or (repeated < _ROWS and not (spoken and len(fields) > 1)):
+        return NO_REPEATS
+    return Repeats(fields) if 2 * spoken >= repeated else Repeats(doubtful=True)
 
 
 def rest_of(text: Any, prompt: str) -> str | None:
