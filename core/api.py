@@ -8,8 +8,9 @@ from core.commands.parser import CommandParser
 from core.data.files import find_files
 from core.data.readers.rows import Row
 from core.data.records import Message, Record, Span, Step
+from core.data.row_values import RowError, to_text
 from core.data.transforms import TextPart, TransformContext, Transformed, text_of, texts_of, words_of
-from core.data.turns import RowError, to_messages, to_text
+from core.data.turns import to_messages
 from core.errors import ArtifactError, ConfigError, DataError, ModelError, PluginError, PreftuneError, TrainingError
 from core.files import disk_guard
 from core.jsonl import read_rows

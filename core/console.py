@@ -85,9 +85,12 @@ class Console:
         for part in ("reward", "judge"):
             if getattr(target, part) is not None:
                 self.line(f"  {part:<13} {getattr(target, part).name}")
+        from core.data.unread import column_pairs
         from core.report.sets import mixture_pairs, transform_pairs
 
         info = target.dataset.info
+        for label, text in column_pairs(info.train):
+            self.line(f"  {label:<13} {text}")
         for label, pairs in (("source", mixture_pairs(info)), ("transform", transform_pairs(info))):
             for name, text in pairs:
                 self.line(f"  {label:<13} {name}: {text}")

@@ -208,7 +208,8 @@ class CodeConfig(RewardConfig):
     """Column of the record with the tests: Python statements (asserts), a list or one text; the record's `answer` is
     the test where there is no such column."""
     setup: str = "test_setup_code"
-    """Column of the record with code that runs before the program; it may be missing."""
+    """Column of the record with code that runs before the program, or behind it where it needs the program's names; it
+    may be missing."""
     limit_s: float = 4.0
     """Time for the program and its tests, wall clock, in seconds; over it they have failed. Below timeout_s."""
     memory_mb: int = 512

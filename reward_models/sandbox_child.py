@@ -120,8 +120,14 @@ def run(job: dict) -> dict:
     """What the program did: see Sandbox.run."""
     names: dict = {"__name__": "__main__"}
     try:
-        for part in (job["setup"], job["code"]):
-            exec(compile(part, "<program>", "exec"), names)  # noqa: S102 - what the sandbox is for
+        code, setup = (compile(job[part], "<program>", "exec") for part in ("code", "setup"))
+        try:
+            exec(setup, names)  # noqa: S102 - what the sandbox is for
+            parts = [code]
+        except NameError:  # it builds on what the program defines, as two of MBPP do
+            parts = [code, setup]
+        for part in parts:
+            exec(part, names)  # noqa: S102
     except BaseException as error:
         return {"error": _describe(error)}
     results: list[str | None] = []

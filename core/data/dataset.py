@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from core.data.draws import shuffled
 from core.data.files import find_files
 from core.data.formats import BUILT_IN, Formats
 from core.data.info import DatasetInfo, PartInfo
-from core.data.loading import describe, load_records
+from core.data.loading import Loaded, describe, load_records
 from core.data.placeholders import placeholder_warnings
 from core.data.record_store import StoredRecords, hash_keys
 from core.data.records import BadRow, Record
-from core.data.split import split_for
-from core.data.streaming import is_streamed, stream_records
+from core.data.split import skew_warnings, split_for
+from core.data.streaming import Served, is_streamed, stream_records
 from core.data.views import as_schema, prompts_of, with_system
 from core.errors import DataError
 from core.settings.data_schema import DATA_PATH, DataConfig
@@ -62,17 +63,15 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int, form
         dialect=cfg.dialect,
         formats=formats,
     )
-    held = load(heldout_files) if heldout_files else None
-    train: Sequence[Record]
     if not isinstance(files, str) and is_streamed(cfg, files, schema):
-        streamed = stream_records(cfg, files, root, schema, cfg.system, load)
-        train, unfit, described, quarantined = (
-            streamed.records, streamed.unfit, streamed.described, streamed.quarantined,
-        )  # fmt: skip
+        served = stream_records(cfg, files, root, schema, cfg.system, load)
     else:
         loaded = load(files)
-        train = as_schema(loaded.records, schema, loaded.dialects.values())
-        unfit, described, quarantined = len(loaded.records) - len(train), describe(loaded), loaded.quarantined
+        kept = as_schema(loaded.records, schema, loaded.dialects.values())
+        unfit = len(loaded.records) - len(kept)
+        served = Served(kept, unfit, describe(loaded), loaded.quarantined, loaded.heldout, loaded.warnings)
+    train, warnings = served.records, served.warnings
+    held = _heldout(load(heldout_files) if heldout_files else None, served)
     if cfg.shuffle:
         train = _shuffled(train, seed)
     train = train[: cfg.limit]
@@ -83,31 +82,58 @@ def load_dataset(cfg: DataConfig, path: Path | str, schema: str, seed: int, form
             what = "data.folds holds out parts of the training rows, but the data brings a held-out part"
             mend = "leave data.folds out, or point {key} at the training file alone"
             raise DataError(what, "{files}", mend, key=DATA_PATH, files=", ".join(held.files))
-        seen = {record.prompt_key for record in held.records}
-        kept = _without(train, seen)
-        if not kept:
-            what = "every training record has a prompt of the held-out part"
-            raise DataError(what, ", ".join(held.files), "take other held-out records, or remove that file")
-        doubled, train = len(train) - len(kept), kept
+        warnings = [*dict.fromkeys((*warnings, *held.warnings))]
+        train, doubled = _without_prompts_of(held, train)
         heldout = _serving(held.records, schema)
     brings_heldout = bool(heldout)
     if not brings_heldout:
         train, heldout = split_for(cfg, train, seed)
+        warnings = [*warnings, *skew_warnings(train, heldout)]
     prompts: Sequence[Record] = prompts_of(held.records if held is not None else heldout)
     if cfg.system:
         train, heldout, prompts = (_with_systems(part, cfg.system) for part in (train, heldout, prompts))
     digest = hashlib.sha256()
     for part in (train, heldout, prompts):
         hash_keys(digest, part)
+    quarantined = [*served.quarantined, *(held.quarantined if held else [])]
     info = DatasetInfo(
-        train=PartInfo(len(train), unfit, doubled, **described),
-        heldout=PartInfo(len(heldout), prompts=len(prompts), **(describe(held) if held is not None else {})),
-        quarantined=len(quarantined) + (len(held.quarantined) if held else 0),
+        train=PartInfo(len(train), served.unfit, doubled, **served.described),
+        heldout=PartInfo(len(heldout), prompts=len(prompts), **(held.described if held is not None else {})),
+        quarantined=len(quarantined),
         fingerprint=digest.hexdigest(),
     )
-    quarantined = [*quarantined, *(held.quarantined if held else [])]
     looked_at = train if isinstance(train, list) else train[:_LOOKED_AT]
-    return Dataset(train, heldout, prompts, info, quarantined, [], placeholder_warnings(looked_at), brings_heldout)
+    warnings = [*warnings, *placeholder_warnings(looked_at)]
+    return Dataset(train, heldout, prompts, info, quarantined, [], warnings, brings_heldout)
+
+
+@dataclass(frozen=True)
+class _Heldout:
+    """Records that the data holds out itself, and where they are from."""
+
+    records: list[Record]
+    files: list[str]
+    described: dict[str, Any]
+    """Fields of PartInfo; empty where the rows are those of training files."""
+    quarantined: list[BadRow] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def _heldout(loaded: Loaded | None, train: Served) -> _Heldout | None:
+    """The held-out files' records and those that the training files hold out themselves; None where there are none."""
+    if loaded is None:
+        return _Heldout(train.heldout, train.described["files"], {}) if train.heldout else None
+    records = [*loaded.records, *loaded.heldout, *train.heldout]
+    return _Heldout(records, loaded.files, describe(loaded), loaded.quarantined, loaded.warnings)
+
+
+def _without_prompts_of(held: _Heldout, train: Sequence[Record]) -> tuple[Sequence[Record], int]:
+    """The training records whose prompt is not held out, and how many others there are."""
+    kept = _without(train, {record.prompt_key for record in held.records})
+    if not kept:
+        what = "every training record has a prompt of the held-out part"
+        raise DataError(what, ", ".join(held.files), "take other held-out records, or remove that file")
+    return kept, len(train) - len(kept)
 
 
 def _without(records: Sequence[Record], seen: set[str]) -> Sequence[Record]:

@@ -55,16 +55,21 @@ def held_out(drawn_N: np.ndarray, frac: float, most: int) -> np.ndarray:
     side, and a record stays on its side when others are added.
 
     frac: share of the prompts held out, 0..1; where it is above 0 and there are two prompts, at least one is.
-    most: most records held out; those with the smallest draws. One prompt at least stays for training.
+    most: most records held out; those with the smallest draws. One prompt at least stays for training, and so do
+        prompts with far more records than the others, as long as there are others.
     """
     import numpy as np
 
     prompts, sizes = np.unique(drawn_N, return_counts=True)
-    wanted = int(np.searchsorted(prompts / 2.0**64, frac)) or int(frac > 0 and len(prompts) > 0)
+    count = len(prompts)
+    if count > 1:
+        fair = sizes <= max(frac * len(drawn_N), float(np.median(sizes)))
+        prompts, sizes = prompts[fair], sizes[fair]
+    wanted = int(np.searchsorted(prompts / 2.0**64, frac)) or int(frac > 0 and count > 0)
     held: list[int] = []
     room = most
     for prompt, size in zip(prompts[:wanted], sizes[:wanted], strict=True):
-        if room < 1 or len(held) + 1 >= len(prompts):
+        if room < 1 or len(held) + 1 >= count:
             break
         if size <= room:
             held.append(prompt)

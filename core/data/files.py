@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from core.data.formats import BUILT_IN, Formats
 from core.data.readers import data_suffix
 from core.data.readers.hub import HubId
+from core.data.readers.rows import HELDOUT_NAMES, TRAIN_NAMES
 from core.errors import ConfigError, DataError
 from core.settings.data_schema import DATA_PATH
 from core.suggest import nearest
@@ -84,7 +86,25 @@ def find_files(
     if not files:
         what, mend = "the folder holds no file of records", "point {key} at a file or folder of {known}"
         raise DataError(what, "{place}", mend, key=key, place=place, known=readers.known)
+    if not serving:
+        files, apart = _parted(files, place)
+        heldout += apart
     return files, heldout, place
+
+
+def _parted(files: Sequence[Path], folder: Path) -> tuple[list[Path], list[Path]]:
+    """Files to train on, and those that are named as test or validation beside a training file: by a folder, or by the
+    first or last word of the name."""
+
+    def named(file: Path, names: Sequence[str]) -> bool:
+        *folders, name = file.relative_to(folder).parts
+        words = re.split(r"[-_. ]", name.partition(".")[0].lower())
+        return any(word in names for word in (*(part.lower() for part in folders), words[0], words[-1]))
+
+    apart = [file for file in files if named(file, HELDOUT_NAMES) and not named(file, TRAIN_NAMES)]
+    if not any(named(file, TRAIN_NAMES) for file in files):
+        apart = []
+    return [file for file in files if file not in apart], apart
 
 
 def _all_files(folder: Path, heldout: Sequence[Path], formats: Formats) -> list[Path]:

@@ -24,8 +24,12 @@ class PartInfo:
     """Name of the layout of the rows; several, with commas, where the files differ."""
     mapping: Mapping[str, Any] | None = None
     """Field to column; by file where the files differ."""
-    extra_columns: Any = None
-    """Columns that no field stands for; by file where the files differ."""
+    rows: int | None = None
+    """Rows that became records."""
+    extra_columns: Mapping[str, Any] | None = None
+    """Column that nobody reads, to the rows in which it says something."""
+    extra_keys: Mapping[str, Any] | None = None
+    """Key of messages that nobody reads, to the messages in which it says something."""
     files: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:

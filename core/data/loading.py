@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,8 @@ from core.data.readers.hub import read_hub
 from core.data.readers.rows import Row
 from core.data.record_store import RecordWriter
 from core.data.records import BadRow, Record, excerpt, fingerprint
-from core.data.turns import RowError
+from core.data.row_values import RowError
+from core.data.unread import Unread
 from core.errors import DataError
 from core.settings.data_schema import COLUMNS, DATA_PATH
 from core.suggest import did_you_mean
@@ -23,9 +24,18 @@ from core.suggest import did_you_mean
 SAMPLE_ROWS = 50
 """Rows that a dialect is found from."""
 
+SAMPLE_MOST = 12_800
+"""Rows that are looked at where the first ones show no dialect."""
+
+_SHOWN_BAD = 10_000
+"""Bad rows that are kept with their text."""
+
+_MOST_BAD = 1_000_000
+"""Bad rows beyond which nobody reads them: memory has an end."""
+
 NAME_COLUMNS = (
-    "say which column holds what, e.g. {key}={{prompt: …, completion: …}}, or name the layout with {part}.dialect=…; "
-    "docs/data.md lists fields and layouts"
+    "say which column holds what, e.g. {key}={{prompt: …, completion: …}} (an empty name leaves a field out), or name "
+    "the layout with {part}.dialect=…; docs/data.md lists fields and layouts"
 )
 """How to mend, as a template of an error whose key is COLUMNS."""
 
@@ -38,6 +48,12 @@ class Loaded:
     quarantined: list[BadRow]
     dialects: dict[str, Dialect]
     """By file; files hold one dialect each."""
+    heldout: list[Record] = field(default_factory=list)
+    """Records of the rows that a file itself holds out, e.g. under `test` beside `train`."""
+    unread: Unread = field(default_factory=Unread)
+    """What nobody reads."""
+    warnings: list[str] = field(default_factory=list)
+    """What a user should know of the rows."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -86,24 +102,75 @@ def load_records(
         )
     find = partial(detect, columns=columns or {}, specs=formats.dialects, wanted=dialect)
     listed: list[Record] = []
-    records = listed if into is None else into
-    bad: list[BadRow] = []
+    taken = _Taken(listed if into is None else into, columns or {})
+    bad = taken.bad
     dialects: dict[str, Dialect] = {}
     faults: list[DataError] = []
     for name, where, rows in sources:
         try:
-            dialects[name] = _load_file(rows, name, where, find, columns or {}, records=records, bad=bad)
+            dialects[name] = _load_file(rows, name, where, find, taken)
         except _Unusable as error:
             faults.append(error)
-    if not records and faults:
+    if not taken.count and faults:
         raise faults[0].at(key) if faults[0].key == DATA_PATH else faults[0]
-    total = len(records) + len(bad)
+    total = taken.count + len(bad)
     if len(bad) > max_bad_frac * total:
         first = "; ".join(str(row) for row in bad[:3])
         what = f"{len(bad)} of {total} rows cannot be used ({len(bad) / total:.1%}, data.max_bad_frac={max_bad_frac})"
-        mend = "correct these rows, name the columns with {key}={{…}}, or raise data.max_bad_frac"
+        mend = (
+            "correct these rows, name the columns with {key}={{…}} (an empty name leaves a field out), or raise "
+            "data.max_bad_frac"
+        )
         raise DataError(what, "{first}", mend, key=COLUMNS, first=first)
-    return Loaded(listed, bad, dialects)
+    return Loaded(listed, bad, dialects, taken.heldout, taken.unread, taken.warnings())
+
+
+@dataclass
+class _Taken:
+    """What was made of the rows so far."""
+
+    records: list[Record] | RecordWriter
+    columns: Mapping[str, str]
+    """Canonical field to column, as the user names them."""
+    heldout: list[Record] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    unread: Unread = field(default_factory=Unread)
+    repeating: int = 0
+    """Rows whose answers are read without the prompt that they repeat."""
+    doubtful: int = 0
+    """Rows of files whose answers begin with the prompt, which may be part of them."""
+
+    @property
+    def count(self) -> int:
+        return len(self.records) + len(self.heldout)
+
+    def add(self, made: Sequence[Record], row: Row, dialect: Dialect) -> None:
+        """Keep the records of a row."""
+        into = self.heldout if row.heldout else self.records
+        for record in made:
+            into.append(record)
+        self.unread.see(row.value, dialect)
+        self.repeating += bool(dialect.repeats.fields)
+        self.doubtful += dialect.repeats.doubtful
+
+    def refuse(self, name: str, row: Row, why: str) -> None:
+        """Put a row aside. Raises: DataError when there are too many of them to keep."""
+        self.bad.append(BadRow(name, row.line, why, excerpt(row.value) if len(self.bad) < _SHOWN_BAD else ""))
+        if len(self.bad) > _MOST_BAD:
+            first = "; ".join(str(bad) for bad in self.bad[:3])
+            raise DataError(
+                f"more than {_MOST_BAD:,} rows cannot be used", "{first}", NAME_COLUMNS, key=COLUMNS, first=first
+            )
+
+    def warnings(self) -> list[str]:
+        """What a user should know of the rows."""
+        lines = self.unread.warnings(name for name, column in self.columns.items() if not column)
+        if self.repeating:
+            lines.append(f"the answers of {self.repeating:,} rows begin with their prompt, and are read without it")
+        if self.doubtful:
+            what = f"the answers begin with their prompt, in a file of {self.doubtful:,} rows, and are trained so"
+            lines.append(f"{what}; take it out where it is no part of them")
+        return lines
 
 
 class _Unusable(DataError):
@@ -119,37 +186,28 @@ Find = Callable[[Sequence[Mapping[str, Any]]], Dialect | None]
 """Objects to the dialect that they have."""
 
 
-def _load_file(
-    rows: Iterator[Row],
-    name: str,
-    where: str,
-    find: Find,
-    columns: Mapping[str, str],
-    *,
-    records: list[Record] | RecordWriter,
-    bad: list[BadRow],
-) -> Dialect:
-    """Append the file's records and bad rows; returns its dialect. Rows are read one by one."""
-    counts = len(records), len(bad)
-    sampled, dialect, fault = _sample(rows, where, find, columns)
-    for line, value, reason in chain(sampled, rows):
-        why = reason or ("" if type(value) is dict else "not an object") or (fault.what if fault else "")
+def _load_file(rows: Iterator[Row], name: str, where: str, find: Find, taken: _Taken) -> Dialect:
+    """Add the file's records and bad rows; returns its dialect. Rows are read one by one."""
+    counts = taken.count, len(taken.bad)
+    sampled, dialect, fault = _sample(rows, where, find, taken.columns)
+    for row in chain(sampled, rows):
+        value = row.value
+        why = row.fault or ("" if type(value) is dict else "not an object") or (fault.what if fault else "")
         if dialect is not None and not why:
             try:
-                made = dialect.records(value, {"file": name, "line": line, "source": where})
+                made = dialect.records(value, {"file": name, "line": row.line, "source": where})
             except RowError as error:
                 why = error.reason
             else:
-                for record in made:
-                    records.append(record)
                 if made:
+                    taken.add(made, row, dialect)
                     continue
                 why = "the row holds nothing to learn from"
-        bad.append(BadRow(name, line, why, excerpt(value)))
+        taken.refuse(name, row, why)
     if dialect is None:
         raise fault or _no_rows(where)
-    if len(records) == counts[0]:
-        faults = bad[counts[1] :]
+    if taken.count == counts[0]:
+        faults = taken.bad[counts[1] :]
         first = "; ".join(str(row) for row in faults[:3])
         raise _Unusable(
             f"none of the {len(faults)} rows can be used", "{first}", NAME_COLUMNS, key=COLUMNS, first=first
@@ -176,10 +234,10 @@ def _sample(
                     break
         dialect = find(objects)
         known = dict.fromkeys(column for value in objects for column in value)
-        lost = [column for column in columns.values() if column not in known]
+        lost = [column for column in columns.values() if column and column not in known]
         if dialect is not None and not lost:
             return read, dialect, None
-        if len(objects) < wanted:
+        if len(objects) < wanted or len(objects) >= SAMPLE_MOST:
             break
     if not read:
         return [], None, _no_rows(where)
@@ -195,23 +253,18 @@ def _sample(
             key=COLUMNS, lost=lost[0], names=names, near=near, place=where,
         )  # fmt: skip
     what = "no known layout fits the columns {names}" + (" with {key}={asked}" if columns else "")
-    fault = _Unusable(what, "{place}", NAME_COLUMNS, key=COLUMNS, names=names, asked=dict(columns), place=where)
-    return read, None, fault
+    told = {"key": COLUMNS, "names": names, "asked": dict(columns), "place": where}
+    if len(objects) >= SAMPLE_MOST:
+        raise DataError(f"{what}, in {len(objects):,} rows", "{place}", NAME_COLUMNS, **told)
+    return read, None, _Unusable(what, "{place}", NAME_COLUMNS, **told)
 
 
 def describe(loaded: Loaded) -> dict[str, Any]:
-    """Dialect, mapping and unused columns for the plan; by file where the files differ."""
-    found = {
-        name: {
-            "dialect": dialect.name,
-            "mapping": dialect.mapping,
-            "extra_columns": [column for column in dialect.columns if column not in dialect.mapping.values()],
-        }
-        for name, dialect in loaded.dialects.items()
-    }
+    """Dialect, mapping and what is not read, for the plan; by file where dialect or mapping differ."""
+    found = {name: (dialect.name, dialect.mapping) for name, dialect in loaded.dialects.items()}
+    rest = {**loaded.unread.to_json(), "files": loaded.files}
     first = next(iter(found.values()))
     if all(one == first for one in found.values()):
-        return {**first, "files": loaded.files}
-    names = dict.fromkeys(str(one["dialect"]) for one in found.values())
-    by_file = {key: {name: one[key] for name, one in found.items()} for key in ("mapping", "extra_columns")}
-    return {"dialect": ", ".join(names), **by_file, "files": loaded.files}
+        return {"dialect": first[0], "mapping": first[1], **rest}
+    names = dict.fromkeys(name for name, _ in found.values())
+    return {"dialect": ", ".join(names), "mapping": {file: one for file, (_, one) in found.items()}, **rest}

@@ -22,6 +22,20 @@ def split(records: Sequence[Record], frac: float, most: int, seed: int) -> tuple
     return _parted(records, held_out(drawn_places(_prompt_keys(records), seed), frac, most))
 
 
+_SKEWED = 10
+"""Records from which on a half that is held out is told."""
+
+
+def skew_warnings(train: Sequence[Record], heldout: Sequence[Record]) -> list[str]:
+    """A warning where most records are held out: equal prompts stand on one side, however many they are."""
+    count = len(train) + len(heldout)
+    if count < _SKEWED or 2 * len(heldout) < count:
+        return []
+    prompts = len({record.prompt_key for record in heldout})
+    mend = "bring a held-out part of your own, or set data.heldout_max"
+    return [f"{len(heldout)} of {count} records are held out, as equal prompts ({prompts}) stay together; {mend}"]
+
+
 def _prompt_keys(records: Sequence[Record]) -> Iterable[str]:
     if isinstance(records, StoredRecords):
         return records.prompt_keys()

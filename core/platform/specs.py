@@ -230,7 +230,7 @@ class DialectSpec:
     """Canonical field to the columns that it is looked for in, best first, where they differ from those of
     core.data.dialects.ALIASES. Case does not matter, and a space or hyphen is an underscore."""
     optional: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
-    """Fields that it takes along where a column of theirs passes the test."""
+    """Fields that it takes along where a column of theirs is there; a value that fails the test is a bad row."""
     named: bool = False
     """Known by the name of its prompt column alone; steps back when the user names another."""
 

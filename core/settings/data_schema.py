@@ -102,7 +102,8 @@ class DataConfig:
     transforms: list[Any] = field(default_factory=list)
     """Filters, de-duplication, augmentation and checks in their order, e.g. `[{name: length, min_chars: 20}]`."""
     stream: Choice = Choice.auto
-    """Keep records on disk instead of in memory (schemas `sft` and `text`); auto does so for files over 256 MB."""
+    """Keep records on disk instead of in memory (schemas `sft`, `text` and `preference`); auto does so for files over
+    16 MB."""
     token_cache: Choice = Choice.auto
     """Keep token ids on disk, found again by their content; auto does so for streamed data and over 50000 records."""
 

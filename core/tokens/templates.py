@@ -11,6 +11,7 @@ What a template cannot say is said in plain text, see `NativeFeatures`. Torch-fr
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -135,7 +136,7 @@ class ChatLayout:
             roles = ", ".join(str(message["role"]) for message in messages)
             raise DataError(
                 f"the chat template refuses a dialogue: {error}",
-                f"a dialogue with the roles {roles}, beginning {str(messages[0]['content'])[:60]!r}",
+                f"a dialogue with the roles {roles}, beginning {str(messages[0]['content'])[:60]!r}" if roles else "",
                 "correct the row, or set model.chat_template=FILE with a template that takes such turns",
             ) from error
 
@@ -179,7 +180,7 @@ class ChatLayout:
         for position, turn in enumerate(places):
             if turn not in marked:
                 continue
-            opened = self.render(messages[:position], schemas, True, template)
+            opened = self._opening(messages[: position + 1], schemas, template)
             last = position == len(messages) - 1
             if self.opens_thinking:
                 if not last:
@@ -201,6 +202,28 @@ class ChatLayout:
         text = whole[: spans[-1][1] + len(self.eos)]
         found = self._contents(turns, tools, contents, template, text) if contents else ()
         return DialogueText(text, tuple(spans), len(self.eos), found)
+
+    def _opening(
+        self, messages: Sequence[dict[str, Any]], schemas: Sequence[dict[str, Any]], template: str | None
+    ) -> str:
+        """What stands before the answer of the last message, an assistant's. A template may not know an empty dialogue:
+        where the assistant opens, it is what the template puts before another answer.
+
+        Raises: DataError when the template refuses the dialogue, or does not open it in that way."""
+        if len(messages) > 1:
+            return self.render(messages[:-1], schemas, True, template)
+        asked = [{"role": "user", "content": "Probe."}]
+        opened, ended = self.render(asked, (), True, template), self.render(asked, (), False, template)
+        opening = opened[len(os.path.commonprefix([opened, ended])) :]  # noqa: RUF071 - of texts, character by character
+        closed = self.render(messages, schemas, False, template)
+        at = closed.find(opening)
+        if not opening or at < 0:
+            raise DataError(
+                "the chat template cannot say a dialogue that opens with the assistant",
+                f"the text begins {str(messages[0]['content'])[:60]!r}",
+                "take that turn out, or set model.chat_template=FILE",
+            )
+        return closed[: at + len(opening)]
 
     def _contents(
         self, turns: Sequence[Message], tools: Sequence[str], wanted: Collection[int], template: str | None, text: str

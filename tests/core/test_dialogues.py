@@ -334,6 +334,36 @@ def test_a_row_that_the_template_refuses_goes_to_quarantine():
     assert not run.make.pairs([Record(prompt=twice.prompt, chosen="a", rejected="b")])
 
 
+OPENED = (Message("assistant", "Welcome here."), Message("user", "Go"))
+REFUSE_AN_OPENING = {"gemma", "gemma3", "cohere", "cohere2"}
+"""Families whose templates take no dialogue that the assistant opens."""
+
+
+@pytest.mark.parametrize("train_on", [TrainOn.last, TrainOn.assistant])
+@pytest.mark.parametrize("system", [False, True])
+def test_a_dialogue_that_the_assistant_opens_trains_or_goes_to_quarantine(named, train_on, system):
+    name, codec = named
+    run = Maker(codec)
+    prompt = (*([Message("system", "Be kind.")] if system else []), *OPENED)
+    made = run.make.demonstrations([Record(prompt=prompt, completion="Gone.")], Supervision(train_on))
+    run.make.pairs([Record(prompt=prompt, chosen="Gone.", rejected="No.")])
+    run.make.prompts([Record(prompt=prompt)], 5)
+    if name in REFUSE_AN_OPENING:
+        assert not made and all("refuses a dialogue" in reason for _, reason in run.dropped) and len(run.dropped) == 3
+        return
+    shown = "".join(
+        codec.tokenizer.decode([token for token, weight in zip(row.ids, row.weights, strict=True) if weight])
+        for row in made
+    )
+    if not made:
+        reasons = {"qwen3_5_think": "No user query", "deepseek_r1_distill": "opens with the assistant"}
+        assert train_on is TrainOn.assistant and reasons[name] in run.dropped[0][1]
+        return
+    answers = ["Gone."] if train_on is TrainOn.last else ["Welcome here.", "Gone."]
+    assert all(answer in shown for answer in answers) and shown.count(codec.tokenizer.eos_token) == len(answers)
+    assert "Go" not in shown.replace("Gone.", "") and ("Welcome" in shown) == (train_on is TrainOn.assistant)
+
+
 def test_cutting_instead_of_dropping():
     whole = Maker(TINY).make.demonstrations([TWO_ROUNDS], Supervision(TrainOn.assistant))[0]
     limit = whole.tokens - 3

@@ -203,11 +203,6 @@ CASES = {
         {"completion": "Hello", "label": False},
     ),
     "label beside messages": ({"messages": [USER, BOT], "kto_tag": True}, "messages", {"label": True}),
-    "a class is no label": (
-        {"prompt": "Hi", "completion": "Hello", "label": "greeting"},
-        "prompt_completion",
-        {"label": None, "completion": "Hello"},
-    ),
     "reasoning, call and weight of the last turn": (
         {
             "messages": [

@@ -221,7 +221,9 @@ def test_answers_of_real_rows() -> None:
     record = first("medquad/5_NIDDK_QA/0000001.xml")
     assert record.prompt == (Message("user", "What is (are) Acromegaly ?"),)
     assert (record.meta["line"], record.meta["extra"]["qtype"]) == (16, "information")
-    assert first("mbpp/mbpp.jsonl").meta["tests"][0] == "assert min_cost([[1, 2, 3], [4, 8, 2], [1, 5, 3]], 2, 2) == 8"
+    assert (
+        first("mbpp/mbpp.jsonl").meta["test_list"][0] == "assert min_cost([[1, 2, 3], [4, 8, 2], [1, 5, 3]], 2, 2) == 8"
+    )
 
 
 def test_comparisons_of_real_rows() -> None:

@@ -60,15 +60,19 @@ CASES = {
 
 
 @pytest.mark.parametrize("more", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("schema", ["sft", "text"])
+@pytest.mark.parametrize("schema", ["sft", "text", "preference"])
 def test_streamed_records_are_those_in_memory(tmp_path, schema, more):
-    rows = sft_rows(60) if schema == "sft" else [{"text": f"Line {i % 40}."} for i in range(60)]
+    pairs = [
+        {"prompt": f"p{i % 31}", "chosen": f"good {i}", "rejected": "bad", "id": i, "split": "x"} for i in range(60)
+    ]
+    texts = [{"text": f"Line {i % 40}."} for i in range(60)]
+    rows = {"sft": sft_rows(60), "text": texts, "preference": pairs}[schema]
     memory, disk = both(write(tmp_path / "rows.jsonl", rows), schema, **more)
     assert isinstance(disk.train, StoredRecords) and isinstance(memory.train, list)
     assert list(disk.train) == memory.train
     assert [record.meta for record in disk.train] == [record.meta for record in memory.train]
     assert list(disk.heldout) == memory.heldout and list(disk.heldout_prompts) == memory.heldout_prompts
-    assert disk.info == memory.info
+    assert disk.info == memory.info and disk.warnings == memory.warnings
     assert disk.quarantined == memory.quarantined
 
 

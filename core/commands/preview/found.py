@@ -11,6 +11,7 @@ from typing import Any
 
 from core.commands.preview.estimate import estimate, stage_examples, token_rows, weighted_ids
 from core.data.records import BadRow, Record
+from core.data.unread import column_pairs
 from core.errors import DataError
 from core.planning.plan import Plan, StagePlan
 from core.planning.plan_record import StagePreview
@@ -59,6 +60,8 @@ class Preview:
     """Steps, batch and cost, as in plan.json."""
     quarantined: list[BadRow]
     """Rows that became no record."""
+    columns: list[str]
+    """Lines on the columns: what is read as what, what is not read, and what to be warned of."""
 
     @property
     def whole(self) -> SourceSample:
@@ -115,8 +118,13 @@ def collect(plan: Plan, stage: StagePlan, registry: Registry, codec: ChatCodec, 
     sampled = sum(source.records for source in sources)
     return Preview(
         stage.title, stage.cfg.model.source, stage.cfg.model.max_length, len(train), sampled, sources,
-        estimate(stage, shown), list(stage.dataset.quarantined),
+        estimate(stage, shown), list(stage.dataset.quarantined), _columns(stage),
     )  # fmt: skip
+
+
+def _columns(stage: StagePlan) -> list[str]:
+    told = [f"{label}: {text}" for label, text in column_pairs(stage.dataset.info.train)]
+    return told + [f"warning: {text}" for text in stage.dataset.warnings]
 
 
 def _kind(reason: str) -> str:
@@ -159,6 +167,7 @@ def lines_of(found: Preview) -> list[str]:
     if facts.time_estimate:
         lines.append(f"cost ≈ {facts.time_estimate}, {facts.memory_estimate}")
     lines += [f"refused: {count:,} × {reason}" for reason, count in whole.refused.most_common(5)]
+    lines += found.columns
     if found.quarantined:
         lines.append(f"in quarantine: {len(found.quarantined):,} rows, the first: {found.quarantined[0]}")
     return lines

@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import Any
 
 from core.data.dialects import chat, feedback, plain, preference, supervised
-from core.data.dialects.fields import ALIASES, JOINED, OPTIONAL, normal
+from core.data.dialects.fields import ALIASES, JOINED, OPTIONAL, UNPLACED, has_place, normal
+from core.data.dialects.repeats import NO_REPEATS, Repeats, repeating, without_prompt
 from core.data.records import Record
-from core.data.turns import RowError, kind_of
+from core.data.row_values import RowError, is_filled, kind_of
 from core.errors import ConfigError, PluginError
 from core.platform.specs import DialectSpec
 from core.settings.data_schema import COLUMNS, DIALECT
@@ -36,10 +37,18 @@ class Dialect:
     columns: tuple[str, ...]
     """Columns of the rows that it was found from, in their order."""
     spec: DialectSpec
+    repeats: Repeats = NO_REPEATS
+    """Answers that begin with their prompt."""
 
     @cached_property
-    def _used(self) -> frozenset[str]:
+    def used(self) -> frozenset[str]:
+        """Columns that the dialect reads."""
         return frozenset(self.mapping.values())
+
+    @cached_property
+    def _moved(self) -> frozenset[str]:
+        """Columns that have a place in the record. Others stay in `extra` though they are read."""
+        return frozenset(column for name, column in self.mapping.items() if name not in UNPLACED)
 
     @cached_property
     def _options(self) -> list[str]:
@@ -57,20 +66,32 @@ class Dialect:
             if missing:
                 raise RowError(f"missing columns: {', '.join(missing)}")
         try:
-            made = self.spec.parse(values)
+            self._check_optional(values)
+            made = self.spec.parse(without_prompt(values, self.repeats.fields))
             options = self._optional_values(values)
         except RowError as error:
             column = self.mapping.get(error.field, error.field)
             raise error if column == error.field else RowError(f"{error.reason} (column '{column}')") from None
         except RecursionError:
             raise RowError("nested too deeply") from None
+        except OverflowError:
+            raise RowError("a number that is too large") from None
         except Exception as error:  # a row must not end the run, whatever is in it
             raise RowError(self._fault(values) or f"'{self.name}' fails: {type(error).__name__}: {error}") from None
-        if not row.keys() <= self._used:
-            meta["extra"] = {column: value for column, value in row.items() if column not in self._used}
+        meta |= options.pop("meta", {})
+        if not row.keys() <= self._moved:
+            meta["extra"] = {column: value for column, value in row.items() if column not in self._moved}
+        untrained = options.pop("trained", True) is False
         if not isinstance(made, list):
-            return [_record(options | made, meta)]
-        return [_record(options | fields, {**meta, "part": part}) for part, fields in enumerate(made)]
+            return [_record(options | made, meta, untrained)]
+        return [_record(options | fields, {**meta, "part": part}, untrained) for part, fields in enumerate(made)]
+
+    def _check_optional(self, values: Mapping[str, Any]) -> None:
+        """Raises: RowError for a value in a column of the dialect's own that it cannot take."""
+        for name, test in self.spec.optional.items():
+            value = values.get(name)
+            if is_filled(value) and not test(value):
+                raise RowError(f"wrong type: {name} is {kind_of(value)} of another form than is read", name)
 
     def _fault(self, values: Mapping[str, Any]) -> str:
         """Which value is not of the kind that the dialect asks for; empty where all are."""
@@ -83,16 +104,20 @@ class Dialect:
     def _optional_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         if not self._options:
             return {}
-        found = {
-            name: OPTIONAL[name](values[name], name) for name in self._options if values[name] not in (None, "", [])
-        }
+        found = {name: OPTIONAL[name](values[name], name) for name in self._options if is_filled(values[name])}
+        if meta := {UNPLACED[name]: found.pop(name) for name in found.keys() & UNPLACED.keys()}:
+            found["meta"] = meta
         better, worse = found.pop("chosen_score", None), found.pop("rejected_score", None)
         if better is not None and worse is not None:
             found.setdefault("margin", better - worse)
         return found
 
 
-def _record(fields: dict[str, Any], meta: dict[str, Any]) -> Record:
+def _record(fields: dict[str, Any], meta: dict[str, Any], untrained: bool = False) -> Record:
+    """A record; of an `untrained` one no turn has a weight."""
+    if untrained:
+        turns = (turn._replace(weight=0.0 if turn.role == "assistant" else turn.weight) for turn in fields["prompt"])
+        fields |= {"prompt": tuple(turns), "weight": 0.0}
     more = fields.pop("meta", None)
     record = Record(meta={**meta, **more} if more else meta, **fields)
     try:
@@ -131,13 +156,13 @@ def detect(
     if best is None:
         return None
     _, spec, mapping = best
-    taken = frozenset(mapping.values())
     for name in (*spec.optional, *(name for name in OPTIONAL if name not in spec.required)):
         if name in columns:
             mapping[name] = columns[name]
-        elif name != "input" or mapping.get("prompt") == "instruction":
-            mapping |= table.optional(spec, name, taken)
-    return Dialect(spec.name, mapping, tuple(table.names), spec)
+        elif name in spec.optional or has_place(spec, name):
+            mapping |= table.optional(spec, name, frozenset(mapping.values()), mapping.get("prompt", ""))
+    mapping = {name: column for name, column in mapping.items() if column}
+    return Dialect(spec.name, mapping, tuple(table.names), spec, repeating(rows, mapping))
 
 
 def _asked_for(specs: Sequence[DialectSpec], columns: Mapping[str, str], wanted: str | None) -> list[DialectSpec]:
@@ -188,17 +213,27 @@ class _Columns:
         full = [count for count in counts if 2 * count >= len(self.rows)]
         return aliases[counts.index(full[0] if full else max(counts))]
 
-    def optional(self, spec: DialectSpec, name: str, taken: frozenset[str]) -> dict[str, str]:
-        """The column of an optional field, none of those `taken`, where at least half of its values have the right
-        type."""
+    def optional(self, spec: DialectSpec, name: str, taken: frozenset[str], prompt: str) -> dict[str, str]:
+        """The column of an optional field, none of those `taken`: the first of which at least half of the values can be
+        read. Else the first that says anything, whose rows are then bad ones, or that is there at all: later rows may
+        fill it.
+
+        prompt: column of the prompt; `context` is the input of an `instruction`."""
+        there, filled = [], []
         for alias in self._aliases(spec, name):
-            if alias in taken:
+            if alias in taken or alias not in self.names:
                 continue
-            values = [row[alias] for row in self.rows if row.get(alias) not in (None, "", [])]
+            as_input = name == "input" and normal(alias) == "context"
+            if as_input and normal(prompt) != "instruction":
+                continue
+            values = [row[alias] for row in self.rows if is_filled(row.get(alias))]
             good = sum(_takes(spec, name, value) for value in values)
             if good and 2 * good >= len(values):
                 return {name: alias}
-        return {}
+            if not as_input and name not in UNPLACED:
+                (filled if values else there).append(alias)
+        found = [*filled, *there]
+        return {name: found[0]} if found else {}
 
 
 def _fits(spec: DialectSpec, name: str, value: object) -> bool:

@@ -8,7 +8,9 @@ from typing import Any
 from core.data.dialects.fields import has_turns
 from core.data.dialects.parts import Values, asked, checked_prompt, conversation
 from core.data.records import Message
-from core.data.turns import TURN_ROLES, RowError, from_json, to_calls, to_messages, to_text, to_tools
+from core.data.row_values import RowError, from_json, to_text
+from core.data.turn_keys import check_media, turn_weight
+from core.data.turns import TURN_ROLES, to_calls, to_messages, to_tools, without_ends
 from core.platform.specs import DialectSpec
 
 
@@ -25,11 +27,12 @@ def _utterances(values: Values) -> dict[str, Any]:
         role = TURN_ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
         if role is None:
             raise RowError(f"unknown role {speaker!a} in messages", "messages")
-        messages.append(Message(role, to_text(turn.get("text"), "messages")))
+        check_media(turn, "messages")
+        messages.append(Message(role, to_text(turn.get("text"), "messages"), turn_weight(turn, "messages")))
         messages += _annotated(turn.get("annotations") or [])
     while messages and not (messages[-1].role == "assistant" and messages[-1].content):
         messages.pop()
-    return conversation(tuple(messages), values, "messages")
+    return conversation(without_ends(messages), values, "messages")
 
 
 def _annotated(annotations: object) -> list[Message]:
@@ -52,7 +55,8 @@ def _annotated(annotations: object) -> list[Message]:
 def _turns(values: Values) -> dict[str, Any]:
     """The first of the user's turns; later ones ask about answers that the row does not hold."""
     first = values["turns"][0]
-    return {"prompt": asked(to_text(first.get("content") if isinstance(first, dict) else first, "turns"))}
+    prompt = asked(to_text(first.get("content") if isinstance(first, dict) else first, "turns"))
+    return {"prompt": checked_prompt(prompt, values)}
 
 
 def _function_calling(values: Values) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from core.data.dialects.fields import is_number, is_said, is_text, is_texts, to_number
+from core.data.dialects.beside import to_context
+from core.data.dialects.fields import is_number, is_said, is_text, is_texts
 from core.data.dialects.parts import Values, asked, checked_prompt, compared, to_completion, to_prompt
 from core.data.records import Message, Span, Step
-from core.data.turns import RowError, flat, kind_of, to_text
+from core.data.row_values import RowError, kind_of, to_number, to_text
+from core.data.turns import flat
 from core.platform.specs import DialectSpec
 
 # 1. Spans.
@@ -22,7 +24,7 @@ def _spans(values: Values) -> list[dict[str, Any]]:
     prompt = to_prompt(values)
     passages = values.get("passages")
     if passages:
-        text = "\n\n".join(_passage(item) for item in passages)
+        text = to_context(passages, "passages")
         prompt = (*prompt[:-1], Message("user", f"{text}\n\n{prompt[-1].content}"))
     said = to_completion(values["prediction_1"], "completion")[1]
     feedback = values["feedback"]
@@ -49,13 +51,6 @@ def _verdicts(prompt: tuple[Message, ...], predictions: Sequence[Any], verdicts:
         if verdict and predictions[better].strip() != predictions[worse].strip():
             pairs.append({"prompt": prompt, **compared(predictions[better], predictions[worse])})
     return pairs
-
-
-def _passage(value: object) -> str:
-    """A passage: a text, or a list of a title and sentences."""
-    if isinstance(value, list) and value and all(isinstance(piece, str) for piece in value):
-        return f"{value[0]}\n{' '.join(value[1:])}"
-    return to_text(value, "passages")
 
 
 def to_spans(value: object, text: str) -> tuple[Span, ...]:

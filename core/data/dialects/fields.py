@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from typing import Any
 
-from core.data.turns import RowError, kind_of, to_text, to_tools
+from core.data.dialects.beside import to_context, to_history
+from core.data.row_values import RowError, kind_of, parsed, to_answer, to_label, to_number, to_text
+from core.data.turns import to_tools
+from core.platform.specs import DialectSpec
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "query", "instruction"),
     "input": ("input", "context"),
+    "context": ("context", "contexts", "passage", "passages", "document", "documents", "docs", "paragraph",
+                "paragraphs", "article", "background", "evidence", "knowledge", "reference_text", "source_text",
+                "retrieved_contexts", "retrieved_documents", "retrieved_passages", "search_results", "snippets",
+                "chunks", "ctxs"),
+    "history": ("history", "chat_history", "conversation_history", "dialog_history", "dialogue_history",
+                "message_history", "previous_turns", "previous_messages", "past_turns", "past_messages"),
     "completion": ("completion", "response", "output", "target"),
     "messages": ("messages", "conversations", "conversation"),
     "chosen": ("chosen", "chosen_messages", "chosen_response", "response_j", "best_answer"),
     "rejected": ("rejected", "rejected_messages", "rejected_response", "response_k", "best_incorrect_answer"),
     "text": ("text",),
-    "system": ("system", "system_prompt"),
+    "system": ("system", "system_prompt", "system_message"),
     "answer": ("answer",),
     "rationale": ("rationale", "chain_of_thought", "cot"),
-    "label": ("label", "kto_tag"),
+    "label": ("label", "kto_tag", "desirable", "is_desirable", "is_good", "thumb", "thumbs", "thumbs_up", "liked"),
     "score": ("score", "reward"),
     "margin": ("margin",),
     "chosen_score": ("chosen_score", "score_chosen"),
     "rejected_score": ("rejected_score", "score_rejected"),
+    "reasoning": ("reasoning_content", "thinking", "reasoning", "thought", "thoughts"),
     "weight": ("weight", "loss_weight"),
+    "trained": ("train", "trainable", "is_trainable", "is_trained"),
+    "image": ("image", "images", "image_path", "image_paths", "image_url", "img", "picture", "pictures",
+              "pixel_values"),
+    "video": ("video", "videos", "video_path"),
+    "audio": ("audio", "audios", "audio_path"),
     "tools": ("tools", "functions"),
     "turns": ("turns",),
     "instances": ("instances",),
@@ -33,7 +46,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "contexts": ("contexts", "context"),
     "long_answer": ("long_answer",),
     "category": ("category", "intent", "label_text"),
-    "tests": ("test_list", "tests"),
+    "tests": ("test_list", "tests", "test_cases", "unit_tests"),
+    "setup": ("test_setup_code", "setup_code", "test_setup", "test_imports"),
     "choices": ("choices", "options"),
     "beginnings": ("context_options",),
     "ending": ("continuation",),
@@ -74,44 +88,60 @@ def normal(column: str) -> str:
     return column.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def to_number(value: object, field: str) -> float:
-    """A finite number, also one written as text. Raises: RowError for anything else."""
-    try:
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
-        number = math.nan
-    if math.isfinite(number):
-        return number
-    raise RowError(f"wrong type: {field} is {kind_of(value)}, not a finite number", field)
+def to_tests(value: object, field: str) -> list[str]:
+    """Tests of a program: texts, in a list or as JSON, or one text. Raises: RowError for anything else."""
+    found = parsed(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    tests = [found] if isinstance(found, str) else found
+    if isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests):
+        return tests
+    raise RowError(f"wrong type: {field} is {kind_of(value)}, not texts", field)
 
 
-def to_label(value: object, field: str) -> bool:
-    """True or False, also as 1 and 0 or as text. Raises: RowError for anything else."""
-    if isinstance(value, str):
-        value = {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower(), value)
-    if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
-        return bool(value)
-    raise RowError(f"wrong type: {field} is {kind_of(value)}, not true or false", field)
+def to_setup(value: object, field: str) -> str:
+    """Code that runs before a program: a text, or lines."""
+    lines = value if isinstance(value, list) else [value]
+    return "\n".join(to_text(line, field) for line in lines)
 
 
-def to_answer(value: object, field: str) -> str:
-    """A text, number or truth value as text. Raises: RowError for anything else."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    raise RowError(f"wrong type: {field} is {kind_of(value)}, not text or a number", field)
+def no_media(_value: object, field: str) -> Any:
+    """Raises: RowError, as the model would learn to answer without having seen it."""
+    raise RowError(f"the row has {field}: pictures, sound and video are not supported", field)
 
 
 OPTIONAL: dict[str, Callable[[object, str], Any]] = {
     "answer": to_answer, "rationale": to_text, "label": to_label, "score": to_number, "margin": to_number,
-    "chosen_score": to_number, "rejected_score": to_number, "weight": to_number, "tools": to_tools,
-    "system": to_text, "input": to_text,
+    "chosen_score": to_number, "rejected_score": to_number, "reasoning": to_text, "weight": to_number,
+    "trained": to_label, "tools": to_tools, "system": to_text, "input": to_text, "context": to_context,
+    "history": to_history, "image": no_media, "video": no_media, "audio": no_media, "tests": to_tests,
+    "setup": to_setup,
 }  # fmt: skip
-"""Fields that any dialect takes along where a column of the right type is there."""
+"""Fields that any dialect takes along where a column of their name is there; what cannot be read is a bad row."""
 
-JOINED = ("system", "input")
+UNPLACED = {"tests": "test_list", "setup": "test_setup_code"}
+"""Those that the record has no place for, and their names in `meta`. Their columns stay in `meta["extra"]` too, and
+values of another kind are another thing."""
+
+JOINED = ("system", "input", "context", "history")
 """Those of them that become part of the prompt."""
+
+_ANSWERED = frozenset({"completion", "messages", "generation", "steps", "prediction_1"})
+_OF_ANSWERS = frozenset({"label", "score", "trained", "reasoning"})
+_OF_PROMPTS = frozenset({"context", "input"})
+
+
+def has_place(spec: DialectSpec, name: str) -> bool:
+    """Whether a dialect can take an optional field along. A verdict needs a completion that the row brings: beside a
+    class or a choice, `label` is another thing. A context needs a prompt to stand in."""
+    required = spec.required.keys()
+    if not required <= ALIASES.keys():
+        return True  # a plugin's own
+    if name in _OF_ANSWERS and (not required & _ANSWERED or spec.aliases.get("completion") == ALIASES["category"]):
+        return False
+    if name == "reasoning":
+        return "completion" in required
+    if name in _OF_PROMPTS:
+        return "prompt" in required and "contexts" not in required
+    return not (required == {"text"} and name in (*JOINED, "weight"))
 
 
 def is_text(value: object) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from core.data.dialects.beside import to_context, to_history
+from core.data.dialects.fields import is_turns
 from core.data.records import Message
-from core.data.turns import RowError, flat, from_transcript, is_transcript, last_turn, to_messages, to_text
+from core.data.row_values import RowError, to_text
+from core.data.turns import flat, from_transcript, is_transcript, last_turn, to_messages, without_end, without_foreign
 
 Values = Mapping[str, Any]
 """The row's values by canonical field."""
@@ -19,44 +22,61 @@ def asked(text: str) -> tuple[Message, ...]:
     return (Message("user", text),)
 
 
-def to_prompt(values: Values, field: str = "prompt") -> tuple[Message, ...]:
-    """Messages of the field that holds the prompt (text, transcript or turns), with the row's `input` joined to it
-    and its `system` before it. Raises: RowError for an empty prompt."""
-    value = values[field]
-    prompt: tuple[Message, ...]
+def to_prompt(values: Values) -> tuple[Message, ...]:
+    """Messages of the prompt with all that the row brings beside it, see `checked_prompt`."""
+    return checked_prompt(bare_prompt(values), values)
+
+
+def bare_prompt(values: Values) -> tuple[Message, ...]:
+    """Messages of the field that holds the prompt (text, transcript or turns), and nothing else."""
+    value = values["prompt"]
     if not isinstance(value, str):
-        prompt = to_messages(value, field)
-    elif is_transcript(value):
-        prompt = from_transcript(value, field)
-        if prompt[-1].role == "assistant" and not prompt[-1].content:
-            prompt = prompt[:-1]
-    else:
-        more = values.get("input")
-        more = to_text(more, "input") if more is not None else ""
-        prompt = (Message("user", f"{value}\n\n{more}" if value.strip() and more.strip() else value + more),)
-    return checked_prompt(prompt, values)
+        return to_messages(value, "prompt")
+    if not is_transcript(value):
+        return (Message("user", value),)
+    prompt = from_transcript(value, "prompt")
+    return prompt[:-1] if prompt[-1].role == "assistant" and not prompt[-1].content else prompt
 
 
 def checked_prompt(prompt: tuple[Message, ...], values: Values) -> tuple[Message, ...]:
-    """A prompt in which somebody is to be answered, with the row's `system` before it. Raises: RowError for others."""
+    """A prompt in which somebody is to be answered: the row's `context` before the last question and its `input` behind
+    it, `history` before the dialogue, `system` before all. Raises: RowError for an empty prompt."""
+    prompt = _in_context(prompt, values)
     if not any(message.role in {"user", "tool"} and message.content.strip() for message in prompt):
         raise RowError("empty prompt")
+    history = _history(values)
+    if history and history != prompt[: len(history)]:
+        first = int(prompt[0].role == "system")
+        prompt = (*prompt[:first], *history[int(first and history[0].role == "system") :], *prompt[first:])
     system = values.get("system")
     if system is not None and to_text(system, "system").strip() and prompt[0].role != "system":
         prompt = (Message("system", system), *prompt)
     return prompt
 
 
-END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>", "<eos>")
-"""Ends of text that files write out, after some model's tokenizer."""
+_REPEATED = 20
+"""Characters from which on a context that stands in the question too is no chance."""
 
 
-def without_end(text: str) -> str:
-    """The text without a written end mark: the end of a turn is the tokenizer's own token, added later."""
-    for mark in END_MARKS:
-        if text.rstrip().endswith(mark):
-            return text.rstrip().removesuffix(mark)
-    return text
+def _in_context(prompt: tuple[Message, ...], values: Values) -> tuple[Message, ...]:
+    """The prompt with the context and the input of its row in the last question; what it says already is not said
+    twice."""
+    before = "" if is_turns(values.get("context")) else to_context(values.get("context"), "context")
+    after = values.get("input")
+    after = to_text(after, "input") if after is not None else ""
+    places = [place for place, message in enumerate(prompt) if message.role == "user"]
+    if not places or not (before.strip() or after.strip()):
+        return prompt
+    question = prompt[places[-1]].content
+    added = ["" if len(text) >= _REPEATED and text.strip() in question else text for text in (before, after)]
+    said = "\n\n".join(text for text in (added[0], question, added[1]) if text.strip())
+    return (*prompt[: places[-1]], prompt[places[-1]]._replace(content=said), *prompt[places[-1] + 1 :])
+
+
+def _history(values: Values) -> tuple[Message, ...]:
+    context = values.get("context")
+    earlier = to_messages(context, "context") if is_turns(context) else ()
+    return (*to_history(values.get("history"), "history"), *earlier)
 
 
 def to_completion(value: object, field: str) -> tuple[tuple[Message, ...], Message]:
@@ -68,32 +88,34 @@ def to_completion(value: object, field: str) -> tuple[tuple[Message, ...], Messa
 
 def finished(last: Message) -> dict[str, Any]:
     """Fields of a record that the final assistant turn fills."""
-    fields: dict[str, Any] = {"completion": last.content, "calls": last.calls, "reasoning": last.reasoning}
-    return fields if last.weight is None else {**fields, "weight": last.weight}
+    fields = {"completion": last.content, "calls": last.calls, "reasoning": last.reasoning, "weight": last.weight}
+    return {name: value for name, value in fields.items() if name == "completion" or value not in ((), "", None)}
 
 
 def completed(values: Values) -> dict[str, Any]:
     """A prompt and a completion, which may repeat the prompt before its last turn."""
     before, last = to_completion(values["completion"], "completion")
-    return {"prompt": joined(to_prompt(values), before, values, "completion"), **finished(last)}
+    return {"prompt": joined(before, values, "completion"), **finished(last)}
 
 
-def joined(prompt: tuple[Message, ...], before: tuple[Message, ...], values: Values, field: str) -> tuple[Message, ...]:
+def joined(before: tuple[Message, ...], values: Values, field: str) -> tuple[Message, ...]:
     """The prompt, where `field` brings messages before its last turn: they repeat the prompt, or go on from it."""
+    prompt = bare_prompt(values)
     if not before:
-        return prompt
+        return checked_prompt(prompt, values)
     said = [message for message in prompt if message.role != "system"]
     again = [message for message in before if message.role != "system"]
-    if said in (again[: len(said)], again[-len(said) :]):
+    if said and said in (again[: len(said)], again[-len(said) :]):
         system = prompt[:1] if prompt[0].role == "system" and before[0].role != "system" else ()
         return checked_prompt(system + before, values)
     if before[0].role == "assistant":
-        return prompt + before
+        return checked_prompt(prompt + before, values)
     raise RowError(f"the messages of {field} do not hold the prompt", field)
 
 
 def conversation(messages: tuple[Message, ...], values: Values, field: str) -> dict[str, Any]:
     """A dialogue; where the assistant's turn is not the last one, all of it is the prompt."""
+    messages = without_foreign(messages, values.get("tools"))
     if not messages or messages[-1].role != "assistant":
         return {"prompt": checked_prompt(messages, values)}
     before = checked_prompt(messages[:-1], values)
@@ -105,7 +127,11 @@ def conversation(messages: tuple[Message, ...], values: Values, field: str) -> d
 
 
 def compared(chosen: str, rejected: str) -> dict[str, Any]:
-    """Fields of a pair. Raises: RowError for two completions that are the same."""
+    """Fields of a pair. Raises: RowError for two completions that are the same, or one that is empty."""
+    chosen, rejected = without_end(chosen), without_end(rejected)
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        if not text.strip():
+            raise RowError(f"empty completion: {name}", name)
     if chosen.strip() == rejected.strip():
         raise RowError("chosen equal to rejected")
     return {"chosen": chosen, "rejected": rejected}
@@ -117,8 +143,7 @@ def pair(values: Values, better: str, worse: str) -> dict[str, Any]:
     other, rejected = to_completion(values[worse], worse)
     if _said(before) != _said(other):
         raise RowError(f"{better} and {worse} part before their last turn")
-    prompt = joined(to_prompt(values), before, values, better)
-    return {"prompt": prompt, **compared(flat(chosen), flat(rejected))}
+    return {"prompt": joined(before, values, better), **_sides(chosen, rejected)}
 
 
 def whole_pair(values: Values, better: str, worse: str, turns: Callable[[object, str], Any]) -> dict[str, Any]:
@@ -127,7 +152,13 @@ def whole_pair(values: Values, better: str, worse: str, turns: Callable[[object,
     other, rejected = last_turn(turns(values[worse], worse), worse)
     if _said(before) != _said(other):
         raise RowError(f"{better} and {worse} part before their last turn")
-    return {"prompt": checked_prompt(before, values), **compared(flat(chosen), flat(rejected))}
+    return {"prompt": checked_prompt(before, values), **_sides(chosen, rejected)}
+
+
+def _sides(chosen: Message, rejected: Message) -> dict[str, Any]:
+    """Fields of a pair of turns; the weight is that of the chosen one, which alone may be a demonstration."""
+    weight = {} if chosen.weight is None else {"weight": chosen.weight}
+    return {**compared(flat(chosen), flat(rejected)), **weight}
 
 
 def _said(messages: Sequence[Message]) -> list[Message]:
@@ -140,6 +171,7 @@ def ranked_pairs(
 ) -> list[dict[str, Any]]:
     """A pair for every two completions of one prompt with different scores, the best chosen ones first; margins are
     differences of scores. The prompt alone, where all are equally good."""
+    completions = [without_end(completion) for completion in completions]
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     pairs = [
         {

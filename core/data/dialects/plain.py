@@ -6,7 +6,7 @@ from typing import Any
 
 from core.data.dialects.fields import is_said, is_text
 from core.data.dialects.parts import Values, to_prompt
-from core.data.turns import RowError, to_text
+from core.data.row_values import RowError, to_text
 from core.platform.specs import DialectSpec
 
 

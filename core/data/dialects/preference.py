@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from core.data.dialects.fields import ALIASES, is_number, is_said, is_text, is_turns, to_number
+from core.data.dialects.fields import ALIASES, is_number, is_said, is_text, is_turns
 from core.data.dialects.parts import Values, pair, ranked_pairs, to_prompt, whole_pair
-from core.data.turns import RowError, from_transcript, is_transcript, to_messages, to_text
+from core.data.row_values import RowError, to_number, to_text
+from core.data.turns import from_transcript, is_transcript, to_messages
 from core.platform.specs import DialectSpec
 
 PROMPTS = (*ALIASES["prompt"], *ALIASES["messages"], "input")

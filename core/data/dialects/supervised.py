@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from core.data.dialects.fields import ALIASES, is_number, is_said, is_text, is_texts, to_answer
+from core.data.dialects.fields import ALIASES, UNPLACED, is_number, is_said, is_text, is_texts
 from core.data.dialects.parts import Values, asked, checked_prompt, completed, to_completion, to_prompt
-from core.data.turns import RowError, to_text
+from core.data.row_values import RowError, to_answer, to_text
 from core.platform.specs import DialectSpec
 
 _MARKED = re.compile(r"(?P<rationale>.*\S)\s*\n#### (?P<answer>[^\n]+?)\s*", re.DOTALL)
@@ -32,7 +32,7 @@ def _cot_table(values: Values) -> dict[str, Any]:
     question, answer, rationale = (
         to_text(values[name], name).replace("\\n", "\n") for name in ("prompt", "answer", "rationale")
     )
-    return {"prompt": asked(question), **_reasoned(rationale, answer)}
+    return {"prompt": checked_prompt(asked(question), values), **_reasoned(rationale, answer)}
 
 
 def _solution(value: object, field: str) -> str:
@@ -91,8 +91,8 @@ def _classified(values: Values) -> dict[str, Any]:
 
 
 def _code(values: Values) -> dict[str, Any]:
-    """A task, a program that solves it, and tests; these stand in `meta` (MBPP)."""
-    return completed(values) | {"meta": {"tests": list(values["tests"])}}
+    """A task, a program that solves it, and tests; these stand in `meta` as MBPP names them."""
+    return completed(values) | {"meta": {UNPLACED["tests"]: list(values["tests"])}}
 
 
 # Multiple choice: the options get letters, the completion is the letter of the right one.

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from core.data.readers.bounds import Unpacked
 from core.data.readers.rows import Row
 from core.errors import DataError, PreftuneError
 from core.platform.specs import ReaderSpec
@@ -31,6 +33,8 @@ BUILT_IN: tuple[ReaderSpec, ...] = (
 
 PACKED = (".gz", ".zst")
 """Endings of compressed files; they may stand behind that of any format."""
+
+_BUFFER = 1 << 17
 
 Reader = Callable[[IO[bytes], Path], Iterator[Row]]
 
@@ -107,15 +111,19 @@ def unpacked(raw: IO[bytes], path: Path) -> IO[bytes]:
     """The file's content, decompressed where its name says that it is compressed; can be rewound."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+        return _guarded(cast(IO[bytes], gzip.GzipFile(fileobj=raw)), raw, path)
     if suffix == ".zst":
         try:
             from compression import zstd  # Python 3.14
         except ImportError:
             from backports import zstd
 
-        return cast(IO[bytes], zstd.ZstdFile(raw))
+        return _guarded(cast(IO[bytes], zstd.ZstdFile(raw)), raw, path)
     return raw
+
+
+def _guarded(file: IO[bytes], packed: IO[bytes], path: Path) -> IO[bytes]:
+    return cast(IO[bytes], io.BufferedReader(Unpacked(file, packed, path), _BUFFER))
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

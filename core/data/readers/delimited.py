@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import IO
 
 from core.data.dialects.fields import COLUMNS
 from core.data.readers import data_suffix
+from core.data.readers.bounds import ROW_BYTES, text_lines, too_long
 from core.data.readers.rows import NOT_UTF8, Row, is_unicode
 from core.errors import DataError
 
@@ -28,7 +28,7 @@ _NAME = re.compile(r"[^\W\d][\w .:/()#&'-]{0,39}")
 
 def read_delimited(file: IO[bytes], path: Path) -> Iterator[Row]:
     """CSV or TSV; quoted fields may span lines. The first line names the columns unless it is plainly data."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(ROW_BYTES)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     kind = "TSV" if data_suffix(path) == ".tsv" else "CSV"
     cells_of = _tsv(text, path) if kind == "TSV" else _csv(text, path)
@@ -72,7 +72,7 @@ _Cells = Iterator[tuple[int, list[str], str | None]]
 
 
 def _csv(text: io.TextIOWrapper, path: Path) -> _Cells:
-    reader = csv.reader(text, strict=True)
+    reader = csv.reader(text_lines(text, path), strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -82,32 +82,35 @@ def _csv(text: io.TextIOWrapper, path: Path) -> _Cells:
         except csv.Error as error:
             if "unexpected end" in str(error):
                 raise _unclosed(path, line) from error
+            if "field limit" in str(error):
+                raise too_long("a cell", path, line) from error
             yield line, [], str(error)
             continue
         if any(cell.strip() for cell in cells):
             yield line, cells, None
 
 
-def _tsv(text: io.TextIOWrapper, _path: Path) -> _Cells:
+def _tsv(text: io.TextIOWrapper, path: Path) -> _Cells:
     """Cells of lines that are quoted as in CSV, or not quoted at all: both are found under this name, also in one file.
     What is not quoted as in CSV, over several lines where need be, is split at its tabs."""
     width = 0
     number = 0
     waiting: deque[str] = deque()
-    while line := waiting.popleft() if waiting else text.readline():
+    lines = text_lines(text, path)
+    while line := waiting.popleft() if waiting else next(lines, ""):
         number += 1
         if not line.strip():
             continue
         cells, more = line.rstrip("\r\n").split("\t"), 0
         if any(cell.startswith('"') for cell in cells):
-            cells, more = _quoted(line, cells, width, waiting, text)
+            cells, more = _quoted(line, cells, width, waiting, lines)
         width = width or len(cells)
         yield number, cells, None
         number += more
 
 
 def _quoted(
-    line: str, plain: list[str], width: int, waiting: deque[str], text: io.TextIOWrapper
+    line: str, plain: list[str], width: int, waiting: deque[str], lines: Iterator[str]
 ) -> tuple[list[str], int]:
     """Cells of a line with quotes, and how many more lines they span; `plain` where the quotes are not those of CSV."""
     cells = _parsed(line)
@@ -115,7 +118,7 @@ def _quoted(
         return cells, 0
     for count in range(1, SPAN + 1):
         if len(waiting) < count:
-            if not (read := text.readline()):
+            if not (read := next(lines, "")):
                 break
             waiting.append(read)
         more = waiting[count - 1]

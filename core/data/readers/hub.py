@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from core.data.readers.rows import Row
+from core.data.readers.rows import Row, plain, without_nulls
 from core.errors import DataError
 from core.settings.data_schema import DATA_PATH
 
@@ -64,7 +64,7 @@ def read_hub(text: str) -> Iterator[Row]:
             streaming=wanted.first is not None,
         )  # fmt: skip
         for number, value in enumerate(islice(rows, wanted.first), start=1):
-            yield Row(number, value)
+            yield Row(number, {name: without_nulls(plain(cell)) for name, cell in value.items()})
     except Exception as error:  # whatever the hub, the network or the dataset's files raise
         reason = str(error).strip().partition("\n")[0]
         after = f" after row {number}" if number else ""

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from core.data.readers.bounds import lines_of, whole
 from core.data.readers.rows import NOT_UTF8, Row
 
 
-def read_lines(file: IO[bytes], _path: Path) -> Iterator[Row]:
+def read_lines(file: IO[bytes], path: Path) -> Iterator[Row]:
     """One text a line; blank lines are skipped."""
-    for number, raw in enumerate(file, start=1):
+    for number, raw in enumerate(lines_of(file, path), start=1):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
@@ -21,9 +22,9 @@ def read_lines(file: IO[bytes], _path: Path) -> Iterator[Row]:
             yield Row(number, {"text": line})
 
 
-def read_document(file: IO[bytes], _path: Path) -> Iterator[Row]:
+def read_document(file: IO[bytes], path: Path) -> Iterator[Row]:
     """The whole file as one text."""
-    raw = file.read()
+    raw = whole(file, path)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:

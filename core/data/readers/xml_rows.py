@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 from xml.parsers import expat
 
+from core.data.readers.bounds import TREE_BYTES
 from core.data.readers.rows import Row
 from core.errors import DataError
 
@@ -119,8 +120,12 @@ def _tree(file: IO[bytes], path: Path) -> _Element:
 
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
     parser.StartDoctypeDeclHandler = doctype
+    size = 0
     try:
         while chunk := file.read(CHUNK_BYTES):
+            size += len(chunk)
+            if size > TREE_BYTES:
+                raise _Refused(f"it is longer than {TREE_BYTES >> 20} MB")
             parser.Parse(chunk, False)
         parser.Parse(b"", True)
     except (expat.ExpatError, _Refused, LookupError, ValueError) as error:
