@@ -13,7 +13,7 @@ from torch import nn
 import core.training.optim
 from core.errors import PluginError
 from core.settings.schema import Schedule
-from core.training.optim import MasterOptimizer, decay_groups, lr_factor
+from core.training.optim import MasterOptimizer, decay_groups, lr_factor, round_into
 from plugins.optimizers import AdafactorConfig, AdamW8bitConfig, AdamWConfig, built
 
 ADAMW = partial(built.adamw, AdamWConfig())
@@ -52,6 +52,12 @@ def flat_masters(optim: MasterOptimizer) -> torch.Tensor:
     return torch.cat([master.detach().flatten() for master in optim.masters])
 
 
+def rounded(master: torch.Tensor, name: str = "w") -> torch.Tensor:
+    out = torch.empty_like(master, dtype=torch.bfloat16)
+    round_into(out, master.detach(), name)
+    return out
+
+
 # ---- small steps -------------------------------------------------------------------------------------------------
 
 
@@ -79,7 +85,7 @@ def test_plain_bf16_adamw_loses_small_steps_and_masters_keep_them():
     push(held, masters.step)
     assert torch.allclose(masters.masters[0].detach(), exact.detach(), atol=1e-9)
     assert torch.allclose(exact.detach(), start.to(torch.bfloat16).float() - 200 * lr, atol=1e-6)
-    assert torch.equal(held.detach(), exact.detach().to(torch.bfloat16))
+    assert torch.equal(held.detach(), rounded(exact))
     assert not torch.equal(held.detach(), start.to(torch.bfloat16))
 
 
@@ -102,7 +108,52 @@ def test_the_masters_of_bf16_weights_follow_fp32_adamw_on_the_same_gradients():
         adam.step()
     for name, master in zip(ours.names, ours.masters, strict=True):
         assert torch.allclose(master.detach(), names[name].detach(), atol=1e-7), name
-    assert torch.equal(flat(low), flat(high.to(torch.bfloat16)))
+    for name, p, q in zip(ours.names, ours.params, ours.masters, strict=True):
+        assert torch.equal(p.detach(), rounded(q, name))
+
+
+@pytest.mark.parametrize("lr", [1e-6, 1e-5, 1e-4])
+def test_the_first_step_reaches_the_model(lr: float):
+    """On average of many weights: each is on the grid and moves by far less than half of its step."""
+    torch.manual_seed(0)
+    weight = nn.Parameter((0.05 * torch.randn(400, 500)).to(torch.bfloat16))
+    start = weight.detach().float()
+    masters = MasterOptimizer(decay_groups([("w", weight)], lr, 0.0), ADAMW)
+    weight.grad = torch.where(start > 0, 1.0, -1.0).to(torch.bfloat16)
+    masters.step()
+    moved = start.abs() - weight.detach().float().abs()
+    assert moved.mean().item() == pytest.approx(lr, rel=0.1)
+    assert (moved == 0).float().mean() > 0.3  # the nearest values would nearly all be where they were
+
+
+def test_rounding_into_bf16():
+    """Values on the grid stay, others become one of their two neighbours, and errors cancel."""
+    torch.manual_seed(0)
+    grid = torch.randn(3, 50_001).to(torch.bfloat16)
+    assert torch.equal(rounded(grid.float()), grid)
+    between = torch.randn(3, 50_001)
+    low = (between.view(torch.int32) & -65536).view(torch.float32)  # towards zero
+    high = ((between.view(torch.int32) & -65536) + 65536).view(torch.float32)
+    ours = rounded(between).float()
+    assert bool(((ours == low) | (ours == high)).all())
+    share = (between - low) / (high - low)
+    for begin in (0.0, 0.25, 0.5, 0.75):
+        these = (share >= begin) & (share < begin + 0.25)
+        assert (ours == high)[these].float().mean() == pytest.approx(begin + 0.125, abs=0.01)
+    assert (ours - between).mean().abs() < 1e-5
+    assert torch.equal(rounded(-between), -rounded(between))
+    assert torch.equal(rounded(between.view(-1)[65536:]), rounded(between).view(-1)[65536:])  # a place, not its piece
+    assert not torch.equal(rounded(between, "v"), rounded(between))  # places in two tensors have nothing in common
+    special = torch.tensor([float("inf"), -float("inf"), 0.0, -0.0])
+    assert torch.equal(rounded(special).float(), special) and bool(rounded(torch.tensor([torch.nan])).isnan())
+
+
+def test_what_is_no_row_of_bf16_is_rounded_to_the_nearest():
+    values = torch.randn(4, 6)
+    half, turned = torch.empty(4, 6, dtype=torch.float16), torch.empty(6, 4, dtype=torch.bfloat16).T
+    round_into(half, values, "w")
+    round_into(turned, values, "w")
+    assert torch.equal(half, values.half()) and torch.equal(turned, values.bfloat16())
 
 
 def test_a_bf16_run_ends_near_the_fp32_run():
