@@ -158,7 +158,7 @@ def _plan_stage(
         registry.check_requires(registry.metrics[metric.name].spec)
     owner = registry.owner_of(spec)
     optimizer = _optimizer(cfg, registry)
-    specs = [spec, optimizer.spec, *_chosen(cfg, engine, reward, spec.builds, registry)]
+    specs: list[Spec] = [spec, optimizer.spec, *_chosen(cfg, engine, reward, spec.builds, registry)]
     plan = StagePlan(
         spec, {"distribution": owner.distribution, "version": owner.version, "plugin": owner.plugin}, cfg, dataset,
         optimizer, engine, reward, registry.reward_models[cfg.judge.name].spec if spec.builds else None,

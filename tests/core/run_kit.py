@@ -17,7 +17,7 @@ from core.testing.run import make_lab as make_tiny_lab
 from core.testing.run import read_rows as rows
 from core.testing.warm import verify_here
 
-__all__ = ["Lab", "ask_after", "ask_at", "assert_same", "make_lab", "read_json", "rows", "verify_here"]
+__all__ = ["Lab", "ask_at", "ask_when", "assert_same", "make_lab", "read_json", "rows", "verify_here"]
 
 FAKES = Path(__file__).parent / "fakes"
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,9 +130,15 @@ def ask_at(arguments: list[str], place: str, folder: Path, number: int = signal.
     return finish(process), output.read_text()
 
 
-def ask_after(arguments: list[str], seconds: float, output: Path, number: int = signal.SIGTERM) -> int:
-    """Run the command in a process and send it a signal after so many seconds; its exit code."""
+def ask_when(
+    arguments: list[str], reached: Callable[[], bool], seconds: float, output: Path, number: int = signal.SIGTERM
+) -> int:
+    """Run the command in a process and send it a signal so many seconds after it has reached something; its exit
+    code."""
     process = start(arguments, output)
+    until = time.monotonic() + ENDS_IN_S
+    while process.exitcode is None and not reached() and time.monotonic() < until:
+        time.sleep(0.003)
     process.join(seconds)
     if process.exitcode is None:
         os.kill(process.pid, number)

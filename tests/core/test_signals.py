@@ -11,10 +11,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from run_kit import FAKES, Lab, ask_after, ask_at, assert_same, kill_at, only_folder, read_json, run_apart, run_folders
+from run_kit import FAKES, Lab, ask_at, ask_when, assert_same, kill_at, only_folder, read_json, run_apart, run_folders
 
 from core import signals
 
@@ -295,7 +297,7 @@ WORDS = {
     "sft": ["stage=sft"],
     "instruct": ["stage=instruct"],
     "reward": ["stage=reward", "pipeline.stages=[reward]"],
-    "cft": ["stage=cft"],
+    "cft": ["stage=cft", "model.max_length=256", "stage.directive_tokens=128"],
     "nlft": ["stage=nlft", "model.max_length=256", "stage.ratio=0.9", "stage.min_prob=0.0001"],
     "s3ft": ["stage=s3ft", "stage.max_new_tokens=6"],
     "dpo": ["stage=rlhf", "algorithm=dpo", "pipeline.stages=[rlhf]"],
@@ -309,6 +311,22 @@ WORDS = {
 """Each stage, alone."""
 
 
+def _rows(runs: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in runs.glob("*/*/metrics.jsonl"))
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "planning": lambda runs: True,
+    "loading": lambda runs: any(runs.glob("*/*/log.txt")),
+    "making": lambda runs: any(runs.glob(".builds/*/rows.jsonl")) or _rows(runs) > 0,
+    "first steps": lambda runs: _rows(runs) > 1,
+    "evaluating": lambda runs: _rows(runs) > 4,
+    "last steps": lambda runs: _rows(runs) > 6,
+    "sealing": lambda runs: any(runs.glob("*/*/.artifact*")) or any(runs.glob("*/*/artifact")),
+}
+"""What a run has left on the disk when it has come so far."""
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("stage", WORDS)
 def test_asked_at_random_moments_every_stage_ends_as_if_left_alone(lab: Lab, tmp_path: Path, stage: str) -> None:
@@ -319,25 +337,23 @@ def test_asked_at_random_moments_every_stage_ends_as_if_left_alone(lab: Lab, tmp
         more = ["stage.max_steps=6", "stage.save_every_steps=100", "stage.eval_every_steps=4"]
         return [*WORDS[stage][:1], *lab.common(runs), *more, *WORDS[stage][1:]]
 
-    began = time.monotonic()
     assert run_apart(words(tmp_path / "straight"), tmp_path / "out.txt") == 0, (tmp_path / "out.txt").read_text()
-    took = time.monotonic() - began
     straight = only_folder(tmp_path / "straight", WORDS[stage][0].partition("=")[2])
     draw, asked = random.Random(stage), 0
     for number in range(4):
         runs, output = tmp_path / f"runs-{number}", tmp_path / f"out-{number}.txt"
         for _ in range(2 if number % 2 else 1):
             sent = draw.choice([signal.SIGTERM, signal.SIGINT])
-            code = ask_after(words(runs), draw.uniform(0.05, took), output, sent)
+            reached = MOMENTS[draw.choice(list(MOMENTS))]
+            code = ask_when(words(runs), partial(reached, runs), draw.uniform(0, 0.15), output, sent)
             text = output.read_text()
             assert code in (0, 128 + sent, -sent) and "Traceback" not in text, (code, text)
             asked += code != 0
         assert run_apart(words(runs), output) == 0, output.read_text()
-        done = [
-            folder for folder in run_folders(runs, straight.name.split("-")[1]) if (folder / "result.json").exists()
-        ]
+        found = run_folders(runs, straight.name.split("-")[1])
+        done = [folder for folder in found if (folder / "result.json").exists()]
         assert len(done) == 1
         assert_same(done[0], straight)
         assert read_json(done[0] / "artifact.json")["verification"]["ok"]
         shutil.rmtree(runs)
-    assert asked
+    assert asked >= 3
