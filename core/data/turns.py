@@ -75,8 +75,7 @@ def _message(turn: dict[str, Any], role: str, content: object, field: str, calli
     if calling:
         calls.extend(to_calls(content, field))
     elif role == "tool" and not _is_parts(content):
-        said = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
-        texts.append(said)
+        texts.append(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str))
     else:
         for part in _parts(content):
             kind = part.get("type", "text") if isinstance(part, dict) else "text"

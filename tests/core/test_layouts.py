@@ -194,6 +194,27 @@ def test_histories_that_say_nothing(tmp_path: Path) -> None:
         assert said(one(tmp_path, {"instruction": "a", "output": "b", "history": history})) == [("user", "a")]
 
 
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_in_a_turn_are_refused_and_their_marks_warned_of(tmp_path: Path) -> None:
+    for key in ("images", "image", "video", "audio"):
+        row = {
+            "messages": [{"role": "user", "content": "<image>Hi", key: ["a"]}, {"role": "assistant", "content": "b"}]
+        }
+        with pytest.raises(DataError) as error:
+            load(tmp_path, row)
+        assert f"a turn in messages has '{key}': pictures, sound and video" in error.value.where
+    part = {"role": "user", "content": [{"type": "image_url", "image_url": "a.png"}]}
+    with pytest.raises(DataError, match="none of the 1 rows"):
+        load(tmp_path, {"messages": [part, {"role": "assistant", "content": "b"}]})
+    rows = [{"prompt": f"<image>Hi {i}", "completion": "b"} for i in range(4)]
+    [warning] = load_dataset(DataConfig(heldout_frac=0.0), write(tmp_path / "rows.jsonl", rows), "sft", 0).warnings
+    assert "4 records name pictures (<image>) that the model does not see" in warning
+    empty = {"prompt": "a", "completion": "b", "images": [], "image": None}
+    assert one(tmp_path, empty).completion == "b"
+
+
 # ---- what a question is about ---------------------------------------------------------------------------------------
 
 CONTEXTS = [

@@ -300,6 +300,7 @@ def test_some_mutated_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_many_mutated_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

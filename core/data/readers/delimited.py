@@ -30,6 +30,13 @@ def read_delimited(file: IO[bytes], path: Path) -> Iterator[Row]:
     """CSV or TSV; quoted fields may span lines. The first line names the columns unless it is plainly data."""
     csv.field_size_limit(ROW_BYTES)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        yield from _rows(text, path)
+    finally:
+        text.detach()  # the file is closed by whoever opened it
+
+
+def _rows(text: io.TextIOWrapper, path: Path) -> Iterator[Row]:
     kind = "TSV" if data_suffix(path) == ".tsv" else "CSV"
     cells_of = _tsv(text, path) if kind == "TSV" else _csv(text, path)
     header: list[str] | None = None

@@ -35,7 +35,7 @@ def read_json(file: IO[bytes], path: Path) -> Iterator[Row]:
             return
     else:
         shape = _Shape(file, path)
-        if shape.is_json and (named_json or shape.wraps or not alone):
+        if shape.is_json and (named_json or shape.parted or not alone):
             file.seek(0)
             yield from _Scan(file, path).object_rows(shape)
             return
@@ -194,6 +194,11 @@ class _Shape:
         ]
 
     @property
+    def parted(self) -> bool:
+        """Whether it holds lists of rows under the names of parts."""
+        return any(_last(key) in (*TRAIN_NAMES, *HELDOUT_NAMES) for key in self.lists)
+
+    @property
     def keyed(self) -> bool:
         """Whether each value of the object is a row."""
         return bool(self.objects) and not self.others and not self.lists
@@ -211,10 +216,8 @@ class _Shape:
 
     def _look_at(self, text: _Text, key: str, deeper: bool) -> None:
         if text.peek() == "[":
-            rows = True
-            for _ in _elements(text):
-                rows = isinstance(text.value()[0], dict) and rows
-            if rows:
+            kinds = {isinstance(text.value()[0], dict) for _ in _elements(text)}
+            if kinds != {False}:
                 self.lists.append(key)
             else:
                 self.others += 1
