@@ -18,6 +18,7 @@ import pluggy
 from core.errors import PluginError, PreftuneError
 from core.platform.hookspecs import PROJECT
 from core.platform.owners import Owner
+from core.secrets import without_secrets
 from core.stopwatch import Stopwatch
 
 _hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -53,9 +54,9 @@ def blamed(owner: Owner | str, doing: str) -> Iterator[None]:
 
 def tell(error: PreftuneError) -> None:
     """Print an error's lines on stderr, and what a plugin's author needs to find a fault of the plugin."""
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(without_secrets(f"error: {error}\n"))
     if isinstance(error, ProviderError) and error.__cause__ is not None:
-        traceback.print_exception(error.__cause__)
+        sys.stderr.write(without_secrets("".join(traceback.format_exception(error.__cause__))))
 
 
 class Providers:

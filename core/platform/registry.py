@@ -17,7 +17,7 @@ from typing import Any
 
 import pluggy
 
-from core.errors import PluginError
+from core.errors import ConfigError, PluginError
 from core.platform.hookspecs import (
     API_ATTRIBUTE,
     API_VERSION,
@@ -290,11 +290,11 @@ class Registry:
         return next((item.owner for item in self.plugins if item.owner.plugin == plugin), Owner(plugin, "", ""))
 
     def check_requires(self, spec: Spec) -> None:
-        """Raise PluginError, with the command that installs it, where an import name in `requires` is not there."""
+        """Raise ConfigError, with the command that installs it, where an import name in `requires` is not there."""
         for name in getattr(spec, "requires", ()):
             if not importable(name):
                 owner = self.owner_of(spec)
-                raise PluginError(
+                raise ConfigError(
                     f"'{spec.name}' needs the package '{name}', which is not installed",
                     where=str(owner),
                     mend=install_hint(name, owner.distribution),

@@ -11,6 +11,19 @@ MISSING: Any = "???"
 """A value that must be given. It is omegaconf's, whose import would take a third of the time of --help."""
 
 
+LONGEST = 120
+"""Longer values are cut where a message shows them."""
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
 def require(condition: bool, key: str, rule: str, value: object) -> None:
     """Raise ConfigError("<key> must be <rule>, got <value>") unless `condition` holds."""
     if not condition:
@@ -19,7 +32,7 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
             mend="set {typed}=… to a value that is {rule}",
             key=key,
             rule=rule,
-            value=repr(value),
+            value=shown(value),
         )
 
 
