@@ -21,7 +21,7 @@ from core.platform.registry import Registry
 from core.settings import peft_methods
 from core.settings.convert import placed
 from core.settings.fields import FieldDoc, field_docs, field_names
-from core.settings.ranges import check_numbers
+from core.settings.ranges import check_number, check_numbers
 from core.settings.rules import shown
 from core.settings.schema import PeftConfig, RunConfig, ShapedPeftConfig
 from core.suggest import did_you_mean, nearest
@@ -129,7 +129,9 @@ def check_peft(config: PeftConfig, plugin_methods: Iterable[str] = ()) -> None:
     fields = peft_methods.option_fields(config.method)
     if fields is None:
         return
-    for key in config.options:
+    for key, value in config.options.items():
+        if (meaning := peft_methods.meaning(config.method, key)) is not None:
+            check_number(PeftConfig, meaning, value, f"peft.options.{key}")
         if key in peft_methods.INTERNAL:
             raise ConfigError(f"'peft.options.{key}' is filled in by preftune", mend=f"leave peft.options.{key} out")
         if key not in fields:
@@ -212,7 +214,7 @@ def check_choices(cfg: DictConfig, registry: Registry) -> None:
                 continue
             name, config = node.get("name"), OmegaConf.get_type(node)
             table = registry.table(kind)
-            of_base = name in ("", added) and config is kind.base
+            of_base = name == added and config is kind.base
             if not of_base and not (name in table and config is table[name].spec.config):
                 known = sorted({*table, *filter(None, [added])})
                 chosen = f"{name}, without '.name'" if name in known else f"NAME; there are: {', '.join(known)}"

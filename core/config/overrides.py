@@ -10,6 +10,7 @@ from typing import Any, get_origin, get_type_hints
 from core.errors import ConfigError
 from core.platform.kinds import KINDS
 from core.platform.registry import Registry
+from core.settings.rules import shown, text_fault
 from core.settings.schema import RunConfig
 from core.suggest import did_you_mean, nearest
 
@@ -25,6 +26,8 @@ _VALUE_FLAGS = frozenset(
 )  # fmt: skip
 """Hydra's flags that take the next argument as their value."""
 _WORD = re.compile(r"[\w-]+")
+_ENDLESS = re.compile(r"\d{4000}")
+"""Python reads no whole number of more than 4300 digits."""
 _ITEM = re.compile(r"\.\d+\.")
 """A key of a part in a list, `data.transforms.0.share`: the part's class is known by its name alone."""
 
@@ -149,6 +152,7 @@ def rewrite(overrides: list[str], registry: Registry) -> list[str]:
     rewritten = [f"++{SOURCES}={{{name}:{{}}}}" for name in _sources(overrides)]
     for override in overrides:
         key, mark, value = override.partition("=")
+        check_word(key, value)
         if not mark:
             if not override.startswith("~"):
                 raise bare_word(override, registry)
@@ -160,6 +164,16 @@ def rewrite(overrides: list[str], registry: Registry) -> list[str]:
         else:
             rewritten.append(override)
     return rewritten
+
+
+def check_word(key: str, value: str) -> None:
+    """Raise ConfigError for what Hydra's reader would fail at without naming the key."""
+    fault = text_fault(key) or text_fault(value)
+    if not fault and _ENDLESS.search(value):
+        fault = "a number of thousands of digits"
+    if fault:
+        named = shown(key)[1:-1]
+        raise ConfigError(f"'{named}' holds {fault}", mend=f"write {named}=… anew")
 
 
 def bare_word(word: str, registry: Registry) -> ConfigError:

@@ -13,10 +13,7 @@ from typing import Any
 
 from core.errors import ConfigError
 from core.secrets import holds_secret
-from core.settings.rules import shown
-
-LONGEST_TEXT = 1_000_000
-"""Characters of one text; more is a file's work."""
+from core.settings.rules import shown, text_fault
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -38,21 +35,9 @@ def _check_text(key: str, text: str) -> None:
             "its name, e.g. reward.key_env=NAME",
             key=key,
         )
-    fault = "a NUL character" if "\0" in text else "" if _writable(text) else "half of a character (a lone surrogate)"
-    if fault:
-        raise ConfigError("'{key}' holds {fault}, got {value}", mend="write {typed}=… anew, as UTF-8", key=key,
-                          fault=fault, value=shown(text))  # fmt: skip
-    if len(text) > LONGEST_TEXT:
-        raise ConfigError("'{key}' has {size} characters, more than {most}", mend="shorten {typed}=…, or name a file",
-                          key=key, size=len(text), most=LONGEST_TEXT)  # fmt: skip
-
-
-def _writable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    if fault := text_fault(text):
+        raise ConfigError("'{key}' holds {fault}, got {value}", mend="write {typed}=… anew, as UTF-8, or name a file",
+                          key=key, fault=fault, value=shown(text))  # fmt: skip
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -126,11 +126,17 @@ def check_numbers(config: type, values: Mapping[str, Any], key: str = "") -> Non
     for name, value in values.items():
         at = f"{key}.{name}" if key else name
         if name in held:
-            for place, found in _numbers(value, at):
-                require(held[name].holds(found), place, str(held[name]), found)
+            check_number(config, name, value, at)
         elif dataclasses.is_dataclass(inner := _hints(config).get(name)):
             for place, part in _parts(value, inner, at):
                 check_numbers(inner, part, place)
+
+
+def check_number(config: type, name: str, value: Any, key: str) -> None:
+    """Raise ConfigError naming `key` for a number in `value` that is out of range for the field `name` of `config`."""
+    held = ranges(config)[name]
+    for place, found in _numbers(value, key):
+        require(held.holds(found), place, str(held), found)
 
 
 class Checked:

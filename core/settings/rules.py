@@ -24,6 +24,23 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
+LONGEST_TEXT = 100_000
+"""Characters of one value; more is a file's work."""
+
+
+def text_fault(text: str) -> str:
+    """What keeps a text from being a setting; empty where nothing does."""
+    if len(text) > LONGEST_TEXT:
+        return f"{len(text)} characters, more than {LONGEST_TEXT}"
+    if "\0" in text:
+        return "a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "half of a character (a lone surrogate)"
+    return ""
+
+
 def require(condition: bool, key: str, rule: str, value: object) -> None:
     """Raise ConfigError("<key> must be <rule>, got <value>") unless `condition` holds."""
     if not condition:

@@ -136,7 +136,7 @@ real = core.artifacts.artifact.verify_in_fresh_process
 def test_a_scorer_without_head_is_refused(lab: Lab, tiny_cli, tmp_path: Path) -> None:
     """transformers would draw the head at random, and PPO would follow it."""
     outcome = tiny_cli(lab.rlhf(tmp_path / "runs", "grpo", f"reward.source={lab.model}", "pipeline.stages=[rlhf]"))
-    assert outcome.code == 1 and "no scoring head" in outcome.err
+    assert outcome.code == 2 and "no scoring head" in outcome.err
 
 
 @pytest.mark.slow

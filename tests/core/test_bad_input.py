@@ -155,20 +155,20 @@ def _template(text: str) -> Callable[[Path], None]:
 
 
 MODELS: dict[str, tuple[Callable[[Path], Any], int, tuple[str, ...]]] = {
-    "wrong EOS": (_edit("tokenizer_config.json", lambda value: value.update(eos_token="<|endoftext|>")), 1,
+    "wrong EOS": (_edit("tokenizer_config.json", lambda value: value.update(eos_token="<|endoftext|>")), 2,
                   ("ends the assistant's turn with '<|im_end|>'", "set model.eos_token='<|im_end|>'")),
-    "no EOS": (_edit("tokenizer_config.json", lambda value: value.pop("eos_token")), 1, ("model.eos_token=",)),
-    "torn template": (_template("{% for message in messages %}"), 1, ("the chat template cannot be rendered",)),
-    "template that refuses": (_template("{{ raise_exception('no') }}"), 1, ("cannot be rendered: no",)),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), 1, ("no safetensors weights",)),
-    "no config": (lambda folder: (folder / "config.json").unlink(), 1, ()),
-    "torn config": (lambda folder: (folder / "config.json").write_text("{"), 1, ()),
-    "unknown architecture": (_edit("config.json", lambda value: value.update(model_type="nope")), 1, ()),
-    "no tokenizer": (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], 1, ("tokenizer",)),
-    "torn tokenizer": (lambda folder: (folder / "tokenizer.json").write_text('{"version"'), 1, ("tokenizer",)),
+    "no EOS": (_edit("tokenizer_config.json", lambda value: value.pop("eos_token")), 2, ("model.eos_token=",)),
+    "torn template": (_template("{% for message in messages %}"), 2, ("the chat template cannot be rendered",)),
+    "template that refuses": (_template("{{ raise_exception('no') }}"), 2, ("cannot be rendered: no",)),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), 2, ("no safetensors weights",)),
+    "no config": (lambda folder: (folder / "config.json").unlink(), 2, ()),
+    "torn config": (lambda folder: (folder / "config.json").write_text("{"), 2, ()),
+    "unknown architecture": (_edit("config.json", lambda value: value.update(model_type="nope")), 2, ()),
+    "no tokenizer": (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], 2, ("tokenizer",)),
+    "torn tokenizer": (lambda folder: (folder / "tokenizer.json").write_text('{"version"'), 2, ("tokenizer",)),
     "missing folder": (shutil.rmtree, 2, ("there is no folder", "model.source")),
-    "cut weights": (_cut_weights, 1, ("the model could not be loaded",)),
-    "garbage weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 64), 1,
+    "cut weights": (_cut_weights, 2, ("the model could not be loaded",)),
+    "garbage weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 64), 2,
                         ("the model could not be loaded",)),
 }  # fmt: skip
 
@@ -195,9 +195,9 @@ def test_models_that_cannot_be_used(lab: Lab, tiny_cli, tmp_path: Path, kind: st
 @pytest.mark.parametrize(
     ("key", "value", "code", "text"),
     [
-        ("model.chat_template", "/nowhere.jinja", 1, "there is no file"),
-        ("model.eos_token", "<|nope|>", 1, "does not know the token"),
-        ("model.pad_token", "<|nope|>", 1, "does not know the token"),
+        ("model.chat_template", "/nowhere.jinja", 2, "there is no file"),
+        ("model.eos_token", "<|nope|>", 2, "does not know the token"),
+        ("model.pad_token", "<|nope|>", 2, "does not know the token"),
     ],
 )
 def test_model_settings_that_name_nothing(

@@ -148,5 +148,5 @@ def test_every_finding_can_be_read(installed):
         assert rule.mend or rule.level == "warning"
         assert "{" not in rule.message.format(
             method="m", quant="q", engine="e", reason="r", option="o", package="p", start="s", bad_init="b",
-            unmergeable="u",
+            unmergeable="u", length="l", new_tokens="n", stage_new_tokens="t",
         )  # fmt: skip

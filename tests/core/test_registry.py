@@ -11,7 +11,7 @@ import pytest
 import core.api
 from core.api import TrackerConfig
 from core.config.typed import typed_config
-from core.errors import PluginError
+from core.errors import PluginError, PreftuneError
 from core.platform import registry as registry_module
 from core.platform.hookspecs import RegistrationHooks, hookspec
 from core.platform.installing import install_hint
@@ -196,7 +196,7 @@ def test_an_opened_stage_and_its_tracker_answer_the_hooks(acme, activate):
 def test_opening_tells_what_is_wrong(acme, make_distribution, activate, impl, more, texts):
     make_distribution("acme", one_stage("mine", impl, more), version="1.2")
     registry = Registry.load()
-    with pytest.raises(PluginError) as caught:
+    with pytest.raises(PreftuneError) as caught:
         activate(registry, "mine")
     for text in [*texts, "acme 1.2"]:
         assert text in str(caught.value)
