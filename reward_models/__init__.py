@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from core.api import ConfigError, RewardConfig, RewardSpec, check_regex, hookimpl, number, require
+from core.api import ConfigError, PlanView, RewardConfig, RewardSpec, check_regex, hookimpl, number, require
 from reward_models.verdict import FIELDS, QUESTION
 
 
@@ -341,7 +341,8 @@ def register_reward_models() -> list[RewardSpec]:
                    "same number or formula as the gold answer (math-verify)", isolated=True, answers="number",
                    needs_answer=True, requires=("math_verify",)),
         RewardSpec("code", CodeConfig, "reward_models.code:build",
-                   "1 where the program in the completion passes its tests, in a sandbox", isolated=True),
+                   "1 where the program in the completion passes its tests, in a sandbox", isolated=True,
+                   diagnose="reward_models.sandbox:diagnose"),
         RewardSpec("embedding", EmbeddingConfig, "reward_models.embedding:build",
                    "likeness to the gold answer: cosine of mean hidden states"),
         RewardSpec("llm", LlmConfig, "reward_models.llm:build",
@@ -351,3 +352,23 @@ def register_reward_models() -> list[RewardSpec]:
         RewardSpec("ensemble", EnsembleConfig, "reward_models.ensemble:build",
                    "several reward models as one, with their spread"),
     ]  # fmt: skip
+
+
+@hookimpl
+def modify_plan(plan: PlanView) -> None:
+    """Try the sandbox of each stage that runs programs: refuse where it cannot be had, and warn of what it lacks."""
+    for stage in plan.stages:
+        asked = {"reward": stage.cfg.reward} if stage.spec.rollouts else {}
+        asked |= {"judge": stage.cfg.judge} if stage.spec.builds else {}
+        for group, config in asked.items():
+            for one in _programs(config) if stage.state != "reuse" else ():
+                from reward_models.sandbox import Limits, Sandbox
+
+                tried = Sandbox(Limits(one.limit_s, one.memory_mb, one.disk_mb, one.processes), one.confine)
+                stage.warnings += [f"{group}=code: the sandbox does not hold {text}" for text in tried.lacking]
+
+
+def _programs(config: RewardConfig) -> list[CodeConfig]:
+    """The settings of `code`, where a reward model is that or has it as a member."""
+    members = [CodeConfig(**values) for name, values in config.uses() if name == "code"]
+    return [config, *members] if isinstance(config, CodeConfig) else members
