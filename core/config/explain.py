@@ -120,4 +120,5 @@ def _no_such_option(error: MissingConfigException, registry: Registry, folders: 
         searched = re.findall(r"provider=([^,\n]+), path=(\S+)", str(error))
         where = "searched " + ", ".join(path for provider, path in searched if provider not in ("hydra", "schema"))
     label = "algorithm" if group == ALGORITHM_KEY.partition("@")[0] else group
+    mend = "; ".join(filter(None, (mend, registry.left_out(name))))
     return ConfigError(f"there is no {label} '{name}'{did_you_mean(name, names)}", where=where, mend=mend)

@@ -129,7 +129,7 @@ def _algorithm(value: str, stages: list[str], overrides: list[str], registry: Re
                 raise ConfigError(
                     f"stage '{stage}' has no algorithm '{algorithm}'{did_you_mean(algorithm, names)}",
                     where=f"algorithm={value}",
-                    mend=f"choose one of: {', '.join(names)}",
+                    mend="; ".join(filter(None, (f"choose one of: {', '.join(names)}", registry.left_out(algorithm)))),
                 )
     if len(known) == 1 and all(algorithm in registry.algorithms(known[0]) for algorithm in algorithms):
         return ",".join(registry.option_name(known[0], algorithm) for algorithm in algorithms)
@@ -187,4 +187,5 @@ def bare_word(word: str, registry: Registry) -> ConfigError:
         mend = f"did you mean {meant[near]}?"
     else:
         mend = "write key=value; --help lists the groups and commands"
+        mend = "; ".join(filter(None, (mend, registry.left_out(word))))
     return ConfigError(f"'{word}' is neither a command nor key=value", mend=mend)

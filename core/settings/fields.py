@@ -114,6 +114,21 @@ def own_fields(config: type) -> dict[str, Written]:
     return written_in(tree.body[0].body) if tree.body and isinstance(tree.body[0], ast.ClassDef) else {}
 
 
+def lines_of(config: type) -> dict[str, int]:
+    """Line of its file on which a class gives each name a value or a type; empty where its source cannot be read."""
+    try:
+        source, first = inspect.getsourcelines(config)
+        body = ast.parse(textwrap.dedent("".join(source))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    found = {}
+    for statement in getattr(body, "body", ()):
+        for target in [*getattr(statement, "targets", ()), getattr(statement, "target", None)]:
+            if isinstance(target, ast.Name):
+                found[target.id] = first + statement.lineno - 1
+    return found
+
+
 def field_docs(config: type) -> list[FieldDoc]:
     """The fields of a config dataclass in order of declaration, its own before inherited ones."""
     try:
