@@ -26,6 +26,8 @@ _VALUE_FLAGS = frozenset(
 )  # fmt: skip
 """Hydra's flags that take the next argument as their value."""
 _WORD = re.compile(r"[\w-]+")
+_NO_NAME = re.compile(r"null|true|false|[-+]?(inf|nan|\d[\d_.e+-]*)", re.IGNORECASE)
+"""What Hydra reads as something else than a text."""
 _ENDLESS = re.compile(r"\d{4000}")
 """Python reads no whole number of more than 4300 digits."""
 _ITEM = re.compile(r"\.\d+\.")
@@ -157,6 +159,10 @@ def rewrite(overrides: list[str], registry: Registry) -> list[str]:
             if not override.startswith("~"):
                 raise bare_word(override, registry)
             rewritten.append(override)
+        elif key.lstrip("+").partition("@")[0] in _groups() and _chooses_nothing(value):
+            group = key.lstrip("+").partition("@")[0]
+            mend = f"write {group}=NAME, or leave it out; --help lists the names"
+            raise ConfigError(f"'{group}' is chosen by a name, got {shown(value)}", mend=mend)
         elif key == "algorithm":
             rewritten.append(f"{ALGORITHM_KEY}={_algorithm(value, stages, overrides, registry)}")
         elif not key.startswith(("+", "~")) and "." in key and _is_free(key, registry):
@@ -164,6 +170,18 @@ def rewrite(overrides: list[str], registry: Registry) -> list[str]:
         else:
             rewritten.append(override)
     return rewritten
+
+
+@lru_cache(maxsize=1)
+def _groups() -> frozenset[str]:
+    """Words that choose by a name."""
+    of_presets = ("stage", "algorithm", "experiment", "model", "data", "peft", "pipeline")
+    return frozenset(of_presets) | {group for kind in KINDS for group in kind.groups}
+
+
+def _chooses_nothing(value: str) -> bool:
+    """Whether a value that should name something is a number, a truth value or nothing, or a list with such."""
+    return any(_NO_NAME.fullmatch(word.strip(" []")) for word in value.split(","))
 
 
 def check_word(key: str, value: str) -> None:

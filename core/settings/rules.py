@@ -21,7 +21,13 @@ def shown(value: object) -> str:
         text = repr(value)
     except ValueError:  # a whole number of more digits than Python writes
         return "a number of thousands of digits"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """A text as a message shows it, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 LONGEST_TEXT = 100_000
