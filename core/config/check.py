@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.config.misplaced import PARTS, unknown_key, unknown_upstream, upstream_stages
-from core.config.values import check_folder, check_values
+from core.config.values import check_folder, check_named, check_values
 from core.errors import ConfigError
 from core.platform.kinds import KINDS, LISTED
 from core.platform.named_parts import named_configs
@@ -22,7 +22,7 @@ from core.settings import peft_methods
 from core.settings.convert import placed
 from core.settings.fields import FieldDoc, field_docs, field_names
 from core.settings.ranges import check_number, check_numbers
-from core.settings.rules import shown
+from core.settings.rules import require, shown
 from core.settings.schema import PeftConfig, RunConfig, ShapedPeftConfig
 from core.suggest import did_you_mean, nearest
 
@@ -253,7 +253,11 @@ def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
         typed = to_typed(cfg)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise ConfigError(f"'{error.full_key}' cannot be read: {str(error).splitlines()[0]}") from error
+    require(bool(typed.model.source.strip()), "model.source", "a hub id, a folder or a file", typed.model.source)
     check_folder("runs_dir", typed.runs_dir)
+    named = {"data.path": typed.data.path, "model.source": typed.model.source, "retention.texts": typed.retention.texts}
+    named |= {f"data.mixture.{name}.path": source.path for name, source in typed.data.mixture.items()}
+    check_named({**named, "model.chat_template": typed.model.chat_template})
     typed.peft = shaped_peft(typed.peft, registry)
     check_peft(typed.peft, registry.peft_methods)
     for setting in LISTED:

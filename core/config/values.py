@@ -56,6 +56,19 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 _FOLDER = "set {typed}=… to a folder that you may write to"
 
 
+def check_named(named: Mapping[str, str | None]) -> None:
+    """Raise ConfigError for a path, by the key that names it, at which stands what is neither a file nor a folder."""
+    for key, path in named.items():
+        try:
+            place = Path(path or ".").expanduser()
+            odd = place.exists() and not (place.is_file() or place.is_dir())
+        except (OSError, RuntimeError, ValueError):  # no path at all: told by whoever reads it
+            continue
+        if odd:
+            raise ConfigError("'{key}' must be a file or a folder; {path} is a device, a socket or a pipe", "{path}",
+                              "set {typed}=… to a file or a folder", key=key, path=str(place))  # fmt: skip
+
+
 def check_folder(key: str, folder: str) -> None:
     """Raise ConfigError where a folder that is to be written into stands on a file, or below one."""
     if not folder.strip():
