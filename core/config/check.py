@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.config.misplaced import PARTS, unknown_key, unknown_upstream, upstream_stages
-from core.config.values import check_folder, check_named, check_values
+from core.config.values import check_folder, check_named, check_utf8, check_values
 from core.errors import ConfigError
 from core.platform.kinds import KINDS, LISTED
 from core.platform.named_parts import named_configs
@@ -161,7 +161,7 @@ def _object(node: Any, prefix: str) -> Any:
         return node
     config = OmegaConf.get_type(node)
     if isinstance(node, DictConfig) and dataclasses.is_dataclass(config):
-        check_numbers(config, OmegaConf.to_container(node, resolve=True), prefix)
+        check_numbers(config, resolved(node), prefix)
     try:
         return OmegaConf.to_object(node)
     except Exception as error:
@@ -230,7 +230,7 @@ def _check_stage(node: Any, key: str, registry: Registry, named: str = "") -> No
     """
     config = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
     name, algorithm = (node.get("name"), node.get("algorithm")) if isinstance(node, DictConfig) else (None, None)
-    entry = registry.stages.get((name, algorithm))
+    entry = registry.stages.get((str(name), str(algorithm)))
     if entry is not None and config is entry.spec.config and named in ("", name):
         return
     if named:
@@ -258,6 +258,7 @@ def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
     named = {"data.path": typed.data.path, "model.source": typed.model.source, "retention.texts": typed.retention.texts}
     named |= {f"data.mixture.{name}.path": source.path for name, source in typed.data.mixture.items()}
     check_named({**named, "model.chat_template": typed.model.chat_template})
+    check_utf8("model.chat_template", typed.model.chat_template)
     typed.peft = shaped_peft(typed.peft, registry)
     check_peft(typed.peft, registry.peft_methods)
     for setting in LISTED:

@@ -56,6 +56,19 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 _FOLDER = "set {typed}=… to a folder that you may write to"
 
 
+def check_utf8(key: str, path: str | None) -> None:
+    """Raise ConfigError for a file that is no text; what is not there is told by whoever reads it."""
+    place = Path(path or "")
+    try:
+        if place.is_file():
+            place.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise ConfigError("'{key}' must name a text file in UTF-8: {fault}", "{path}", "set {typed}=… to a text file",
+                          key=key, fault=str(error), path=str(place)) from error  # fmt: skip
+    except OSError:
+        return
+
+
 def check_named(named: Mapping[str, str | None]) -> None:
     """Raise ConfigError for a path, by the key that names it, at which stands what is neither a file nor a folder."""
     for key, path in named.items():
@@ -78,7 +91,7 @@ def check_folder(key: str, folder: str) -> None:
         there = next(one for one in (place, *place.parents) if one.exists())
         fault = "" if there.is_dir() else f"{there} is a file"
     except (OSError, RuntimeError) as error:  # a name too long for the disk; a home that nobody has
-        there, fault = folder, getattr(error, "strerror", None) or str(error)
+        there, fault = Path(folder), getattr(error, "strerror", None) or str(error)
     if fault:
         raise ConfigError("'{key}' must be a folder, but {fault}", "{there}", _FOLDER, key=key, fault=fault,
                           there=shown(str(there))[1:-1])  # fmt: skip

@@ -127,7 +127,7 @@ def check_numbers(config: type, values: Mapping[str, Any], key: str = "") -> Non
         at = f"{key}.{name}" if key else name
         if name in held:
             check_number(config, name, value, at)
-        elif dataclasses.is_dataclass(inner := _hints(config).get(name)):
+        elif isinstance(inner := _hints(config).get(name), type) and dataclasses.is_dataclass(inner):
             for place, part in _parts(value, inner, at):
                 check_numbers(inner, part, place)
 

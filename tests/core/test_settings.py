@@ -195,6 +195,12 @@ def test_a_value_that_cannot_be_meant_is_refused_by_its_key(registry, words, key
     assert f"'{key}'" in (what := refused(registry, *words).what) or f"{key}=" in what
 
 
+def test_a_template_that_is_no_text_is_refused(registry, tmp_path):
+    (tmp_path / "a.jinja").write_bytes(bytes(range(256)))
+    error = refused(registry, f"model.chat_template={tmp_path}/a.jinja")
+    assert "'model.chat_template' must name a text file in UTF-8" in error.what and "a.jinja" in error.where
+
+
 SECRETS = [
     "https://me:hunter2@host/v1",
     "https://hunter2@host",
