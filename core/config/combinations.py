@@ -186,9 +186,17 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "no-room-for-prompts",
-        lambda cfg, _: _stage_new_tokens(cfg) >= cfg.model.max_length,
+        lambda cfg, spec: spec.rollouts and _stage_new_tokens(cfg) >= cfg.model.max_length,
         "error",
         "stage.max_new_tokens={stage_new_tokens} leaves no room for a prompt in model.max_length={length}",
+        "lower stage.max_new_tokens, or raise model.max_length as far as the model's own context goes",
+    ),
+    Rule(
+        "no-room-for-own-answers",
+        lambda cfg, spec: spec.builds and _stage_new_tokens(cfg) >= cfg.model.max_length,
+        "warning",
+        "stage.max_new_tokens={stage_new_tokens} leaves no room for a prompt in model.max_length={length}: the model "
+        "itself answers none",
         "lower stage.max_new_tokens, or raise model.max_length as far as the model's own context goes",
     ),
     Rule(

@@ -55,5 +55,5 @@ def test_curriculum_goes_from_short_to_long_once():
 
 def test_a_step_of_a_few_items_a_thousand_times_is_refused():
     assert len(step_items(list(range(4)), 0, 400, 1)) == 400
-    with pytest.raises(ConfigError, match="'stage.batch_size' is 1000000000, and there are 4 examples"):
+    with pytest.raises(ConfigError, match=r"'stage\.batch_size' is 1000000000, and there are 4 examples"):
         step_items(list(range(4)), 0, 10**9, 1)
