@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
     print_warnings(registry)
     if not registry.stages:
         mend = registry.left_out("") or "reinstall preftune; 'plugins' tells what was found"
-        raise ConfigError("no stage is installed", mend=mend.removeprefix("or "))
+        raise ConfigError("no stage is installed", mend=mend)
     flags, overrides = split(arguments)
     folders = user_folders(flags)
     rewritten = rewrite(overrides, registry)

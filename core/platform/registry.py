@@ -250,7 +250,7 @@ class Registry:
         if not likely:
             return ""
         names = ", ".join(record.owner.plugin for record in likely)
-        return f"or let in what may bring it: {names} ({likely[0].reason})"
+        return f"let in what may bring it: {names} ({likely[0].reason})"
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
