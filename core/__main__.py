@@ -113,8 +113,8 @@ def brought(name: str) -> tuple[Registry, Registered[CommandSpec]]:
 def main(arguments: list[str] | None = None) -> int:
     """Run preftune on `arguments` (the process's own by default); the exit code.
 
-    0 done, 2 the user's configuration, 130 or 143 interrupted by SIGINT or SIGTERM, 1 everything else; an unexpected
-    exception keeps its traceback.
+    0 done, 2 what the user named or wrote (configuration, records, models), 130 or 143 interrupted by SIGINT or
+    SIGTERM, 1 everything else; an unexpected exception keeps its traceback.
     """
     with signals.obeyed():
         return _answered(sys.argv[1:] if arguments is None else arguments)

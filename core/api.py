@@ -34,6 +34,7 @@ from core.platform.specs import (
 )
 from core.scoring.guarded import GuardedScorer, ScorerContext, summarise
 from core.settings.data_schema import TransformConfig
+from core.settings.ranges import number
 from core.settings.rules import check_regex, require
 from core.settings.schema import (
     MetricConfig,
@@ -77,7 +78,7 @@ __all__ = [
     "Span", "StageConfig", "StageResult", "StageSpec", "Step", "Stop", "TextPart", "TextSetSpec", "TooLong",
     "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
     "TransformSpec", "Transformed", "Work", "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl",
-    "html_table", "markdown_table", "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages",
+    "html_table", "markdown_table", "number", "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages",
     "to_text", "words_of",
 ]  # fmt: skip
 

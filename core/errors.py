@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Self
 
+from core.secrets import without_secrets
+
 
 class PreftuneError(Exception):
     """Base of every error that preftune raises on purpose.
@@ -101,11 +103,15 @@ class PluginError(PreftuneError):
 
 
 class DataError(PreftuneError, ValueError):
-    """Records cannot be read or do not fit the stage."""
+    """Records cannot be read or do not fit the stage. Exit code 2."""
+
+    exit_code = 2
 
 
 class ModelError(PreftuneError):
-    """A model, tokenizer or adapter cannot be loaded or would train wrongly."""
+    """A model, tokenizer or adapter cannot be loaded or would train wrongly. Exit code 2."""
+
+    exit_code = 2
 
 
 class TrainingError(PreftuneError):
@@ -134,10 +140,10 @@ MAX_ERROR_CHARS = 300
 
 
 def describe(error: BaseException) -> str:
-    """One line: "ValueError: text", cut at MAX_ERROR_CHARS."""
+    """One line: "ValueError: text", without secrets, cut at MAX_ERROR_CHARS."""
     try:
         text = error.what if isinstance(error, PreftuneError) else str(error)
     except Exception:  # an exception whose own __str__ fails
         text = "(no text)"
-    line = f"{type(error).__name__}: {' '.join(text.split())}" if text else type(error).__name__
+    line = f"{type(error).__name__}: {without_secrets(' '.join(text.split()))}" if text else type(error).__name__
     return line if len(line) <= MAX_ERROR_CHARS else line[: MAX_ERROR_CHARS - 1] + "…"

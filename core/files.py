@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,7 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into; renamed into place when the block ends well, removed when not.
+    Its files then have the permissions that the umask gives.
 
     Raises ArtifactError when the disk refuses.
     """
@@ -63,6 +65,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
+        even_permissions(part)
         sync_files(part)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -72,6 +75,17 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         if refused is not None:
             raise disk_error(refused, folder) from error
         raise
+
+
+def even_permissions(folder: Path) -> None:
+    """Give every file under `folder` the permissions of a new file: libraries write some for their owner alone."""
+    probe = folder / f".{os.getpid()}.permissions"
+    probe.touch(0o666)
+    usual = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | usual)
 
 
 def sync_files(folder: Path) -> None:

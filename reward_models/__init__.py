@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from core.api import ConfigError, RewardConfig, RewardSpec, check_regex, hookimpl, require
+from core.api import ConfigError, PlanView, RewardConfig, RewardSpec, check_regex, hookimpl, number, require
 from reward_models.verdict import FIELDS, QUESTION
 
 
@@ -47,12 +47,8 @@ class LearnedConfig(RewardConfig):
 
     source: str | None = None
     """Folder of a reward model (or of the run that made it); unset takes the one that the pipeline makes."""
-    batch_tokens: int = 8192
+    batch_tokens: int = number(8192, above=0)
     """Most tokens in one forward pass."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.batch_tokens > 0, "reward.batch_tokens", "> 0", self.batch_tokens)
 
 
 @dataclass
@@ -88,7 +84,7 @@ class FormatConfig(RewardConfig):
     """Tags that must each stand once as `<tag>…</tag>`, not empty, in this order, not overlapping; weight 1 each."""
     patterns: list[str] = field(default_factory=list)
     """Regular expressions that must each be found somewhere (`.` matches line ends too)."""
-    weights: list[float] = field(default_factory=list)
+    weights: list[float] = number(list, above=0)
     """Weight of each of `patterns`; unset means 1 each."""
     all_or_nothing: bool = False
     """1.0 only where every criterion is met, else 0.0."""
@@ -103,8 +99,6 @@ class FormatConfig(RewardConfig):
             )
         require(len(set(self.sections)) == len(self.sections), "reward.sections", "without repetition", self.sections)
         require(len(self.weights) in (0, len(self.patterns)), "reward.weights", "as long as patterns", self.weights)
-        for index, weight in enumerate(self.weights):
-            require(0 < weight < float("inf"), f"reward.weights[{index}]", "finite and > 0", weight)
 
     def check(self) -> None:
         asked = bool(self.prefix or self.suffix or self.sections or self.patterns)
@@ -115,13 +109,13 @@ class FormatConfig(RewardConfig):
 class LengthConfig(RewardConfig):
     """1.0 at the target length, falling with the distance from it (see `shape`), never below 0."""
 
-    target_tokens: int = 0
+    target_tokens: int = number(0, at_least=0)
     """Wanted length in tokens of the completion; 0 is unset. Set this or target_chars."""
-    target_chars: int = 0
+    target_chars: int = number(0, at_least=0)
     """Wanted length in characters of the completion; 0 is unset."""
-    tolerance: int = 0
+    tolerance: int = number(0, at_least=0)
     """Distance, in the target's unit, that costs nothing."""
-    width: int = 0
+    width: int = number(0, at_least=0)
     """Distance beyond the tolerance at which u = 1, in the target's unit; 0 takes the target itself."""
     shape: Penalty = Penalty.linear
     """linear, quadratic, gaussian or step, as functions of u = distance beyond the tolerance / width."""
@@ -130,8 +124,6 @@ class LengthConfig(RewardConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("target_tokens", "target_chars", "tolerance", "width"):
-            require(getattr(self, key) >= 0, f"reward.{key}", ">= 0", getattr(self, key))
         if self.target_tokens and self.target_chars:
             raise ConfigError(
                 "'{key}' and '{part}.target_chars' are both set", mend="set one of them", key="reward.target_tokens"
@@ -168,20 +160,15 @@ class ExactConfig(RewardConfig):
 class NumericConfig(RewardConfig):
     """1.0 where the completion's final answer equals the record's `answer` as a number or formula, else 0.0."""
 
-    tolerance: float = 1e-6
+    tolerance: float = number(1e-6, at_least=0)
     """Largest accepted absolute difference."""
-    rel_tolerance: float = 0.0
+    rel_tolerance: float = number(0.0, at_least=0)
     """Largest accepted difference as a share of the gold answer; the wider of the two tolerances counts."""
     require_marker: bool = False
     """Score 0.0 unless the answer stands in \\boxed{…}, after `####` or after "answer is"; else the last number counts
     where there is no marker."""
     symbolic: bool = True
     """Compare what is not a plain number with math-verify; otherwise it must be the same text."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("tolerance", "rel_tolerance"):
-            require(0 <= getattr(self, key) < float("inf"), f"reward.{key}", "finite and >= 0", getattr(self, key))
 
 
 @dataclass
@@ -210,13 +197,13 @@ class CodeConfig(RewardConfig):
     setup: str = "test_setup_code"
     """Column of the record with code that runs before the program, or behind it where it needs the program's names; it
     may be missing."""
-    limit_s: float = 4.0
+    limit_s: float = number(4.0, above=0, at_most=86400)
     """Time for the program and its tests, wall clock, in seconds; over it they have failed. Below timeout_s."""
-    memory_mb: int = 512
+    memory_mb: int = number(512, above=0, at_most=1_000_000)
     """Address space of a process, in MB."""
-    disk_mb: int = 16
+    disk_mb: int = number(16, above=0, at_most=1_000_000)
     """What the program may write, in MB."""
-    processes: int = 8
+    processes: int = number(8, above=0, at_most=1000)
     """Processes and threads at a time."""
     confine: bool = True
     """Run it in namespaces of its own, without network and the machine's files (Linux). false leaves resource limits
@@ -224,8 +211,6 @@ class CodeConfig(RewardConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("limit_s", "memory_mb", "disk_mb", "processes"):
-            require(getattr(self, key) > 0, f"reward.{key}", "> 0", getattr(self, key))
         require(self.limit_s < self.timeout_s, "reward.limit_s", "below timeout_s", self.limit_s)
 
 
@@ -237,15 +222,10 @@ class EmbeddingConfig(RewardConfig):
     """As a judge: a completion counts as right from this cosine on."""
     source: str | None = None
     """Model to embed with, as model.source; unset takes the policy."""
-    max_tokens: int = 512
+    max_tokens: int = number(512, above=0)
     """Longer texts are cut."""
-    batch_tokens: int = 4096
+    batch_tokens: int = number(4096, above=0)
     """Most tokens in one forward pass, padding included."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_tokens > 0, "reward.max_tokens", "> 0", self.max_tokens)
-        require(self.batch_tokens > 0, "reward.batch_tokens", "> 0", self.batch_tokens)
 
 
 def check_prompt(prompt: str) -> None:
@@ -263,13 +243,12 @@ class LlmConfig(RewardConfig):
     prompt: str = QUESTION
     """What it is asked; {question}, {reference} and {answer} are filled in. It must ask for "Verdict: yes" or
     "Verdict: no"."""
-    max_new_tokens: int = 0
+    max_new_tokens: int = number(0, at_least=0, at_most=1_000_000)
     """Longest reply in tokens; 0 compares the probabilities of the two verdicts instead of writing one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_prompt(self.prompt)
-        require(self.max_new_tokens >= 0, "reward.max_new_tokens", ">= 0", self.max_new_tokens)
 
 
 @dataclass
@@ -286,16 +265,14 @@ class EndpointConfig(RewardConfig):
     """Environment variable that holds the key; empty where none is needed. The key itself is no setting."""
     prompt: str = QUESTION
     """What it is asked, see `llm`."""
-    max_new_tokens: int = 256
+    max_new_tokens: int = number(256, above=0, at_most=1_000_000)
     """Longest reply in tokens."""
-    concurrency: int = 8
+    concurrency: int = number(8, above=0, at_most=1000)
     """Requests at a time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_prompt(self.prompt)
-        require(self.max_new_tokens > 0, "reward.max_new_tokens", "> 0", self.max_new_tokens)
-        require(self.concurrency > 0, "reward.concurrency", "> 0", self.concurrency)
 
     def check(self) -> None:
         require(bool(self.model), "reward.model", "set", self.model)
@@ -310,7 +287,7 @@ class EnsembleConfig(RewardConfig):
     """One mapping each: `name`, `weight` (1.0 when unset), and the member's own parameters."""
     aggregate: Aggregate = Aggregate.mean
     """mean (weighted, by the sum of absolute weights), sum (weighted), min or median (of the values, unweighted)."""
-    spread_coef: float = 0.0
+    spread_coef: float = number(0.0, at_least=0)
     """The spread, i.e. the population standard deviation over the members' values, is subtracted times this."""
     allow_member_errors: bool = False
     """Leave out members that failed; otherwise one member's error makes the score an error. A sum is never taken over
@@ -318,7 +295,6 @@ class EnsembleConfig(RewardConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.spread_coef < float("inf"), "reward.spread_coef", "finite and >= 0", self.spread_coef)
         if self.allow_member_errors and self.aggregate is Aggregate.sum:
             raise ConfigError(
                 "'{key}' does not go with {part}.aggregate=sum: a sum over part of the members is another reward",
@@ -365,7 +341,8 @@ def register_reward_models() -> list[RewardSpec]:
                    "same number or formula as the gold answer (math-verify)", isolated=True, answers="number",
                    needs_answer=True, requires=("math_verify",)),
         RewardSpec("code", CodeConfig, "reward_models.code:build",
-                   "1 where the program in the completion passes its tests, in a sandbox", isolated=True),
+                   "1 where the program in the completion passes its tests, in a sandbox", isolated=True,
+                   diagnose="reward_models.sandbox:diagnose"),
         RewardSpec("embedding", EmbeddingConfig, "reward_models.embedding:build",
                    "likeness to the gold answer: cosine of mean hidden states"),
         RewardSpec("llm", LlmConfig, "reward_models.llm:build",
@@ -375,3 +352,23 @@ def register_reward_models() -> list[RewardSpec]:
         RewardSpec("ensemble", EnsembleConfig, "reward_models.ensemble:build",
                    "several reward models as one, with their spread"),
     ]  # fmt: skip
+
+
+@hookimpl
+def modify_plan(plan: PlanView) -> None:
+    """Try the sandbox of each stage that runs programs: refuse where it cannot be had, and warn of what it lacks."""
+    for stage in plan.stages:
+        asked = {"reward": stage.cfg.reward} if stage.spec.rollouts else {}
+        asked |= {"judge": stage.cfg.judge} if stage.spec.builds else {}
+        for group, config in asked.items():
+            for one in _programs(config) if stage.state != "reuse" else ():
+                from reward_models.sandbox import Limits, Sandbox
+
+                tried = Sandbox(Limits(one.limit_s, one.memory_mb, one.disk_mb, one.processes), one.confine)
+                stage.warnings += [f"{group}=code: the sandbox does not hold {text}" for text in tried.lacking]
+
+
+def _programs(config: RewardConfig) -> list[CodeConfig]:
+    """The settings of `code`, where a reward model is that or has it as a member."""
+    members = [CodeConfig(**values) for name, values in config.uses() if name == "code"]
+    return [config, *members] if isinstance(config, CodeConfig) else members

@@ -30,7 +30,8 @@ class EndpointJudge:
             if not key:
                 raise ConfigError(
                     f"the environment variable '{config.key_env}' with the key of the endpoint is not set",
-                    "judge.key_env", f"export {config.key_env}=…, or set judge.key_env='' where no key is needed",
+                    "key_env of the reward model or judge 'endpoint'",
+                    f"export {config.key_env}=…, or set reward.key_env='' (judge.key_env='') where no key is needed",
                 )  # fmt: skip
             self.headers["Authorization"] = f"Bearer {key}"
 

@@ -7,12 +7,15 @@ its own for users, mounts, processes, network, IPC and host name before the prog
   Nothing else of the machine's files is there, and what is written is gone with the program;
 - network: an interface-less namespace;
 - processes: the program is the first process of its namespace, so that killing it kills whatever it started;
-- users: it is root of nothing, and where preftune itself runs as root, its processes count as the user 65534.
+- users: it is root of nothing, and where preftune itself runs as root, its processes count as the user 65534;
+- the host: another name, nothing in the environment, no file descriptor but the report's.
 
-Resource limits hold in any case: processor time, address space, file size, open files, number of processes; and the
-wall clock. Without `confine` they are all there is: the program can read and write what its user can, use the network,
-and, where it starts processes in sessions of their own, outlive its time limit. Linux alone, from 5.14 on with
-`confine`.
+In any case there are resource limits (processor time, address space, file size, open files, number of processes), the
+wall clock, a session keyring of the program's own, and a filter of system calls (`sandbox_filter.py`) against what
+these limits and the namespaces do not hold: memory outside the address space, keyrings, sockets of other families.
+Where the kernel does not give the keyring or the filter, `Sandbox.lacking` says so. Without `confine` that is all there
+is: the program can read and write what its user can, use the network, and, where it starts processes in sessions of
+their own, outlive its time limit. Linux alone, from 5.14 on with `confine`.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from core.api import PluginError
+from reward_models.sandbox_filter import KEYCTL, filter_of, number_of
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
 NOBODY = 65534
@@ -38,6 +42,8 @@ NOBODY = 65534
 START_S = 10.0
 """Time to set the namespaces up, beside the program's own."""
 MAX_REPORT_BYTES = 65536
+LOOK_S = 0.05
+"""How often the processes' memory is summed."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Limits:
     seconds: float = 5.0
     """Wall clock; processor time is rounded up to whole seconds."""
     memory_mb: int = 512
-    """Address space of each process."""
+    """Address space of each process, and resident memory of all together."""
     disk_mb: int = 16
     """All files together with `confine`, else each file."""
     processes: int = 8
@@ -73,6 +79,8 @@ class Sandbox:
 
     def __init__(self, limits: Limits, confine: bool = True) -> None:
         self.limits, self.confine = limits, confine
+        self.lacking: list[str] = []
+        """What the kernel does not give, and so is not held, as the last program found it."""
         try:
             probe = self.run("import collections, heapq, math, random, re")
             fault = None if probe.report == {"tests": []} else f"its first program ended with {probe}"
@@ -94,8 +102,10 @@ class Sandbox:
 
         Raises: SandboxError.
         """
+        calls = filter_of(network=not self.confine)
         job = {**asdict(self.limits), "code": code, "tests": tests or [], "setup": setup, "confine": self.confine,
-               "user": NOBODY if os.geteuid() == 0 else 0, "libraries": _libraries()}  # fmt: skip
+               "user": NOBODY if os.geteuid() == 0 else 0, "libraries": _libraries(), "keyctl": number_of(KEYCTL),
+               "filter": calls.hex() if calls else None}  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="preftune-sandbox-", ignore_cleanup_errors=True) as folder:
             if os.geteuid() == 0 and not self.confine:
                 os.chown(folder, NOBODY, NOBODY)
@@ -130,11 +140,13 @@ class Sandbox:
                     raise SandboxError(f"user map: {error}") from error
                 process.stdin.write(b"go\n")
         said = [_line(process.stdout.fileno(), START_S) for _ in range(2 if self.confine else 1)]
-        if b"running" not in said:
+        running = next((line for line in said if line.startswith(b"running ")), None)
+        if running is None:
             _kill(process, 0)
             assert process.stderr is not None
             lines = process.stderr.read().decode(errors="replace").strip().splitlines()
             raise SandboxError(lines[-1][:200] if lines else "it did not start")
+        self.lacking = json.loads(running.removeprefix(b"running "))
         return next((int(line.removeprefix(b"child ")) for line in said if line.startswith(b"child ")), 0)
 
     def _wait(self, process: subprocess.Popen[bytes], read_fd: int, first: int) -> Outcome:
@@ -143,10 +155,13 @@ class Sandbox:
         data = bytearray()
         ended = False
         while not ended and (left := deadline - time.monotonic()) > 0:
-            if select.select([read_fd], [], [], left)[0]:
+            if select.select([read_fd], [], [], min(left, LOOK_S))[0]:
                 piece = os.read(read_fd, 65536)
                 data += piece
                 ended = not piece or len(data) > MAX_REPORT_BYTES
+            elif resident_mb(process.pid) > self.limits.memory_mb:
+                _kill(process, first)
+                return Outcome(None, False, -signal.SIGKILL)
         if not ended:
             _kill(process, first)
             return Outcome(None, True, None)
@@ -170,6 +185,37 @@ def _line(fd: int, seconds: float) -> bytes:
             break
         data += byte
     return bytes(data)
+
+
+def diagnose() -> list[str]:
+    """What the sandbox cannot hold on this machine, a line each; asked by the command `doctor`."""
+    try:
+        lacking = Sandbox(Limits()).lacking
+    except PluginError as error:
+        return [f"{error.what}; {error.mend}"]
+    return [f"programs are run, but the sandbox does not hold {text}" for text in lacking]
+
+
+def resident_mb(first: int) -> float:
+    """Memory of a process and all below it, in MB; a page that several have is shared out among them."""
+    kilobytes, waiting = 0, [first]
+    while waiting:
+        folder = Path("/proc", str(waiting.pop()))
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            kilobytes += _kilobytes(folder)
+            for task in (folder / "task").iterdir():
+                waiting += map(int, (task / "children").read_text(encoding="ascii").split())
+    return kilobytes / 1024
+
+
+def _kilobytes(folder: Path) -> int:
+    """A process's share of its pages; where it may not be read, what is resident and no file's."""
+    file, names = folder / "smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:")
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError:
+        lines, names = (folder / "status").read_bytes().splitlines(), (b"RssAnon:", b"RssShmem:")
+    return sum(int(line.split()[1]) for line in lines if line.startswith(names))
 
 
 def _map_users(pid: int) -> None:

@@ -2,13 +2,15 @@
 
 Standard library alone, and nothing of preftune: it runs with `python -I -S`. In: one line of JSON, the job; with
 `confine` a second line once the user map stands. Out: the lines `ready` (namespaces stand, the user map is awaited),
-`running`, and `child` with the number of the program's process where that is another; then the report, as JSON, to the
-file descriptor that the first argument names. Errors of the setting-up go to standard error, and the exit code is 1.
+`running` with a JSON list of what could not be had, and `child` with the number of the program's process where that is
+another; then the report, as JSON, to the file descriptor that the first argument names. Errors of the setting-up go to
+standard error, and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import math
 import os
@@ -24,9 +26,19 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
+SECCOMP_MODE_FILTER, KEYCTL_JOIN_SESSION_KEYRING = 2, 1
 CAPABILITY_VERSION_3, LAST_CAPABILITY = 0x20080522, 63
 DEVICES = ("null", "zero", "urandom", "random")
+HOST = "sandbox"
+MOST_FILES = 4096
+"""Each costs kernel memory, an empty one too."""
+
+
+class Filter(ctypes.Structure):
+    """struct sock_fprog of <linux/filter.h>."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("lines", ctypes.c_void_p))
 
 
 def _call(function: str, *arguments: object) -> None:
@@ -55,12 +67,14 @@ def enter_namespaces() -> None:
     say("ready")
     if sys.stdin.readline().strip() != "go":
         raise OSError("no user map was made")
+    for function in ("sethostname", "setdomainname"):
+        _call(function, HOST.encode(), ctypes.c_size_t(len(HOST)))
 
 
 def enter_root(root: Path, libraries: list[str], disk_mb: int, user: int) -> None:
     """Make `root` the root: empty but for libraries, a few devices, /tmp and the working folder."""
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
-    _mount("tmpfs", str(root), "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_mb}m,mode=755")
+    _mount("tmpfs", str(root), "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_mb}m,nr_inodes={MOST_FILES},mode=755")
     for library in map(Path, libraries):
         place = root / library.relative_to("/")
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -89,13 +103,39 @@ def give_up_rights(user: int) -> None:
     """No capability now or after an exec, and the given user where it is not the present one."""
     for capability in range(LAST_CAPABILITY + 1):
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # those that the kernel lacks are refused
-    _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if user != os.geteuid():
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     _call("capset", header, (ctypes.c_uint32 * 6)())
+
+
+def leave_keyrings(keyctl: int | None) -> str:
+    """Join a session keyring of one's own, which ends with the last process in it; what could not be had."""
+    if keyctl is None:
+        return "kernel keyrings: their system call is not known on this machine"
+    try:
+        _call("syscall", ctypes.c_long(keyctl), ctypes.c_long(KEYCTL_JOIN_SESSION_KEYRING), None)
+    except OSError as error:
+        return "" if error.errno == errno.ENOSYS else f"kernel keyrings: {error}"
+    return ""
+
+
+def filter_calls(lines: str | None) -> str:
+    """Let the kernel refuse system calls from here on; what could not be had.
+
+    lines: the filter in hexadecimal digits, see reward_models.sandbox_filter; None where this machine has none.
+    """
+    if lines is None:
+        return "a filter of system calls: none is known for this machine"
+    data = ctypes.create_string_buffer(bytes.fromhex(lines))
+    wanted = Filter(len(lines) // 16, ctypes.addressof(data))
+    try:
+        _call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(wanted), 0, 0)
+    except OSError as error:
+        return f"a filter of system calls: {error}"
+    return ""
 
 
 def limit(job: dict) -> None:
@@ -106,7 +146,10 @@ def limit(job: dict) -> None:
         resource.RLIMIT_AS: job["memory_mb"] * megabyte,
         resource.RLIMIT_FSIZE: job["disk_mb"] * megabyte,
         resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CORE: 1,  # too little for any dump; 0 still sends one to a handler behind a pipe
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_SIGPENDING: 256,
         # The script that waits outside counts too where it is of the same user.
         resource.RLIMIT_NPROC: job["processes"] + (1 if job["confine"] and not job["user"] else 0),
     }
@@ -156,6 +199,7 @@ def main() -> None:
     """Confine, limit, run, report."""
     report_fd = int(sys.argv[1])
     job = json.loads(sys.stdin.readline())
+    lacking = [leave_keyrings(job["keyctl"])]
     if job["confine"]:
         enter_namespaces()
         enter_root(Path(job["folder"]), job["libraries"], job["disk_mb"], job["user"])
@@ -171,10 +215,13 @@ def main() -> None:
     # Should preftune be killed, the program ends with it. After the change of user, which takes this setting away.
     _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     limit(job)
-    say("running")
+    _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    lacking.append(filter_calls(job["filter"]))
+    say(f"running {json.dumps([text for text in lacking if text])}")
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
+    os.close(null)
     report = run(job)
     data = json.dumps(report).encode()
     while data:

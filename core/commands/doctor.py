@@ -18,12 +18,13 @@ from packaging.utils import canonicalize_name
 
 import core
 from core.config import combinations
-from core.errors import ConfigError
+from core.errors import ConfigError, describe
 from core.platform.hookspecs import API_VERSION
 from core.platform.installing import importable, install_hint
 from core.platform.kinds import KINDS
 from core.platform.registry import Registry
 from core.platform.switches import is_switch
+from core.scoring.guarded import resolve
 from core.settings import peft_methods
 
 WIDTH = 118
@@ -125,6 +126,18 @@ def parts(registry: Registry) -> list[NeedyPart]:
     return found
 
 
+def limits(registry: Registry) -> list[str]:
+    """What registered reward models cannot do on this machine, as they say themselves."""
+    found = []
+    for name, entry in sorted(registry.reward_models.items()):
+        if entry.spec.diagnose:
+            try:
+                found += [f"reward={name}, judge={name}: {line}" for line in resolve(entry.spec.diagnose)()]
+            except Exception as error:  # a plugin's own code
+                found.append(f"reward={name}: {entry.owner} failed in {entry.spec.diagnose}: {describe(error)}")
+    return found
+
+
 def environment() -> dict[str, str]:
     """Where this runs."""
     try:
@@ -171,6 +184,7 @@ def command(arguments: list[str]) -> int:
             "environment": environment(),
             "packages": [asdict(package) for package in found],
             "parts": [asdict(part) for part in chosen],
+            "limits": limits(registry),
             "broken_plugins": [record.as_dict() for record in broken],
             "clashes": [error.what for error in registry.clashes],
             "methods": methods(),
@@ -203,6 +217,7 @@ def _text(registry: Registry, found: list[Package], chosen: list[NeedyPart]) -> 
                 f"{record.owner.distribution or record.owner.plugin}"
                 for record in registry.plugins if record.state == "broken"]  # fmt: skip
     trouble += [f"{error.what}\n    mend: {error.mend}" for error in registry.clashes]
+    trouble += limits(registry)
     blocks.append("what is missing or untested\n" + "\n".join(f"  {line}" for line in trouble or ["nothing"]))
     rows = [("method", "trains", "merges", *combinations.QUANTISED)]
     rows += [(row["method"], row["trains"], row["merges"], *(row[quant] for quant in combinations.QUANTISED))

@@ -135,6 +135,6 @@ def stage_help(overrides: list[str], registry: Registry) -> str:
     blocks = [_block(title, [(name, text) for name, text in facts if text])]
     docs = [doc for doc in field_docs(spec.config) if doc.name not in ("name", "algorithm")]
     for owner in dict.fromkeys(doc.owner for doc in docs):
-        rows = [(f"stage.{doc.name}={doc.default}", f"[{doc.type}] {doc.doc}") for doc in docs if doc.owner == owner]
+        rows = [(f"stage.{doc.name}={doc.default}", f"[{doc.kind}] {doc.doc}") for doc in docs if doc.owner == owner]
         blocks.append(_block(f"settings of {owner}", rows, least=34))
     return "\n\n".join(blocks) + "\n"

@@ -91,5 +91,5 @@ def _table(prefix: str, config: type, base: type | None = None, skip: Any = ()) 
 
 def _row(prefix: str, doc: FieldDoc) -> str:
     default = doc.default if doc.default.startswith("(") or not doc.default else f"`{doc.default}`"
-    cells = (f"`{prefix}{doc.name}`", doc.type, default, doc.doc)
+    cells = (f"`{prefix}{doc.name}`", doc.kind, default, doc.doc)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

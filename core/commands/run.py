@@ -34,7 +34,8 @@ def run(arguments: list[str]) -> int:
     registry = Registry.load()
     print_warnings(registry)
     if not registry.stages:
-        raise ConfigError("no stage is installed", mend="reinstall preftune; 'plugins' tells what was found")
+        mend = registry.left_out("") or "reinstall preftune; 'plugins' tells what was found"
+        raise ConfigError("no stage is installed", mend=mend)
     flags, overrides = split(arguments)
     folders = user_folders(flags)
     rewritten = rewrite(overrides, registry)

@@ -13,13 +13,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.config.misplaced import PARTS, unknown_key, unknown_upstream, upstream_stages
+from core.config.values import check_folder, check_named, check_utf8, check_values
 from core.errors import ConfigError
-from core.platform.kinds import LISTED
+from core.platform.kinds import KINDS, LISTED
 from core.platform.named_parts import named_configs
 from core.platform.registry import Registry
 from core.settings import peft_methods
 from core.settings.convert import placed
 from core.settings.fields import FieldDoc, field_docs, field_names
+from core.settings.ranges import check_number, check_numbers
+from core.settings.rules import require, shown
 from core.settings.schema import PeftConfig, RunConfig, ShapedPeftConfig
 from core.suggest import did_you_mean, nearest
 
@@ -41,7 +44,7 @@ def wrong_type(full_key: str, config: type | None, value: object, text: str) -> 
     else:
         kind = f"{'an' if doc.type[0] in 'aeiou' else 'a'} {doc.type}"
     return ConfigError(
-        f"'{full_key}' must be {kind}, got {value!r}", where=doc.line(), mend=f"set {full_key}=… ({text})"
+        f"'{full_key}' must be {kind}, got {shown(value)}", where=doc.line(), mend=f"set {full_key}=… ({text})"
     )
 
 
@@ -50,7 +53,7 @@ def check_keys(cfg: DictConfig) -> None:
     _walk(cfg, "", RunConfig)
     if not isinstance(cfg.upstream, DictConfig | None):
         raise ConfigError(
-            f"'upstream' must hold settings by stage, got {cfg.upstream!r}",
+            f"'upstream' must hold settings by stage, got {shown(cfg.upstream)}",
             mend="write upstream.STAGE.KEY=…; which stages run is said by pipeline.stages=[…]",
         )
 
@@ -126,7 +129,9 @@ def check_peft(config: PeftConfig, plugin_methods: Iterable[str] = ()) -> None:
     fields = peft_methods.option_fields(config.method)
     if fields is None:
         return
-    for key in config.options:
+    for key, value in config.options.items():
+        if (meaning := peft_methods.meaning(config.method, key)) is not None:
+            check_number(PeftConfig, meaning, value, f"peft.options.{key}")
         if key in peft_methods.INTERNAL:
             raise ConfigError(f"'peft.options.{key}' is filled in by preftune", mend=f"leave peft.options.{key} out")
         if key not in fields:
@@ -155,6 +160,8 @@ def _object(node: Any, prefix: str) -> Any:
     if not isinstance(node, DictConfig | ListConfig):
         return node
     config = OmegaConf.get_type(node)
+    if isinstance(node, DictConfig) and dataclasses.is_dataclass(config):
+        check_numbers(config, resolved(node), prefix)
     try:
         return OmegaConf.to_object(node)
     except Exception as error:
@@ -195,16 +202,45 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
-def check_stage(cfg: DictConfig, registry: Registry) -> None:
-    """Raise ConfigError unless `stage` holds a registered stage (or algorithm) under its own name."""
-    node = cfg.stage
+def check_choices(cfg: DictConfig, registry: Registry) -> None:
+    """Raise ConfigError where the name of a part was typed or preset, instead of chosen: its settings are another's."""
+    _check_stage(cfg.stage, "stage", registry)
+    for name, node in (cfg.upstream or {}).items():
+        _check_stage(node, f"upstream.{name}", registry, str(name))
+    for kind in KINDS:
+        for group, added in kind.groups.items():
+            node = cfg.get(group) if kind.base else None
+            if not isinstance(node, DictConfig):
+                continue
+            name, config = node.get("name"), OmegaConf.get_type(node)
+            table = registry.table(kind)
+            of_base = name == added and config is kind.base
+            if not of_base and not (name in table and config is table[name].spec.config):
+                known = sorted({*table, *filter(None, [added])})
+                chosen = f"{name}, without '.name'" if name in known else f"NAME; there are: {', '.join(known)}"
+                what = f"'{group}.name' is {shown(name)}, but '{group}' holds the settings of another choice"
+                hint = "" if name in known else did_you_mean(str(name), known)
+                raise ConfigError(what + hint, mend=f"choose with {group}={chosen}")
+
+
+def _check_stage(node: Any, key: str, registry: Registry, named: str = "") -> None:
+    """Raise ConfigError unless a node holds the settings of a registered stage (or algorithm) under its own name.
+
+    named: the stage that it must be; "" for any.
+    """
     config = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
-    key = (node.get("name"), node.get("algorithm")) if isinstance(node, DictConfig) else (None, None)
-    if key not in registry.stages or config is not registry.stages[key].spec.config:
-        raise ConfigError(
-            f"'stage' does not hold a registered stage but name={key[0]!r}, algorithm={key[1]!r}",
-            mend="choose a stage with stage=NAME and algorithm=NAME; their names are not settings",
-        )
+    name, algorithm = (node.get("name"), node.get("algorithm")) if isinstance(node, DictConfig) else (None, None)
+    entry = registry.stages.get((str(name), str(algorithm)))
+    if entry is not None and config is entry.spec.config and named in ("", name):
+        return
+    if named:
+        fixed = f"'{named}'" + (f" with the algorithm '{default}'" if (default := registry.default_algorithm(named))
+                                else "")  # fmt: skip
+        mend = f"leave {key}.name and {key}.algorithm out: a stage before the last one is {fixed}"
+    else:
+        mend = "choose a stage with stage=NAME and algorithm=NAME; their names are not settings"
+    what = f"'{key}' does not hold the settings of {key}.name={shown(name)}, {key}.algorithm={shown(algorithm)}"
+    raise ConfigError(what, mend=mend)
 
 
 def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
@@ -212,10 +248,17 @@ def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
     try:
         check_keys(cfg)
         check_missing(cfg)
-        check_stage(cfg, registry)
+        check_values(resolved(cfg))
+        check_choices(cfg, registry)
         typed = to_typed(cfg)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise ConfigError(f"'{error.full_key}' cannot be read: {str(error).splitlines()[0]}") from error
+    require(bool(typed.model.source.strip()), "model.source", "a hub id, a folder or a file", typed.model.source)
+    check_folder("runs_dir", typed.runs_dir)
+    named = {"data.path": typed.data.path, "model.source": typed.model.source, "retention.texts": typed.retention.texts}
+    named |= {f"data.mixture.{name}.path": source.path for name, source in typed.data.mixture.items()}
+    check_named({**named, "model.chat_template": typed.model.chat_template})
+    check_utf8("model.chat_template", typed.model.chat_template)
     typed.peft = shaped_peft(typed.peft, registry)
     check_peft(typed.peft, registry.peft_methods)
     for setting in LISTED:

@@ -123,7 +123,8 @@ class Rule:
     applies: Callable[[RunConfig, StageSpec], bool]
     level: str
     message: str
-    """May hold {method}, {quant}, {engine}, {reason}, {option}, {package}, {start}, {bad_init}, {unmergeable}."""
+    """May hold {method}, {quant}, {engine}, {reason}, {option}, {package}, {start}, {bad_init}, {unmergeable},
+    {length}, {new_tokens}, {stage_new_tokens}."""
     mend: str = ""
 
 
@@ -170,7 +171,34 @@ def _idle_settings(cfg: RunConfig) -> bool:
     )
 
 
+def _stage_new_tokens(cfg: RunConfig) -> int:
+    """Longest completion that the stage itself samples; 0 where it samples none."""
+    return int(getattr(cfg.stage, "max_new_tokens", 0) or 0)
+
+
 RULES: tuple[Rule, ...] = (
+    Rule(
+        "no-room-for-held-out-prompts",
+        lambda cfg, spec: spec.makes == "policy" and cfg.eval.max_new_tokens >= cfg.model.max_length,
+        "error",
+        "eval.max_new_tokens={new_tokens} leaves no room for a prompt in model.max_length={length}",
+        "lower eval.max_new_tokens, or raise model.max_length as far as the model's own context goes",
+    ),
+    Rule(
+        "no-room-for-prompts",
+        lambda cfg, spec: spec.rollouts and _stage_new_tokens(cfg) >= cfg.model.max_length,
+        "error",
+        "stage.max_new_tokens={stage_new_tokens} leaves no room for a prompt in model.max_length={length}",
+        "lower stage.max_new_tokens, or raise model.max_length as far as the model's own context goes",
+    ),
+    Rule(
+        "no-room-for-own-answers",
+        lambda cfg, spec: spec.builds and _stage_new_tokens(cfg) >= cfg.model.max_length,
+        "warning",
+        "stage.max_new_tokens={stage_new_tokens} leaves no room for a prompt in model.max_length={length}: the model "
+        "itself answers none",
+        "lower stage.max_new_tokens, or raise model.max_length as far as the model's own context goes",
+    ),
     Rule(
         "quantised-base-needs-adapter",
         lambda cfg, _: _quant(cfg) and not _adapter(cfg),
@@ -333,6 +361,9 @@ def check_combinations(cfg: RunConfig, spec: StageSpec) -> list[Finding]:
         "start": str(cfg.peft.options.get("init_lora_weights", "")),
         "bad_init": _bad_init(cfg),
         "unmergeable": UNMERGEABLE.get(cfg.peft.method, ""),
+        "length": cfg.model.max_length,
+        "new_tokens": cfg.eval.max_new_tokens,
+        "stage_new_tokens": _stage_new_tokens(cfg),
     }
     return [
         Finding(rule.name, rule.level, rule.message.format(**values), rule.mend.format(**values))

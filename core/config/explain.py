@@ -20,11 +20,14 @@ from core.config.misplaced import unknown_key
 from core.config.overrides import ALGORITHM_KEY
 from core.errors import ConfigError, PreftuneError
 from core.platform.registry import Registry
+from core.settings.rules import LONGEST, shortened, shown
 from core.suggest import did_you_mean
 
 _PRESET = re.compile(r"In '([^']+)'")
 _COULD_NOT_OVERRIDE = re.compile(r"Could not override '([^']+)'")
 _COULD_NOT_DELETE = re.compile(r"Could not delete from config\. '([^']+)' does not exist")
+_ANY = "correct the word, or leave it out; --help lists what there is"
+"""How to mend what Hydra says no more of."""
 _CHOSEN_TWICE = re.compile(
     r"Multiple values for ([\w/]+)\.|^([\w/]+) appears more than once|force-add of .*'\+\+([\w/]+)="
 )
@@ -46,7 +49,7 @@ def explain(error: BaseException, registry: Registry, folders: tuple[str, ...] =
         where = f"{mark.name}, line {mark.line + 1}" if mark else ""
         what = f"a YAML file cannot be read: {getattr(error, 'problem', None) or error}"
         return ConfigError(what, where, "correct the file")
-    return ConfigError(str(error).strip()) if isinstance(error, ValueError | OSError) else None
+    return ConfigError(shortened(str(error)), mend=_ANY) if isinstance(error, ValueError | OSError) else None
 
 
 def _not_composed(error: HydraException | OmegaConfBaseException, registry: Registry) -> ConfigError:
@@ -65,7 +68,8 @@ def _of_cause(cause: OmegaConfBaseException) -> ConfigError:
         return unknown_key(full_key, cause.object_type, node=cause.parent_node)
     if isinstance(cause, ValidationError) and full_key:
         return wrong_type(full_key, cause.object_type, cause.value, text)
-    return ConfigError(f"'{full_key}' is not accepted: {text}" if full_key else text)
+    mend = f"set {full_key}=… to another value, or leave it out" if full_key else _ANY
+    return ConfigError(f"'{full_key}' is not accepted: {text}" if full_key else text, mend=mend)
 
 
 def _of_text(text: str, registry: Registry) -> ConfigError:
@@ -80,7 +84,7 @@ def _of_text(text: str, registry: Registry) -> ConfigError:
         return ConfigError("the chosen stage has no algorithms", mend=f"take a stage that has: {', '.join(names)}")
     if found:
         return unknown_key(found.group(1), None)
-    return ConfigError(*_sign(lines[0], text) or (lines[0], "", "; ".join(lines[1:])))
+    return ConfigError(*_sign(lines[0], text) or (shortened(lines[0]), "", "; ".join(lines[1:]) or _ANY))
 
 
 def _sign(line: str, text: str) -> tuple[str, str, str] | None:
@@ -99,8 +103,10 @@ def _sign(line: str, text: str) -> tuple[str, str, str] | None:
 
 def _unreadable(error: OverrideParseException) -> ConfigError:
     key, _, value = error.override.partition("=")
-    mend = f"quote the value: '{key}=\"{value}\"'" if value and '"' not in value else "check quotes and brackets"
-    return ConfigError(f"cannot read '{error.override}': {error.message.splitlines()[0]}", mend=mend)
+    quoted = value and '"' not in value and "'" not in value and len(value) <= LONGEST
+    mend = f"quote the value: '{key}=\"{value}\"'" if quoted else "check quotes and brackets"
+    text = shortened(error.message.splitlines()[0])
+    return ConfigError(f"cannot read {shown(error.override)}: {text}", mend=mend)
 
 
 def _no_such_option(error: MissingConfigException, registry: Registry, folders: tuple[str, ...]) -> ConfigError:
@@ -120,4 +126,5 @@ def _no_such_option(error: MissingConfigException, registry: Registry, folders: 
         searched = re.findall(r"provider=([^,\n]+), path=(\S+)", str(error))
         where = "searched " + ", ".join(path for provider, path in searched if provider not in ("hydra", "schema"))
     label = "algorithm" if group == ALGORITHM_KEY.partition("@")[0] else group
+    mend = "; ".join(filter(None, (mend, registry.left_out(name))))
     return ConfigError(f"there is no {label} '{name}'{did_you_mean(name, names)}", where=where, mend=mend)

@@ -10,6 +10,7 @@ from typing import Any, get_origin, get_type_hints
 from core.errors import ConfigError
 from core.platform.kinds import KINDS
 from core.platform.registry import Registry
+from core.settings.rules import shown, text_fault
 from core.settings.schema import RunConfig
 from core.suggest import did_you_mean, nearest
 
@@ -25,6 +26,10 @@ _VALUE_FLAGS = frozenset(
 )  # fmt: skip
 """Hydra's flags that take the next argument as their value."""
 _WORD = re.compile(r"[\w-]+")
+_NO_NAME = re.compile(r"null|true|false|[-+]?(inf|nan|\d[\d_.e+-]*)", re.IGNORECASE)
+"""What Hydra reads as something else than a text."""
+_ENDLESS = re.compile(r"\d{4000}")
+"""Python reads no whole number of more than 4300 digits."""
 _ITEM = re.compile(r"\.\d+\.")
 """A key of a part in a list, `data.transforms.0.share`: the part's class is known by its name alone."""
 
@@ -126,7 +131,7 @@ def _algorithm(value: str, stages: list[str], overrides: list[str], registry: Re
                 raise ConfigError(
                     f"stage '{stage}' has no algorithm '{algorithm}'{did_you_mean(algorithm, names)}",
                     where=f"algorithm={value}",
-                    mend=f"choose one of: {', '.join(names)}",
+                    mend="; ".join(filter(None, (f"choose one of: {', '.join(names)}", registry.left_out(algorithm)))),
                 )
     if len(known) == 1 and all(algorithm in registry.algorithms(known[0]) for algorithm in algorithms):
         return ",".join(registry.option_name(known[0], algorithm) for algorithm in algorithms)
@@ -149,10 +154,15 @@ def rewrite(overrides: list[str], registry: Registry) -> list[str]:
     rewritten = [f"++{SOURCES}={{{name}:{{}}}}" for name in _sources(overrides)]
     for override in overrides:
         key, mark, value = override.partition("=")
+        check_word(key, value)
         if not mark:
             if not override.startswith("~"):
                 raise bare_word(override, registry)
             rewritten.append(override)
+        elif key.lstrip("+").partition("@")[0] in _groups() and _chooses_nothing(value):
+            group = key.lstrip("+").partition("@")[0]
+            mend = f"write {group}=NAME, or leave it out; --help lists the names"
+            raise ConfigError(f"'{group}' is chosen by a name, got {shown(value)}", mend=mend)
         elif key == "algorithm":
             rewritten.append(f"{ALGORITHM_KEY}={_algorithm(value, stages, overrides, registry)}")
         elif not key.startswith(("+", "~")) and "." in key and _is_free(key, registry):
@@ -160,6 +170,28 @@ def rewrite(overrides: list[str], registry: Registry) -> list[str]:
         else:
             rewritten.append(override)
     return rewritten
+
+
+@lru_cache(maxsize=1)
+def _groups() -> frozenset[str]:
+    """Words that choose by a name."""
+    of_presets = ("stage", "algorithm", "experiment", "model", "data", "peft", "pipeline")
+    return frozenset(of_presets) | {group for kind in KINDS for group in kind.groups}
+
+
+def _chooses_nothing(value: str) -> bool:
+    """Whether a value that should name something is a number, a truth value or nothing, or a list with such."""
+    return any(_NO_NAME.fullmatch(word.strip(" []")) for word in value.split(","))
+
+
+def check_word(key: str, value: str) -> None:
+    """Raise ConfigError for what Hydra's reader would fail at without naming the key."""
+    fault = text_fault(key) or text_fault(value)
+    if not fault and _ENDLESS.search(value):
+        fault = "a number of thousands of digits"
+    if fault:
+        named = shown(key)[1:-1]
+        raise ConfigError(f"'{named}' holds {fault}", mend=f"write {named}=… anew")
 
 
 def bare_word(word: str, registry: Registry) -> ConfigError:
@@ -173,4 +205,5 @@ def bare_word(word: str, registry: Registry) -> ConfigError:
         mend = f"did you mean {meant[near]}?"
     else:
         mend = "write key=value; --help lists the groups and commands"
+        mend = "; ".join(filter(None, (mend, registry.left_out(word))))
     return ConfigError(f"'{word}' is neither a command nor key=value", mend=mend)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from core.errors import ArtifactError
+from core.errors import ArtifactError, ConfigError
 from core.files import disk_error, write_json
 from core.planning.model_folder import adapter_base, folder_fingerprint
 from core.proof import folder_fault, read_record
@@ -78,7 +78,7 @@ class Ledger:
     def lock(self, key: str) -> IO[str]:
         """Hold `key` for this process, so that the same command does not do the same work twice at a time.
 
-        Raises ArtifactError when another process holds it.
+        Raises ArtifactError when another process holds it, ConfigError where there can be no such file.
         """
         try:
             self.index.mkdir(parents=True, exist_ok=True)
@@ -87,8 +87,8 @@ class Ledger:
         return _lock(self.index / f"{key}.lock", f"the run with the key {key} in {self.runs_dir}")
 
 
-def _no_folder(folder: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(
+def _no_folder(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
         f"could not make the run folder: {error.strerror}", str(folder), "set runs_dir to a folder you may write to"
     )
 

@@ -79,7 +79,8 @@ def _chain(cfg: RunConfig, registry: Registry) -> list[tuple[StageSpec, Any]]:
         if config is None:
             known = registry.stage_names()
             what = f"there is no stage '{name}'{did_you_mean(name, known)}"
-            raise ConfigError(what, "pipeline.stages", f"choose one of: {', '.join(known)}")
+            mend = "; ".join(filter(None, (f"choose one of: {', '.join(known)}", registry.left_out(name))))
+            raise ConfigError(what, "pipeline.stages", mend)
         spec = registry.stages[(name, config.algorithm)].spec
         chain.append((spec, config))
     return [*chain, (target, cfg.stage)]

@@ -29,6 +29,7 @@ def named_configs(items: Sequence[Any], key: str, registry: Registry) -> list[An
         if name not in table:
             known = sorted(table)
             mend = f"choose one of: {', '.join(known)}" if known else f"no plugin brings a {what}"
+            mend = "; ".join(filter(None, (mend, registry.left_out(name))))
             raise ConfigError(f"there is no {what} '{name}'{did_you_mean(name, known)}", at, mend)
         configs.append(from_plain(table[name].spec.config, values, where=f"{what} '{name}'", key=at))
     return configs

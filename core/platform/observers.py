@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.errors import describe
+from core.platform.hook_checks import place_of
+from core.platform.providers import raised_at
 from core.types import Section, Stop
 
 if TYPE_CHECKING:
@@ -95,13 +98,14 @@ class Observers:
             return answers
         for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
             if impl.wrapper or impl.hookwrapper:
-                self._failed(impl.plugin_name, hook, "is a wrapper; observers are called apart and cannot be wrapped")
+                what = f"is a wrapper, at {place_of(impl.function)}; observers are called apart and cannot be wrapped"
+                self._failed(impl.plugin_name, hook, what)
                 continue
             start = time.perf_counter()
             try:
                 answers.append((impl.plugin_name, impl.function(*[_copy(arguments[name]) for name in impl.argnames])))
             except Exception as error:  # a stranger's observer may raise anything; the run goes on
-                self._failed(impl.plugin_name, hook, f"failed: {type(error).__name__}: {error}")
+                self._failed(impl.plugin_name, hook, f"failed: {describe(error)}, at {raised_at(error)}")
             finally:
                 self.seconds_by_plugin[impl.plugin_name] += time.perf_counter() - start
         return answers

@@ -6,6 +6,7 @@ constructor) that raises ends the run. Errors that preftune's own classes descri
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,17 +19,29 @@ import pluggy
 from core.errors import PluginError, PreftuneError
 from core.platform.hookspecs import PROJECT
 from core.platform.owners import Owner
+from core.secrets import without_secrets
 from core.stopwatch import Stopwatch
 
 _hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-_BETWEEN = (str(Path(__file__).parents[1]), str(Path(pluggy.__file__).parent))
-"""Folders of the code that stands between us and a plugin: ours, and pluggy."""
+_BETWEEN = (str(Path(__file__).parents[1]), str(Path(pluggy.__file__).parent), "<frozen ", importlib.__file__)
+"""Beginnings of the files that stand between us and a plugin: ours, pluggy's, and those that import it."""
 
 
 class ProviderError(PluginError):
     """A plugin's own code failed; the exception is its `__cause__`."""
+
+
+def raised_at(error: BaseException) -> str:
+    """`FILE, line N, in NAME` of the plugin's code that an exception came through; empty where it came through none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    # Before the plugin's frames stand our own, pluggy's, and those of torch's decorators.
+    foreign = [item for item in frames if not item.filename.startswith(_BETWEEN) and "/torch/" not in item.filename]
+    if not (foreign or frames):
+        return ""
+    frame = (foreign or frames)[0]
+    return f"{frame.filename}, line {frame.lineno}, in {frame.name}"
 
 
 @contextmanager
@@ -39,23 +52,19 @@ def blamed(owner: Owner | str, doing: str) -> Iterator[None]:
     except PreftuneError:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        # Before the plugin's frames stand our own, pluggy's, and those of torch's decorators.
-        foreign = [item for item in frames if not item.filename.startswith(_BETWEEN) and "/torch/" not in item.filename]
-        frame = (foreign or frames)[0]
         text = " ".join(str(error).split())[:400]
         raise ProviderError(
             f"{owner} failed in {doing}: {type(error).__name__}: {text}",
-            where=f"{frame.filename}, line {frame.lineno}, in {frame.name}",
+            where=raised_at(error),
             mend="the traceback below is for its author",
         ) from error
 
 
 def tell(error: PreftuneError) -> None:
     """Print an error's lines on stderr, and what a plugin's author needs to find a fault of the plugin."""
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(without_secrets(f"error: {error}\n"))
     if isinstance(error, ProviderError) and error.__cause__ is not None:
-        traceback.print_exception(error.__cause__)
+        sys.stderr.write(without_secrets("".join(traceback.format_exception(error.__cause__))))
 
 
 class Providers:

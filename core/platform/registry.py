@@ -17,7 +17,8 @@ from typing import Any
 
 import pluggy
 
-from core.errors import PluginError
+from core.errors import ConfigError, PluginError
+from core.platform.hook_checks import check_hooks, place_of
 from core.platform.hookspecs import (
     API_ATTRIBUTE,
     API_VERSION,
@@ -31,6 +32,7 @@ from core.platform.hookspecs import (
 from core.platform.installing import importable, install_hint
 from core.platform.kinds import KINDS, Kind
 from core.platform.owners import Owner, PluginRecord, Registered
+from core.platform.providers import raised_at
 from core.platform.spec_checks import LoadedSpec, Spec, specs_of, structured
 from core.platform.specs import (
     CommandSpec,
@@ -48,7 +50,7 @@ from core.platform.specs import (
     TransformSpec,
 )
 from core.platform.switches import DISABLE_VARIABLE, Switches
-from core.suggest import did_you_mean
+from core.secrets import without_secrets
 
 STAGE_HOOKS = tuple(name for name in vars(StageHooks) if not name.startswith("_"))
 HEAVY = "torch"
@@ -131,11 +133,12 @@ class Registry:
         except Exception as error:
             if self.manager.has_plugin(owner.plugin):
                 self.manager.unregister(name=owner.plugin)
-            reason = " ".join(str(error).split())[:400]
-            if unknown := re.match(r"unknown hook '(\w+)' in plugin", reason):
-                known = [name for name in vars(self.manager.hook) if not name.startswith("_")]
-                reason = f"there is no hook '{unknown[1]}'{did_you_mean(unknown[1], known)}"
-            record.state, record.reason = "broken", f"{type(error).__name__}: {reason}"
+            reason = " ".join(without_secrets(str(error)).split())[:600]
+            place = "" if isinstance(error, PluginError) else raised_at(error)
+            record.state, record.reason = (
+                "broken",
+                f"{type(error).__name__}: {reason}" + (f" ({place})" if place else ""),
+            )
             self.warnings.append(f"{owner} ({module}) is left out: {record.reason}")
             return
         finally:
@@ -160,8 +163,8 @@ class Registry:
         record.api = API_VERSION if owner.distribution == PROJECT else getattr(plugin, API_ATTRIBUTE, None)
         if record.api is not None:
             check_api(record.api)
+        check_hooks(self.manager, plugin)
         self.manager.register(plugin, owner.plugin)
-        self.manager.check_pending()
         record.hooks = sorted(caller.name for caller in self.manager.get_hookcallers(plugin) or [])
         self._refuse_stage_hooks(plugin)
         return self._collect(plugin, record.hooks)
@@ -186,7 +189,8 @@ class Registry:
                     try:
                         collected[name] += asked[name](impl.function())
                     except PluginError as error:
-                        raise PluginError(f"{name}: {error.what}") from error
+                        where = error.where or place_of(impl.function)
+                        raise PluginError(f"{name}: {error.what}", where, error.mend) from error
         return collected
 
     def _take(self, collected: dict[str, list[Any]], record: PluginRecord) -> None:
@@ -237,6 +241,16 @@ class Registry:
             defaults = [entry for entry in entries.values() if entry.spec.default]
             if len(defaults) > 1:
                 self._clash(f"the default algorithm of stage {stage}", defaults[0].owner, defaults[1].owner)
+
+    def left_out(self, name: str) -> str:
+        """How something that is not there may be had, where a switch keeps plugins out: those whose name has `name` in
+        it, else all; empty where none is kept out."""
+        kept = [record for record in self.plugins if record.state == "blocked"]
+        likely = [record for record in kept if name and name in re.split(r"_|\W", record.owner.plugin)] or kept
+        if not likely:
+            return ""
+        names = ", ".join(record.owner.plugin for record in likely)
+        return f"let in what may bring it: {names} ({likely[0].reason})"
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
@@ -290,11 +304,11 @@ class Registry:
         return next((item.owner for item in self.plugins if item.owner.plugin == plugin), Owner(plugin, "", ""))
 
     def check_requires(self, spec: Spec) -> None:
-        """Raise PluginError, with the command that installs it, where an import name in `requires` is not there."""
+        """Raise ConfigError, with the command that installs it, where an import name in `requires` is not there."""
         for name in getattr(spec, "requires", ()):
             if not importable(name):
                 owner = self.owner_of(spec)
-                raise PluginError(
+                raise ConfigError(
                     f"'{spec.name}' needs the package '{name}', which is not installed",
                     where=str(owner),
                     mend=install_hint(name, owner.distribution),
@@ -326,13 +340,13 @@ class Registry:
 
         Raises PluginError for a hook that does not exist or asks for what it is not given.
         """
+        where = f"{self.owner_of(spec)}, impl '{getattr(spec, 'impl', '')}'"
         try:
+            check_hooks(self.manager, made)
             self.manager.register(made, name)
-            self.manager.check_pending()
+        except PluginError as error:
+            raise error.within(where) from error
         except (pluggy.PluginValidationError, ValueError) as error:
-            if self.manager.has_plugin(name):
-                self.manager.unregister(name=name)
-            where = f"{self.owner_of(spec)}, impl '{getattr(spec, 'impl', '')}'"
             raise PluginError(" ".join(str(error).split()), where=where, mend="repair or update the plugin") from error
         return made
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Collection
 from typing import Any, Protocol
 
 from core.errors import PluginError
 from core.platform.specs import ROLES, SCHEMAS, DialectSpec, PeftMethodSpec, ReaderSpec, StageSpec, TextSetSpec
+from core.settings.fields import lines_of
 from core.settings.peft_methods import methods
 
 
@@ -73,6 +75,26 @@ def check_spec(spec: Any, base: type | None, names: tuple[re.Pattern[str], str])
             raise PluginError(f"{spec.name}: config must be a dataclass that extends {base.__name__}")
         if "__dataclass_params__" not in vars(spec.config):
             raise PluginError(f"{spec.name}: {spec.config.__name__} lacks the @dataclass decorator")
+        _check_annotated(spec.config, base)
+
+
+def _check_annotated(config: type, base: type) -> None:
+    """Raise PluginError for a value in the body of a config that has no type, and so is no setting.
+
+    A constant that is meant so begins with an underscore, is in capitals, or says ClassVar.
+    """
+    for kind in config.__mro__:
+        if kind in base.__mro__:
+            continue
+        for name, value in vars(kind).items():
+            is_code = callable(value) or isinstance(value, property | classmethod | staticmethod)
+            if name.startswith("_") or name.isupper() or is_code or name in inspect.get_annotations(kind):
+                continue
+            where = f"{inspect.getsourcefile(kind) or kind.__module__}, line {lines_of(kind).get(name, '?')}"
+            raise PluginError(
+                f"{kind.__name__}.{name} has no type, so it would be no setting", where,
+                f"write {name}: {type(value).__name__} = …; begin its name with an underscore if it is none",
+            )  # fmt: skip
 
 
 def check_choice(spec: Any, field: str, choices: Collection[str]) -> None:

@@ -73,6 +73,8 @@ class RewardSpec:
     needs_model: bool = False
     """Scores with the reward model of the run's `reward_model` role."""
     requires: tuple[str, ...] = ()
+    diagnose: str = ""
+    """ "package.module:function" that returns what cannot be done on this machine, a line each; `doctor` asks it."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Switches:
         if plugin == OWN_PLUGIN:
             return ""
         if plugin in self.block:
-            return f"named in {DISABLE_VARIABLE}"
+            return f"named in plugins.block or {DISABLE_VARIABLE}"
         if self.allow is not None and not {plugin, distribution} & set(self.allow):
             return f"not named in plugins.allow or {ALLOW_VARIABLE}"
         return ""

@@ -195,7 +195,11 @@ def cards_of(
         card("Memory", f"{guess:.2f} GB", "estimated")
     before, after = number(known.reward_before), number(known.reward_after)
     if after is not None:
-        card("Reward", decimal(after), "" if before is None else f"from {decimal(before)}")
+        card(
+            f"Reward ({plan.reward})" if plan.reward else "Reward",
+            decimal(after),
+            "" if before is None else f"from {decimal(before)}",
+        )
     card("KL to reference", decimal(known.kl_to_reference), "nats a completion")
     return cards
 

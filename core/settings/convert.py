@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError, PreftuneError
+from core.settings.ranges import check_numbers
+from core.settings.rules import shown
 from core.suggest import mend_of
 
 Told = typing.TypeVar("Told", bound=PreftuneError)
@@ -70,6 +72,7 @@ def _made(cls: type[Any], values: Mapping[str, Any], key: str, part: str) -> Any
     typed = {
         name: _typed(hints[name], value, _inside(key, name), _inside(part, name)) for name, value in values.items()
     }
+    check_numbers(cls, typed, key)
     try:
         return cls(**typed)
     except ConfigError as error:
@@ -112,4 +115,4 @@ def _typed(hint: Any, value: Any, key: str, part: str) -> Any:  # noqa: PLR0911 
 
 def _wrong(key: str, kind: str, value: object) -> ConfigError:
     mend = "set {typed}=… to a value that is {kind}"
-    return ConfigError("'{key}' must be {kind}, got {value}", mend=mend, key=key, kind=kind, value=repr(value))
+    return ConfigError("'{key}' must be {kind}, got {value}", mend=mend, key=key, kind=kind, value=shown(value))

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from core.errors import ConfigError
+from core.settings.ranges import MANY, Checked, number
 from core.settings.rules import require
 
 DATA_PATH = "data.path"
@@ -32,7 +33,7 @@ class Choice(str, Enum):
 
 
 @dataclass
-class TransformConfig:
+class TransformConfig(Checked):
     """What every record transform needs; a transform's own dataclass extends it."""
 
     name: str = ""
@@ -40,7 +41,7 @@ class TransformConfig:
 
 
 @dataclass
-class SourceConfig:
+class SourceConfig(Checked):
     """One source of a mixture; its checks are the mixture's, which knows its name."""
 
     path: str | None = None
@@ -51,14 +52,14 @@ class SourceConfig:
     """Canonical field to column, as in `data.columns`."""
     dialect: str | None = None
     """Name of the layout of its rows, as in `data.dialect`."""
-    cap: int | None = None
+    cap: int | None = number(None, above=0)
     """Most training records that count as there, drawn by the seed; unset takes all."""
-    rate: float | None = None
+    rate: float | None = number(None, above=0)
     """Weight of the source beside the other sources' rates; `mixing=fixed` alone asks for it."""
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Checked):
     """Which records are used."""
 
     source: str | None = None
@@ -71,33 +72,33 @@ class DataConfig:
     """Canonical field to column of the file, e.g. `{prompt: question}`; found from the rows when unset."""
     dialect: str | None = None
     """Name of the layout of the rows (see docs/data.md); found from the rows when unset."""
-    heldout_frac: float = 0.1
+    heldout_frac: float = number(0.1, at_least=0, below=1)
     """Share of the records held out when the data brings no held-out part."""
-    heldout_max: int = 200
+    heldout_max: int = number(200, at_least=0)
     """Most records held out."""
-    limit: int | None = None
+    limit: int | None = number(None, above=0)
     """Use only the first so many records."""
-    max_bad_frac: float = 0.05
+    max_bad_frac: float = number(0.05, at_least=0, at_most=1)
     """Share of unreadable rows above which the run stops."""
     system: str | None = None
     """System message put before prompts that have none."""
-    seed: int | None = None
+    seed: int | None = number(None, at_least=0, below=2**32)
     """Draws held-out part, folds, order, mixture and augmentation; unset takes `runtime.seed`."""
     shuffle: bool = False
     """Put the training records in an order drawn by the seed before `limit` takes the first."""
-    folds: int | None = None
+    folds: int | None = number(None, above=1, at_most=MANY)
     """Number of parts of a cross-validation; one of them is held out in place of `heldout_frac`."""
-    fold: int | None = None
+    fold: int | None = number(None, above=0, at_most=MANY)
     """Which of the `folds` is held out, counted from 1."""
     mixture: dict[str, SourceConfig] = field(default_factory=dict)
     """Sources by name, e.g. `data.mixture.faq.path=faq.csv`, in place of `path`; wins over `source`."""
     mixing: Mixing = Mixing.proportional
     """Weight of a source: its size up to `mix_rate_max`, its `rate`, or its size to the power 1 / `mix_temperature`."""
-    mix_size: int | None = None
+    mix_size: int | None = number(None, above=0)
     """Training records drawn; unset takes as many as can be had without repeating one."""
-    mix_rate_max: int | None = None
+    mix_rate_max: int | None = number(None, above=0)
     """Size above which a source gains no weight (3000 in FLAN); unset has no bound."""
-    mix_temperature: float = 2.0
+    mix_temperature: float = number(2.0, at_least=1)
     """Temperature of `mixing=temperature`: 1 is proportional, large values make the sources equal."""
     transforms: list[Any] = field(default_factory=list)
     """Filters, de-duplication, augmentation and checks in their order, e.g. `[{name: length, min_chars: 20}]`."""
@@ -108,11 +109,7 @@ class DataConfig:
     """Keep token ids on disk, found again by their content; auto does so for streamed data and over 50000 records."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.heldout_frac < 1, "data.heldout_frac", "in [0, 1)", self.heldout_frac)
-        require(self.heldout_max >= 0, "data.heldout_max", ">= 0", self.heldout_max)
-        require(self.limit is None or self.limit > 0, "data.limit", "> 0", self.limit)
-        require(0 <= self.max_bad_frac <= 1, "data.max_bad_frac", "between 0 and 1", self.max_bad_frac)
-        require(self.folds is None or self.folds > 1, "data.folds", "> 1", self.folds)
+        super().__post_init__()
         if (self.folds is None) != (self.fold is None):
             lacking = "data.fold" if self.fold is None else "data.folds"
             raise ConfigError("data.folds and data.fold go together", "data", f"set {lacking}=… too")
@@ -121,9 +118,6 @@ class DataConfig:
         self._check_mixture()
 
     def _check_mixture(self) -> None:
-        require(self.mix_size is None or self.mix_size > 0, "data.mix_size", "> 0", self.mix_size)
-        require(self.mix_rate_max is None or self.mix_rate_max > 0, "data.mix_rate_max", "> 0", self.mix_rate_max)
-        require(self.mix_temperature >= 1, "data.mix_temperature", ">= 1", self.mix_temperature)
         if not self.mixture:
             if self.mix_size is not None or self.mix_rate_max is not None:
                 raise ConfigError(
@@ -147,9 +141,8 @@ class DataConfig:
                 others = ", ".join(other for other in self.mixture if other != name)
                 where = f"the other sources are {others}" if others else ""
                 raise ConfigError(f"'{key}' has {said}", where, f"set {key}.path=FILE, and nothing else beside it")
-            require(source.cap is None or source.cap > 0, f"{key}.cap", "> 0", source.cap)
             if self.mixing is Mixing.fixed:
-                require(source.rate is not None and source.rate > 0, f"{key}.rate", "> 0 (mixing=fixed)", source.rate)
+                require(source.rate is not None, f"{key}.rate", "set (mixing=fixed)", source.rate)
             elif source.rate is not None:
                 mend = f"set data.mixing=fixed, or leave {key}.rate out"
                 raise ConfigError(f"'{key}.rate' has no effect with data.mixing={self.mixing.value}", "", mend)

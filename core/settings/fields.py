@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import zip_longest
 from typing import Any, get_args, get_origin, get_type_hints
 
+from core.settings.ranges import Range, declared
 from core.settings.rules import MISSING
 
 
@@ -26,10 +27,17 @@ class FieldDoc:
     doc: str
     owner: str
     """Class that declares it."""
+    allowed: str = ""
+    """Bounds of a number that has some, `> 0 and <= 100`."""
+
+    @property
+    def kind(self) -> str:
+        """`float > 0 and <= 100`: type and bounds."""
+        return f"{self.type} {self.allowed}".rstrip()
 
     def line(self) -> str:
-        """`lr: float = 2e-05  Peak learning rate.`"""
-        head = f"{self.name}: {self.type} = {self.default}"
+        """`lr: float = 2e-05 (> 0 and <= 100)  Peak learning rate.`"""
+        head = f"{self.name}: {self.type} = {self.default}" + (f" ({self.allowed})" if self.allowed else "")
         return f"{head}  {self.doc}" if self.doc else head
 
 
@@ -106,6 +114,21 @@ def own_fields(config: type) -> dict[str, Written]:
     return written_in(tree.body[0].body) if tree.body and isinstance(tree.body[0], ast.ClassDef) else {}
 
 
+def lines_of(config: type) -> dict[str, int]:
+    """Line of its file on which a class gives each name a value or a type; empty where its source cannot be read."""
+    try:
+        source, first = inspect.getsourcelines(config)
+        body = ast.parse(textwrap.dedent("".join(source))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    found = {}
+    for statement in getattr(body, "body", ()):
+        for target in [*getattr(statement, "targets", ()), getattr(statement, "target", None)]:
+            if isinstance(target, ast.Name):
+                found[target.id] = first + statement.lineno - 1
+    return found
+
+
 def field_docs(config: type) -> list[FieldDoc]:
     """The fields of a config dataclass in order of declaration, its own before inherited ones."""
     try:
@@ -124,7 +147,9 @@ def field_docs(config: type) -> list[FieldDoc]:
             default = MISSING
         hint = hints.get(item.name, item.type)
         text = "" if dataclasses.is_dataclass(default) else default_text(default)
-        found.append(FieldDoc(item.name, type_text(hint), text, next(filter(None, texts), ""), owner.__name__))
+        held = declared(config, item.name) or Range()
+        allowed = str(held) if held != Range() else ""
+        found.append(FieldDoc(item.name, type_text(hint), text, next(filter(None, texts), ""), owner.__name__, allowed))
     rank = {base.__name__: place for place, base in enumerate(config.__mro__)}
     return sorted(found, key=lambda entry: rank[entry.owner])
 

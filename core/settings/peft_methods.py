@@ -91,3 +91,12 @@ def option_fields(method: str) -> tuple[str, ...] | None:
             if parent is not None:
                 queue.append(parent)
     return tuple(dict.fromkeys(name for name in names if name not in INTERNAL and not name.startswith("_")))
+
+
+def meaning(method: str, option: str) -> str | None:
+    """Which of our settings an option of a method's config stands for: `r`, `alpha`, `dropout`; None for any other."""
+    if option in ("r", "rank", "init_r", "rank_pattern"):
+        return "r"
+    if option in ("alpha", "lora_alpha", f"{method}_alpha", "alpha_pattern"):
+        return "alpha"
+    return "dropout" if option.endswith("dropout") else None

@@ -11,6 +11,42 @@ MISSING: Any = "???"
 """A value that must be given. It is omegaconf's, whose import would take a third of the time of --help."""
 
 
+LONGEST = 120
+"""Longer values are cut where a message shows them."""
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """A text as a message shows it, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+
+
+LONGEST_TEXT = 100_000
+"""Characters of one value; more is a file's work."""
+
+
+def text_fault(text: str) -> str:
+    """What keeps a text from being a setting; empty where nothing does."""
+    if len(text) > LONGEST_TEXT:
+        return f"{len(text)} characters, more than {LONGEST_TEXT}"
+    if "\0" in text:
+        return "a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "half of a character (a lone surrogate)"
+    return ""
+
+
 def require(condition: bool, key: str, rule: str, value: object) -> None:
     """Raise ConfigError("<key> must be <rule>, got <value>") unless `condition` holds."""
     if not condition:
@@ -19,7 +55,7 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
             mend="set {typed}=… to a value that is {rule}",
             key=key,
             rule=rule,
-            value=repr(value),
+            value=shown(value),
         )
 
 

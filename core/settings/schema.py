@@ -6,13 +6,13 @@ Defaults live here and in the stage dataclasses of the plugins, nowhere else; YA
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from core.settings.data_schema import DataConfig
-from core.settings.rules import MISSING, require
+from core.settings.ranges import MANY, Checked, number
+from core.settings.rules import MISSING
 from core.settings.study_schema import StudyConfig
 from core.types import Work
 
@@ -64,56 +64,42 @@ class Order(str, Enum):
 
 
 @dataclass
-class StageConfig:
+class StageConfig(Checked):
     """What every stage's training loop needs; a stage's own dataclass extends it."""
 
     name: str = ""
     """Stage name; set by the registry."""
     algorithm: str = ""
     """Variant of the stage; set by the registry, empty for a stage without variants."""
-    epochs: float = 1.0
+    epochs: float = number(1.0, above=0, at_most=100_000)
     """Passes over the training records; `max_steps` wins when set."""
-    max_steps: int | None = None
+    max_steps: int | None = number(None, above=0, at_most=MANY)
     """Optimizer steps (rollout iterations for online stages)."""
-    target_tokens: int | None = None
+    target_tokens: int | None = number(None, above=0)
     """Train until so many target tokens were seen, whatever `epochs` says; `max_steps` wins. For comparing methods
     whose targets differ in length."""
-    batch_size: int = 16
+    batch_size: int = number(16, above=0, at_most=MANY)
     """Records (pairs, prompts) consumed by one step, over all processes."""
     order: Order = Order.shuffled
     """Order of the examples: `shuffled`, `grouped` by length, or `curriculum` from short to long."""
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = number(2048, above=0, at_most=MANY)
     """Most tokens in one forward pass; the rest of the step is accumulated."""
-    lr: float = 2e-5
+    lr: float = number(2e-5, above=0, at_most=100)
     """Peak learning rate."""
     schedule: Schedule = Schedule.linear
     """Shape of the learning rate after warm-up."""
-    warmup_frac: float = 0.05
+    warmup_frac: float = number(0.05, at_least=0, at_most=1)
     """Share of the steps in which the learning rate rises from 0."""
-    weight_decay: float = 0.0
+    weight_decay: float = number(0.0, at_least=0, at_most=100)
     """Decoupled weight decay on matrices."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = number(1.0, at_least=0)
     """Global gradient norm is clipped to this; 0 switches clipping off."""
-    eval_every_steps: int = 0
+    eval_every_steps: int = number(0, at_least=0, at_most=MANY)
     """Held-out evaluation every so many steps; 0 means at the start and the end only."""
-    save_every_steps: int = 20
+    save_every_steps: int = number(20, at_least=0, at_most=MANY)
     """A checkpoint every so many steps, and after the last one; 0 means none but that of an interrupted run."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = number(2, at_least=1, at_most=MANY)
     """Checkpoints kept; the newest ones."""
-
-    def __post_init__(self) -> None:
-        require(self.epochs > 0, "stage.epochs", "> 0", self.epochs)
-        require(self.max_steps is None or self.max_steps > 0, "stage.max_steps", "> 0", self.max_steps)
-        require(self.target_tokens is None or self.target_tokens > 0, "stage.target_tokens", "> 0", self.target_tokens)
-        require(self.batch_size > 0, "stage.batch_size", "> 0", self.batch_size)
-        require(self.micro_batch_tokens > 0, "stage.micro_batch_tokens", "> 0", self.micro_batch_tokens)
-        require(self.lr > 0, "stage.lr", "> 0", self.lr)
-        require(0 <= self.warmup_frac <= 1, "stage.warmup_frac", "between 0 and 1", self.warmup_frac)
-        require(self.weight_decay >= 0, "stage.weight_decay", ">= 0", self.weight_decay)
-        require(self.max_grad_norm >= 0, "stage.max_grad_norm", ">= 0", self.max_grad_norm)
-        require(self.eval_every_steps >= 0, "stage.eval_every_steps", ">= 0", self.eval_every_steps)
-        require(self.save_every_steps >= 0, "stage.save_every_steps", ">= 0", self.save_every_steps)
-        require(self.keep_checkpoints >= 1, "stage.keep_checkpoints", ">= 1", self.keep_checkpoints)
 
     def files(self) -> list[str]:
         """Files whose content the stage's result depends on, beside the data; their hashes go into the key."""
@@ -125,7 +111,7 @@ class StageConfig:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Checked):
     """Where the model comes from and how its text is delimited."""
 
     source: str = MISSING
@@ -140,24 +126,21 @@ class ModelConfig:
     """Padding token, where the tokenizer names none."""
     chat_template: str | None = None
     """`chatml`, `alpaca`, or a file with a Jinja chat template, in place of the tokenizer's own."""
-    max_length: int = 1024
+    max_length: int = number(1024, above=1, at_most=MANY)
     """Longest sequence in tokens."""
-
-    def __post_init__(self) -> None:
-        require(self.max_length > 1, "model.max_length", "> 1", self.max_length)
 
 
 @dataclass
-class PeftConfig:
+class PeftConfig(Checked):
     """Which parameters train: all of them (`none`) or an adapter of the peft library."""
 
     method: str = "none"
     """`none`, a PEFT method by its peft name (`lora`, `ia3`, `vera` …), or a method of a plugin."""
-    r: int | None = None
+    r: int | None = number(None, above=0, at_most=65536)
     """Rank, where the method has one; the method's own default when unset."""
-    alpha: float | None = None
+    alpha: float | None = number(None, above=0, at_most=1_000_000)
     """Scaling numerator, where the method has one."""
-    dropout: float | None = None
+    dropout: float | None = number(None, at_least=0, below=1)
     """Adapter dropout, where the method has one."""
     targets: list[str] | None = None
     """Names of adapted modules; `[all-linear]` takes every linear layer but the head."""
@@ -165,10 +148,6 @@ class PeftConfig:
     """Any further field of the method's peft config, e.g. `peft.options.use_dora=true`."""
     merge: bool = False
     """Also write the merged full model into the artifact."""
-
-    def __post_init__(self) -> None:
-        require(self.r is None or self.r > 0, "peft.r", "> 0", self.r)
-        require(self.dropout is None or 0 <= self.dropout < 1, "peft.dropout", "in [0, 1)", self.dropout)
 
     @property
     def title(self) -> str:
@@ -192,19 +171,15 @@ class ShapedPeftConfig(PeftConfig):
 
 
 @dataclass
-class RewardConfig:
+class RewardConfig(Checked):
     """What every reward model needs; a reward model's own dataclass extends it."""
 
     name: str = ""
     """Reward model name; set by the registry."""
-    timeout_s: float = 10.0
+    timeout_s: float = number(10.0, above=0, at_most=86400)
     """Wall-clock limit for one completion, in seconds; over it the score counts as an error."""
-    threshold: float = 0.5
+    threshold: float = number(0.5)
     """As a judge: a completion counts as right from this score on. As a reward it is not read."""
-
-    def __post_init__(self) -> None:
-        require(self.timeout_s > 0, "reward.timeout_s", "> 0", self.timeout_s)
-        require(math.isfinite(self.threshold), "reward.threshold", "finite", self.threshold)
 
     def check(self) -> None:
         """Raise ConfigError for what has no default and was not set. Called on the chosen reward model only."""
@@ -215,21 +190,18 @@ class RewardConfig:
 
 
 @dataclass
-class RolloutConfig:
+class RolloutConfig(Checked):
     """What every rollout engine needs; an engine's own dataclass extends it."""
 
     name: str = ""
     """Engine name; set by the registry. `auto` takes vllm where it imports, else transformers."""
-    sync_tolerance: float = 0.0
+    sync_tolerance: float = number(0.0, at_least=0)
     """Largest accepted mean difference in nats of a token's log-probability between engine and trainer after a
     weight sync; 0 takes the measured bound for the number format."""
 
-    def __post_init__(self) -> None:
-        require(self.sync_tolerance >= 0, "rollout.sync_tolerance", ">= 0", self.sync_tolerance)
-
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """What every optimizer needs; an optimizer's own dataclass extends it. Learning rate, schedule, weight decay and
     clipping are settings of the stage."""
 
@@ -238,7 +210,7 @@ class OptimizerConfig:
 
 
 @dataclass
-class TrackerConfig:
+class TrackerConfig(Checked):
     """What every tracker needs; a tracker's own dataclass extends it."""
 
     name: str = ""
@@ -246,41 +218,37 @@ class TrackerConfig:
 
 
 @dataclass
-class RuntimeConfig:
+class RuntimeConfig(Checked):
     """Device, number format, randomness."""
 
     device: Device = Device.auto
     """auto takes cuda where there is one."""
     dtype: Dtype = Dtype.auto
     """auto computes in bf16; the optimizer always keeps fp32 master weights."""
-    seed: int = 17
+    seed: int = number(17, at_least=0, below=2**32)
     """One seed for weights, order, sampling and engines."""
-    threads: int | None = None
+    threads: int | None = number(None, above=0, at_most=1024)
     """CPU threads; unset takes all cores."""
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(Checked):
     """How the held-out part is scored before and after."""
 
     scorer: str = "auto"
     """Reward model that gives the true score; auto takes `answer` where records carry one, else the run's reward."""
-    max_items: int = 100
+    max_items: int = number(100, at_least=0, at_most=MANY)
     """Held-out prompts that are generated for; 0 switches generation off."""
-    max_new_tokens: int = 48
+    max_new_tokens: int = number(48, above=0, at_most=MANY)
     """Longest completion in tokens."""
-    samples: int = 8
+    samples: int = number(8, at_least=0, at_most=MANY)
     """Completions kept in samples.jsonl, before and after."""
     metrics: list[Any] = field(default_factory=list)
     """Further measures at each evaluation, e.g. `[distinct, {name: scored, scorer: numeric}]`."""
 
-    def __post_init__(self) -> None:
-        require(self.max_items >= 0, "eval.max_items", ">= 0", self.max_items)
-        require(self.max_new_tokens > 0, "eval.max_new_tokens", "> 0", self.max_new_tokens)
-
 
 @dataclass
-class MetricConfig:
+class MetricConfig(Checked):
     """What every metric needs; a metric's own dataclass extends it."""
 
     name: str = ""
@@ -288,7 +256,7 @@ class MetricConfig:
 
 
 @dataclass
-class RetentionConfig:
+class RetentionConfig(Checked):
     """What is measured before and after training beside the task: what the model may have forgotten."""
 
     general: bool = True
@@ -297,14 +265,10 @@ class RetentionConfig:
     """File of raw text on which the loss is measured."""
     choices: list[str] = field(default_factory=list)
     """Files of multiple-choice questions (JSON Lines or MMLU's CSV), or folders of them."""
-    max_items: int = 100
+    max_items: int = number(100, above=0, at_most=MANY)
     """Most questions of one file or folder, and most pieces of text."""
-    piece_tokens: int = 256
+    piece_tokens: int = number(256, above=1, at_most=MANY)
     """Length of a piece of text in tokens."""
-
-    def __post_init__(self) -> None:
-        require(self.max_items > 0, "retention.max_items", "> 0", self.max_items)
-        require(self.piece_tokens > 1, "retention.piece_tokens", "> 1", self.piece_tokens)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from core.settings.ranges import Checked, number
 from core.settings.rules import require
 
 
@@ -20,7 +21,7 @@ class Relation(Enum):
 
 
 @dataclass
-class ClaimConfig:
+class ClaimConfig(Checked):
     """`metric` of `arm` is higher (lower, …) than `than_metric` of `than`."""
 
     arm: str = ""
@@ -33,12 +34,12 @@ class ClaimConfig:
     """The arm compared with; unset takes the same arm."""
     than_metric: str = ""
     """The metric compared with; unset takes the same metric."""
-    margin: float = 0.0
+    margin: float = number(0.0, at_least=0)
     """A difference of this size still counts as none, in the metric's unit."""
 
 
 @dataclass
-class StudyConfig:
+class StudyConfig(Checked):
     """Runs that differ in their arm and their seed alone."""
 
     title: str = ""
@@ -47,7 +48,7 @@ class StudyConfig:
     """Where the claims come from."""
     arms: dict[str, list[str]] = field(default_factory=dict)
     """Name to overrides, as typed on a command line. The first one is what the others are compared with."""
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    seeds: list[int] = number(lambda: [1, 2, 3], at_least=0, below=2**32)
     """Values of `runtime.seed`; each arm runs once with each."""
     metrics: dict[str, str] = field(default_factory=dict)
     """Name in metrics.jsonl to what it is called in the table; the last value of a run counts."""
@@ -57,6 +58,7 @@ class StudyConfig:
     """Files that must stand in `data_dir`, and where each can be fetched."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(set(self.seeds)) == len(self.seeds), "study.seeds", "without repetition", self.seeds)
         for place, claim in enumerate(self.claims):
             where = f"study.claims[{place}]"
@@ -66,4 +68,3 @@ class StudyConfig:
                 ("metric", claim.metric, self.metrics), ("than_metric", other, self.metrics),
             ):  # fmt: skip
                 require(name in known, f"{where}.{key}", f"one of {', '.join(known)}", name)
-            require(claim.margin >= 0, f"{where}.margin", ">= 0", claim.margin)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from core.errors import ConfigError
 from core.settings.schema import Order
 
 T = TypeVar("T")
@@ -16,15 +17,25 @@ _WINDOW_STEPS = 50
 """Steps whose examples are sorted by length together: enough for like lengths, few enough to stay random."""
 
 
+_MOST_TIMES = 100
+"""How often one step may take the same item: more is a slip, and would eat memory and time."""
+
+
 def step_items(
     items: Sequence[T], step: int, batch_size: int, seed: int, order: Order | str = Order.shuffled
 ) -> list[T]:
     """The items of step `step`: consecutive slices of an order drawn anew for each epoch, crossing epochs seamlessly.
 
     Depends on its arguments alone, so a resumed run sees what the straight run saw. Orders by length ask items for
-    `tokens`.
+    `tokens`. Raises ConfigError for a step that would take each item hundreds of times.
     """
     count = len(items)
+    if batch_size > _MOST_TIMES * count:
+        raise ConfigError(
+            "'{key}' is {size}, and there are {count} examples: one step would take each of them {times} times",
+            mend="set {typed}=… to {count} or less", key="stage.batch_size", size=batch_size, count=count,
+            times=batch_size // max(count, 1),
+        )  # fmt: skip
     start = step * batch_size
     picked: list[T] = []
     while len(picked) < batch_size:

@@ -11,7 +11,7 @@ from core.api import (
     TransformConfig,
     TransformSpec,
     hookimpl,
-    require,
+    number,
 )
 
 PREFTUNE_API = 2
@@ -19,9 +19,9 @@ PREFTUNE_API = 2
 
 def read(file, path):
     """`front | back` on each line of a `.cards` file."""
-    for number, raw in enumerate(file, start=1):
+    for place, raw in enumerate(file, start=1):
         front, bar, back = raw.decode("utf-8", "replace").strip().partition("|")
-        yield Row(number, {"card_front": front.strip(), "card_back": back.strip()} if bar else front,
+        yield Row(place, {"card_front": front.strip(), "card_back": back.strip()} if bar else front,
                   None if bar else "there is no '|'")  # fmt: skip
 
 
@@ -39,11 +39,8 @@ def parse(values):
 class BackConfig(TransformConfig):
     """Settings of `short_back`."""
 
-    max_words: int = 8
+    max_words: int = number(8, above=0)
     """Most words on the back of a card that stays."""
-
-    def __post_init__(self):
-        require(self.max_words > 0, "max_words", "> 0", self.max_words)
 
 
 def build(config):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.api import hookimpl, require
+from core.api import hookimpl, number
 from plugins.online import OnlineConfig, online_spec
 
 PREFTUNE_API = 2
@@ -12,7 +12,7 @@ PREFTUNE_API = 2
 class GspoConfig(OnlineConfig):
     """Settings of `stage=rlhf algorithm=gspo`."""
 
-    group_size: int = 8
+    group_size: int = number(8, above=1)
     """Completions for each prompt."""
     minibatches: int = 4
     """Optimizer updates that one pass over an iteration's rollouts is cut into (4 in the paper)."""
@@ -20,13 +20,8 @@ class GspoConfig(OnlineConfig):
     """Weight of the KL to the reference (k3, mean over a completion's tokens), which the paper leaves out."""
     clip_range: float = 3e-4
     """Distance below 1 at which a completion's ratio is clipped (3e-4 in the paper)."""
-    clip_range_high: float = 4e-4
+    clip_range_high: float = number(4e-4, above=0)
     """Distance above 1 at which a completion's ratio is clipped (4e-4 in the paper)."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.group_size > 1, "stage.group_size", "> 1", self.group_size)
-        require(self.clip_range_high > 0, "stage.clip_range_high", "> 0", self.clip_range_high)
 
 
 @hookimpl

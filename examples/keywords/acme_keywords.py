@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from core.api import ConfigError, RewardConfig, RewardSpec, Score, hookimpl, require
+from core.api import ConfigError, RewardConfig, RewardSpec, Score, hookimpl, number
 
 PREFTUNE_API = 2
 
@@ -16,11 +16,8 @@ class KeywordsConfig(RewardConfig):
     """Words that each add their share of 1 where they occur."""
     unwanted: list[str] = field(default_factory=list)
     """Words that each take `fine` where they occur."""
-    fine: float = 0.5
+    fine: float = number(0.5, at_least=0)
     """Taken for each unwanted word."""
-
-    def __post_init__(self):
-        require(self.fine >= 0, "reward.fine", ">= 0", self.fine)
 
     def check(self):
         """Asked before a run starts."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.api import OptimizerConfig, OptimizerSpec, hookimpl, require
+from core.api import OptimizerConfig, OptimizerSpec, hookimpl, number
 
 PREFTUNE_API = 2
 
@@ -11,14 +11,10 @@ PREFTUNE_API = 2
 class LionConfig(OptimizerConfig):
     """Settings of `optimizer=lion`; take a third to a tenth of AdamW's `stage.lr`."""
 
-    beta1: float = 0.9
+    beta1: float = number(0.9, at_least=0, below=1)
     """Weight of the momentum in the direction of a step."""
-    beta2: float = 0.99
+    beta2: float = number(0.99, at_least=0, below=1)
     """Share of the momentum that stays after a step."""
-
-    def __post_init__(self):
-        require(0 <= self.beta1 < 1, "optimizer.beta1", "in [0, 1)", self.beta1)
-        require(0 <= self.beta2 < 1, "optimizer.beta2", "in [0, 1)", self.beta2)
 
 
 def build(config, groups):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.api import MetricConfig, MetricSpec, hookimpl, require, words_of
+from core.api import MetricConfig, MetricSpec, hookimpl, number, words_of
 
 PREFTUNE_API = 2
 
@@ -11,11 +11,8 @@ PREFTUNE_API = 2
 class RougeConfig(MetricConfig):
     """Settings of `rouge_l`."""
 
-    recall_weight: float = 1.0
+    recall_weight: float = number(1.0, above=0)
     """Weight of recall beside precision; 1 makes it the harmonic mean."""
-
-    def __post_init__(self):
-        require(self.recall_weight > 0, "recall_weight", "> 0", self.recall_weight)
 
 
 def common(one, other):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.api import StageConfig, StageSpec, hookimpl, require
+from core.api import StageConfig, StageSpec, hookimpl, number
 
 PREFTUNE_API = 2
 
@@ -13,15 +13,10 @@ class SimpoConfig(StageConfig):
 
     lr: float = 1e-6
     """Peak learning rate (3e-7 to 1e-6 in the paper, for whole models)."""
-    beta: float = 2.0
+    beta: float = number(2.0, above=0)
     """Scale of the reward, which is beta times the mean log-probability of a completion's tokens (2 to 10)."""
-    gamma_ratio: float = 0.5
+    gamma_ratio: float = number(0.5, at_least=0)
     """Margin by which the chosen completion must lead, as a share of beta (0.3 to 0.5 in the paper's first runs)."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.beta > 0, "stage.beta", "> 0", self.beta)
-        require(self.gamma_ratio >= 0, "stage.gamma_ratio", ">= 0", self.gamma_ratio)
 
 
 @hookimpl

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from core.api import CommandSpec, ConfigError, TransformConfig, TransformSpec, hookimpl, require
+from core.api import CommandSpec, ConfigError, TransformConfig, TransformSpec, hookimpl, number
 
 
 class Operation(str, Enum):
@@ -34,11 +34,11 @@ class WordsConfig(TransformConfig):
     """`delete`, `swap` two, `mask`, replace by a `synonym`, or `insert` a synonym of another word."""
     of: Target = Target.prompt
     """What is edited: the last message of the user in the `prompt`, or raw `text`. Completions are never edited."""
-    rate: float = 0.1
+    rate: float = number(0.1, above=0, below=1)
     """Share of the words that are edited, one at least."""
-    copies: int = 1
+    copies: int = number(1, above=0, at_most=1000)
     """Edited records made of one record."""
-    share: float = 1.0
+    share: float = number(1.0, above=0, at_most=1)
     """Share of the records that are augmented, drawn by the seed."""
     mask: str = "___"
     """What stands for a masked word."""
@@ -46,9 +46,7 @@ class WordsConfig(TransformConfig):
     """JSON file with an object of word to list of synonyms, for `synonym` and `insert`."""
 
     def __post_init__(self) -> None:
-        require(0 < self.rate < 1, "rate", "between 0 and 1, both excluded", self.rate)
-        require(self.copies > 0, "copies", "> 0", self.copies)
-        require(0 < self.share <= 1, "share", "in (0, 1]", self.share)
+        super().__post_init__()
         if self.operation in (Operation.synonym, Operation.insert) and not self.synonyms:
             what = f"operation={self.operation.value} needs a file of synonyms"
             raise ConfigError(what, mend='add synonyms: FILE with {"word": ["synonym", …], …}')
@@ -62,6 +60,7 @@ class TranslatedConfig(TransformConfig):
     """File that the command `back-translate` has written."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.file:
             raise ConfigError("augment_translated needs a file", mend="add file: FILE, made with `back-translate`")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from core.api import ConfigError, PlanView, StageSpec, TextSetSpec, hookimpl, require
+from core.api import ConfigError, PlanView, StageSpec, TextSetSpec, hookimpl, number, require
 from plugins.cft.library import KIND, NEGATIVE, STUDY
 from plugins.shared.text_config import TextStageConfig, check_files
 
@@ -37,14 +37,13 @@ class CftConfig(TextStageConfig):
     """Registered set for the arm `cft_negative`."""
     adaptive: bool = False
     """Let the policy, as it is before training, write a directive for each chunk; arm `cft` only."""
-    directive_tokens: int = 64
+    directive_tokens: int = number(64, above=1, at_most=1_000_000)
     """Room in tokens that is kept for a directive, in every arm, so that all arms have the same chunks."""
     end_every_chunk: bool = False
     """Close every chunk by the end token, not only the last of a document."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.directive_tokens > 1, "stage.directive_tokens", "> 1", self.directive_tokens)
         require(
             not self.adaptive or self.arm is Arm.cft, "stage.arm", "cft where adaptive=true", self.arm.value
         )  # fmt: skip

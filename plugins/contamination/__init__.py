@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from core.api import TransformConfig, TransformSpec, hookimpl, require
+from core.api import TransformConfig, TransformSpec, hookimpl, number, require
 
 
 class Action(str, Enum):
@@ -26,17 +26,17 @@ class ContaminationConfig(TransformConfig):
     """Columns of those files that count; unset takes all."""
     heldout: bool = True
     """The run's own held-out records count too."""
-    ngram: int = 13
+    ngram: int = number(13, above=1, at_most=1000)
     """Words in a row that make an overlap (13 in GPT-3, arXiv:2005.14165, appendix C)."""
-    min_words: int = 8
-    """Evaluation texts shorter than `ngram` words overlap as a whole, if they have at least so many words."""
+    min_words: int = number(8, above=1, at_most=1000)
+    """Evaluation texts shorter than `ngram` words overlap as a whole, if they have at least so many words. Above
+    `ngram` it counts as `ngram`."""
     action: Action = Action.drop
     """`drop` the training records (they go to quarantine), `warn`, or `refuse` to run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.against) or self.heldout, "against", "a list of files, or heldout=true", self.against)
-        require(self.ngram > 1, "ngram", "> 1", self.ngram)
-        require(1 < self.min_words <= self.ngram, "min_words", "between 2 and ngram", self.min_words)
 
 
 @hookimpl

@@ -32,7 +32,7 @@ class Index:
         for text in texts:
             words = words_of(text)
             length = min(self.ngram, len(words))
-            if length < self.min_words:
+            if length < min(self.min_words, self.ngram):
                 continue
             long_enough = True
             hashes = self.by_length.setdefault(length, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.api import Record, TextPart, TransformConfig, TransformSpec, hookimpl, require
+from core.api import Record, TextPart, TransformConfig, TransformSpec, hookimpl, number
 
 
 @dataclass
@@ -23,17 +23,12 @@ class NearConfig(TransformConfig):
 
     of: TextPart = TextPart.record
     """What must be alike."""
-    threshold: float = 0.8
+    threshold: float = number(0.8, above=0, at_most=1)
     """Jaccard similarity of the sets of word n-grams, 0..1, from which two records count as duplicates."""
-    ngram: int = 3
+    ngram: int = number(3, above=0, at_most=1000)
     """Words in a row that make one element of the sets."""
-    permutations: int = 128
+    permutations: int = number(128, at_least=16, at_most=1024)
     """Numbers in a MinHash signature; more find more of the pairs near the threshold."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.threshold <= 1, "threshold", "in (0, 1]", self.threshold)
-        require(self.ngram > 0, "ngram", "> 0", self.ngram)
-        require(16 <= self.permutations <= 1024, "permutations", "between 16 and 1024", self.permutations)
 
 
 @hookimpl

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from core.api import ConfigError, PlanView, StageSpec, hookimpl, require
+from core.api import ConfigError, PlanView, StageSpec, hookimpl, number, require
 from plugins.shared.text_config import TextStageConfig, check_files
 
 ROW_METHODS = ("none", "lora")
@@ -25,11 +25,8 @@ class ReplayConfig:
 
     path: str | None = None
     """File, folder or hub dataset of raw text; unset means no replay."""
-    fraction: float = 0.1
+    fraction: float = number(0.1, above=0, below=1)
     """Share of the trained tokens that come from it."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.fraction < 1, "stage.replay.fraction", "between 0 and 1", self.fraction)
 
 
 @dataclass
@@ -42,18 +39,16 @@ class DomainConfig(TextStageConfig):
     """Cut all documents as one stream, so that a chunk may hold several, which see each other."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     """General text that is mixed in: `stage.replay.path`, `stage.replay.fraction`."""
-    new_tokens: int = 0
+    new_tokens: int = number(0, at_least=0, at_most=1_000_000)
     """Tokens that the vocabulary grows by; learned from the training documents."""
     new_rows: NewRows = NewRows.pieces
     """Where a new token's embedding starts: the mean over the old tokens it replaces, or the mean over all."""
-    new_rows_steps: int = 0
+    new_rows_steps: int = number(0, at_least=0)
     """First steps, in which only the new tokens' embeddings train."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.target_tokens is None, "stage.target_tokens", "unset: replay counts its own", self.target_tokens)
-        require(self.new_tokens >= 0, "stage.new_tokens", ">= 0", self.new_tokens)
-        require(self.new_rows_steps >= 0, "stage.new_rows_steps", ">= 0", self.new_rows_steps)
         if self.new_rows_steps:
             require(self.new_tokens > 0, "stage.new_tokens", "> 0 where new_rows_steps is", self.new_tokens)
             # Decay would move the old rows too, which have no gradient in these steps.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from core.api import TextPart, TransformConfig, TransformSpec, hookimpl, require
+from core.api import TextPart, TransformConfig, TransformSpec, hookimpl, number, require
 
 
 @dataclass
@@ -13,19 +13,19 @@ class LengthConfig(TransformConfig):
 
     of: TextPart = TextPart.record
     """What is measured: the whole `record`, its `prompt` or its `completion` (raw text counts as completion)."""
-    min_chars: int = 0
+    min_chars: int = number(0, at_least=0)
     """Fewest characters."""
-    max_chars: int = 0
+    max_chars: int = number(0, at_least=0)
     """Most characters."""
-    min_words: int = 0
+    min_words: int = number(0, at_least=0)
     """Fewest words."""
-    max_words: int = 0
+    max_words: int = number(0, at_least=0)
     """Most words."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for least, most in (("min_chars", "max_chars"), ("min_words", "max_words")):
             low, high = getattr(self, least), getattr(self, most)
-            require(low >= 0, least, ">= 0", low)
             require(high == 0 or high >= low, most, f"0 or >= {least}", high)
 
 
@@ -37,15 +37,14 @@ class LanguageConfig(TransformConfig):
     """ISO 639-1 codes of the languages that stay."""
     of: TextPart = TextPart.record
     """What is looked at."""
-    min_chars: int = 20
+    min_chars: int = number(20, at_least=0)
     """Shorter texts stay: nothing certain can be said of them."""
-    min_probability: float = 0.0
+    min_probability: float = number(0.0, at_least=0, at_most=1)
     """A record also goes when its language is less certain than this, 0..1."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.keep), "keep", "a list of language codes", self.keep)
-        require(self.min_chars >= 0, "min_chars", ">= 0", self.min_chars)
-        require(0 <= self.min_probability <= 1, "min_probability", "between 0 and 1", self.min_probability)
 
 
 @dataclass
@@ -55,37 +54,36 @@ class QualityConfig(TransformConfig):
 
     of: TextPart = TextPart.completion
     """What is judged."""
-    min_words: int = 50
+    min_words: int = number(50, at_least=0)
     """Fewest words."""
-    max_words: int = 100_000
+    max_words: int = number(100_000, at_least=0)
     """Most words."""
-    min_mean_word_chars: float = 3.0
+    min_mean_word_chars: float = number(3.0, at_least=0)
     """Smallest mean length of a word in characters."""
-    max_mean_word_chars: float = 10.0
+    max_mean_word_chars: float = number(10.0, above=0)
     """Largest mean length of a word in characters."""
-    max_symbol_ratio: float = 0.1
+    max_symbol_ratio: float = number(0.1, at_least=0)
     """Most hash signs, and most ellipses, to a word."""
-    max_bullet_lines: float = 0.9
+    max_bullet_lines: float = number(0.9, at_least=0, at_most=1)
     """Largest share of lines that begin with a bullet."""
-    max_ellipsis_lines: float = 0.3
+    max_ellipsis_lines: float = number(0.3, at_least=0, at_most=1)
     """Largest share of lines that end in an ellipsis."""
-    min_alphabetic_words: float = 0.8
+    min_alphabetic_words: float = number(0.8, at_least=0, at_most=1)
     """Smallest share of words with a letter in them."""
-    min_stop_words: int = 2
+    min_stop_words: int = number(2, at_least=0, at_most=8)
     """Fewest different ones of: the, be, to, of, and, that, have, with. 0 for other languages than English."""
-    max_duplicate_lines: float = 0.3
+    max_duplicate_lines: float = number(0.3, at_least=0, at_most=1)
     """Largest share of lines that repeat an earlier one."""
-    max_top_bigram: float = 0.2
+    max_top_bigram: float = number(0.2, at_least=0, at_most=1)
     """Largest share of characters in the most frequent pair of words."""
-    max_top_trigram: float = 0.18
+    max_top_trigram: float = number(0.18, at_least=0, at_most=1)
     """Largest share of characters in the most frequent three words in a row."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.min_words <= self.max_words, "min_words", "between 0 and max_words", self.min_words)
-        require(self.min_stop_words >= 0, "min_stop_words", ">= 0", self.min_stop_words)
-        for name in ("max_bullet_lines", "max_ellipsis_lines", "min_alphabetic_words", "max_duplicate_lines",
-                     "max_top_bigram", "max_top_trigram"):  # fmt: skip
-            require(0 <= getattr(self, name) <= 1, name, "between 0 and 1", getattr(self, name))
+        super().__post_init__()
+        for least, most in (("min_words", "max_words"), ("min_mean_word_chars", "max_mean_word_chars")):
+            low, high = getattr(self, least), getattr(self, most)
+            require(low <= high, least, f"at most {most}={high}", low)
 
 
 @hookimpl

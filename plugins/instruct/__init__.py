@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from core.api import StageSpec, TrainOn, hookimpl, require
+from core.api import StageSpec, TrainOn, hookimpl, number
 from plugins.sft import SftConfig
 
 
@@ -20,12 +20,8 @@ class InstructConfig(SftConfig):
     """Turns with a weight: the `last` one, every `assistant` turn, or `all` tokens. Weights in the data win."""
     templates: list[str] = field(default_factory=list)
     """Phrasings that single-turn records are put into: `builtin`, or YAML files in PromptSource's layout."""
-    options_frac: float = 0.5
+    options_frac: float = number(0.5, at_least=0, at_most=1)
     """Share of the records with answer options that are phrased so that the options are shown (0.5 in FLAN 2022)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 <= self.options_frac <= 1, "stage.options_frac", "between 0 and 1", self.options_frac)
 
     def files(self) -> list[str]:
         """The files of phrasings."""

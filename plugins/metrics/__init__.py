@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.api import MetricConfig, MetricSpec, hookimpl, require
+from core.api import MetricConfig, MetricSpec, hookimpl, number
 
 
 @dataclass
 class DistinctConfig(MetricConfig):
     """Settings of `distinct`."""
 
-    n: int = 2
+    n: int = number(2, above=0, at_most=1000)
     """Words that stand together."""
-
-    def __post_init__(self) -> None:
-        require(self.n > 0, "n", "> 0", self.n)
 
 
 @dataclass

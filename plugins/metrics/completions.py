@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from core.api import ScoreRequest, TrainingError, summarise, words_of
+from core.api import ConfigError, ScoreRequest, TrainingError, summarise, words_of
 
 if TYPE_CHECKING:
     from core.torch_api import StageRun
@@ -28,7 +28,13 @@ def distinct(config: DistinctConfig, run: StageRun) -> Measure:
 
 def scored(config: ScoredConfig, run: StageRun) -> Measure:
     """Mean score under the scorer's name. Raises TrainingError where every completion fails to be scored."""
-    scorer = run.parts.rule(config.scorer)
+    try:
+        scorer = run.parts.rule(config.scorer)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the metric 'scored' cannot score with '{config.scorer}': {error.what}", "eval.metrics (scored)",
+            "take a scorer that needs no settings, e.g. {name: scored, scorer: exact}",
+        ) from error  # fmt: skip
 
     def measure(requests: Sequence[ScoreRequest]) -> dict[str, float]:
         scores = scorer.score(list(requests))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from core.api import Schedule, StageConfig, StageSpec, Work, hookimpl, require
+from core.api import Schedule, StageConfig, StageSpec, Work, hookimpl, number, require
 
 
 class Completions(str, Enum):
@@ -85,11 +85,11 @@ class NlftConfig(StageConfig):
     """Column with the gold answer, where the completion is the model's own."""
     judgement_column: str = "judgement"
     """Column with the judgement; an empty one says that the answer is right."""
-    max_new_tokens: int = 128
+    max_new_tokens: int = number(128, above=0, at_most=1_000_000)
     """Longest answer that the stage makes, in tokens (512 in the released code)."""
-    temperature: float = 0.3
+    temperature: float = number(0.3, at_least=0, at_most=100)
     """Sampling temperature of the answers."""
-    build_batch: int = 64
+    build_batch: int = number(64, above=0, at_most=1_000_000)
     """Answers that are made, judged and written to the disk together."""
 
     judge_system: str = JUDGE_SYSTEM
@@ -103,60 +103,50 @@ class NlftConfig(StageConfig):
 
     annotation: Annotator = Annotator.frozen
     """Whether the start model weighs the tokens once, or the model in training in every step."""
-    tau: float = 0.95
+    tau: float = number(0.95, above=0, below=1)
     """A token of a right answer is salient where its probability given the gold answer exceeds this."""
-    salient_power: float = 5.0
+    salient_power: float = number(5.0, at_least=0, at_most=1000)
     """Exponent of the salient tokens' extra weight."""
-    clustered_power: float = 0.3
+    clustered_power: float = number(0.3, at_least=0, at_most=1000)
     """Exponent of p / tau for the neighbours of salient tokens."""
-    other_power: float = 0.6
+    other_power: float = number(0.6, at_least=0, at_most=1000)
     """Exponent of p / tau for all other tokens of a right answer."""
-    ratio: float = 1.5
+    ratio: float = number(1.5, above=0)
     """A token of a wrong answer is negative where p(judge) / p(base) and p(judge) / p(correct) both exceed this."""
-    min_prob: float = 0.01
+    min_prob: float = number(0.01, at_least=0, below=1)
     """And where p(judge) exceeds this."""
-    theta: float = 1.5
+    theta: float = number(1.5)
     """Shift of the negative tokens' weight 2 sigmoid(ratio - theta) (1.1 by default in the released code)."""
-    max_negative_share: float = 0.06
+    max_negative_share: float = number(0.06, at_least=0, at_most=1)
     """Above this share of negative tokens only they are trained on in a wrong answer; 1 never."""
     cluster: bool = True
     """Let the hidden states join neighbours to the salient and negative tokens."""
-    cluster_threshold: float = 0.4
+    cluster_threshold: float = number(0.4, at_least=-1, at_most=2)
     """A neighbour joins where the measure exceeds this."""
     cluster_measure: ClusterMeasure = ClusterMeasure.similarity
     """Cosine similarity, or the distance that the released code takes for it."""
-    nll_weight: float = 1.0
+    nll_weight: float = number(1.0, at_least=0)
     """Weight of the plain likelihood term beside the weighted one; 0 leaves it out."""
     negative_nll: NegativeNll = NegativeNll.judge
     """The plain likelihood term of wrong answers."""
     span_labels: list[str] = field(default_factory=list)
     """Labels of span feedback that count as errors; unset takes all."""
-    span_weight: float = 1.0
+    span_weight: float = number(1.0, at_least=0)
     """Weight of the unlikelihood of tokens that span feedback marks."""
-    scale: float = 1.0
+    scale: float = number(1.0, above=0)
     """Factor on the whole loss (10 in the released code; it matters with gradient clipping)."""
     mixed_rows_drop_positive: bool = False
     """Right answers lose their weighted term in a micro-batch with wrong ones (as in the released code)."""
-    heat_maps: int = 3
+    heat_maps: int = number(3, at_least=0, at_most=1000)
     """Answers whose token weights are shown in the terminal; the report shows four times as many."""
-    probe_items: int = 64
+    probe_items: int = number(64, at_least=0, at_most=1_000_000)
     """Answers on which the probability of salient and negative tokens is followed in evaluations."""
-    heldout_answers: int = 0
+    heldout_answers: int = number(0, at_least=0, at_most=1_000_000)
     """Held-out questions that the start model answers too, so that the same is followed on answers that are never
     trained on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_new_tokens", "build_batch", "ratio", "scale"):
-            require(getattr(self, name) > 0, f"stage.{name}", "> 0", getattr(self, name))
-        for name in (
-            "temperature", "salient_power", "clustered_power", "other_power", "nll_weight", "span_weight", "heat_maps",
-            "probe_items", "heldout_answers",
-        ):  # fmt: skip
-            require(getattr(self, name) >= 0, f"stage.{name}", ">= 0", getattr(self, name))
-        require(0 < self.tau < 1, "stage.tau", "between 0 and 1", self.tau)
-        require(0 <= self.min_prob < 1, "stage.min_prob", "in [0, 1)", self.min_prob)
-        require(0 <= self.max_negative_share <= 1, "stage.max_negative_share", "in [0, 1]", self.max_negative_share)
         for name, words in (("judge_prompt", ("{prompt}", "{judgement}")), ("correct_prompt", ("{prompt}", "{gold}"))):
             text = getattr(self, name)
             require(all(word in text for word in words), f"stage.{name}", f"a text with {' and '.join(words)}", text)

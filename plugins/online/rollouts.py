@@ -123,16 +123,16 @@ class Settled:
     peaks: dict[str, float] = field(default_factory=dict)
 
 
-def settled(row: RolloutRow, old_M: Tensor, entropy_M: Tensor, size: Size, importance_cap: float) -> Settled:
+def settled(row: RolloutRow, old_M: Tensor, entropy_M: Tensor, size: Size, importance_cap: float | None) -> Settled:
     """The row with its old log-probabilities and importance weights.
 
     old_M, entropy_M: of the policy that sampled, nats, detached. size: of the iteration. importance_cap: most that a
-    weight may be; 0 switches them off.
+    weight may be; None leaves them at 1.
     Metrics: `kl` and `kl_k3` to the reference in nats a completion, `entropy` and `engine_gap` in nats a token; peak:
     `engine_gap_max`.
     """
     gap = old_M - row.engine_logprob_M
-    weight = gap.exp().clamp(max=importance_cap) if importance_cap > 0 else torch.ones_like(gap)
+    weight = gap.exp().clamp(max=importance_cap) if importance_cap is not None else torch.ones_like(gap)
     metrics = {
         "kl": kl_estimate(old_M, row.reference_logprob_M, KlEstimator.k1).sum().item() / size.completions,
         "kl_k3": kl_estimate(old_M, row.reference_logprob_M, KlEstimator.k3).sum().item() / size.completions,

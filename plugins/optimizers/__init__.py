@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.api import OptimizerConfig, OptimizerSpec, hookimpl, require
+from core.api import OptimizerConfig, OptimizerSpec, hookimpl, number
 
 
 @dataclass
 class AdamWConfig(OptimizerConfig):
     """Settings of `optimizer=adamw`."""
 
-    beta1: float = 0.9
+    beta1: float = number(0.9, at_least=0, below=1)
     """First moment decay."""
-    beta2: float = 0.95
+    beta2: float = number(0.95, at_least=0, below=1)
     """Second moment decay."""
-    eps: float = 1e-8
+    eps: float = number(1e-8, above=0, at_most=1)
     """Added to the root of the second moment."""
-
-    def __post_init__(self) -> None:
-        require(0 <= self.beta1 < 1, "optimizer.beta1", "in [0, 1)", self.beta1)
-        require(0 <= self.beta2 < 1, "optimizer.beta2", "in [0, 1)", self.beta2)
-        require(self.eps > 0, "optimizer.eps", "> 0", self.eps)
 
 
 @dataclass
 class AdamW8bitConfig(AdamWConfig):
     """Settings of `optimizer=adamw8bit`."""
 
-    min_values: int = 4096
+    min_values: int = number(4096, at_least=0)
     """Parameters with fewer values keep fp32 moments."""
 
 
@@ -36,17 +31,12 @@ class AdamW8bitConfig(AdamWConfig):
 class AdafactorConfig(OptimizerConfig):
     """Settings of `optimizer=adafactor`."""
 
-    decay: float = -0.8
+    decay: float = number(-0.8, at_least=-10, at_most=0)
     """Exponent of the second moment's decay: it is 1 - step ** decay."""
-    clip: float = 1.0
+    clip: float = number(1.0, at_least=1)
     """A matrix's update is scaled down to this root mean square."""
-    eps: float = 1e-3
+    eps: float = number(1e-3, above=0, at_most=1)
     """Least root mean square of a parameter: the rate is relative to it."""
-
-    def __post_init__(self) -> None:
-        require(self.decay <= 0, "optimizer.decay", "<= 0", self.decay)
-        require(self.clip >= 1, "optimizer.clip", ">= 1", self.clip)
-        require(self.eps > 0, "optimizer.eps", "> 0", self.eps)
 
 
 @hookimpl

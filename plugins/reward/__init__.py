@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.api import StageConfig, StageSpec, hookimpl, require
+from core.api import StageConfig, StageSpec, hookimpl, number
 
 
 @dataclass
@@ -17,12 +17,8 @@ class RewardStageConfig(StageConfig):
     """Passes over the pairs; more than one overfits quickly (InstructGPT, appendix C)."""
     margin: bool = False
     """Subtract each pair's margin inside the sigmoid (Llama 2); needs a `margin` column."""
-    centering: float = 0.01
+    centering: float = number(0.01, at_least=0)
     """Weight of mean((r_chosen + r_rejected)^2), which keeps rewards near 0; 0.01 after arXiv:2312.09244."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.centering >= 0, "stage.centering", ">= 0", self.centering)
 
 
 @hookimpl

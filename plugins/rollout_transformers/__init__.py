@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.api import EngineSpec, RolloutConfig, hookimpl, require
+from core.api import EngineSpec, RolloutConfig, hookimpl, number
 
 
 @dataclass
 class TransformersRolloutConfig(RolloutConfig):
     """Options of `rollout=transformers`."""
 
-    batch_tokens: int = 16384
+    batch_tokens: int = number(16384, above=0)
     """Most key-value entries (rows × (prompt + new tokens), padding included) decoded at once."""
-    compact_frac: float = 0.75
+    compact_frac: float = number(0.75, at_least=0, at_most=1)
     """Finished rows leave the batch when at most this share of its rows still runs; 0 keeps them to the end."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.batch_tokens > 0, "rollout.batch_tokens", "> 0", self.batch_tokens)
-        require(0 <= self.compact_frac <= 1, "rollout.compact_frac", "between 0 and 1", self.compact_frac)
 
 
 @hookimpl

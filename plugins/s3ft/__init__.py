@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from core.api import ConfigError, StageConfig, StageSpec, Work, check_regex, hookimpl, require
+from core.api import ConfigError, StageConfig, StageSpec, Work, check_regex, hookimpl, number, require
 from plugins.sft import SftConfig
 
 REWRITE_PROMPT = """\
@@ -47,26 +47,21 @@ class SelfConfig(SftConfig):
     """Peak learning rate (about 1e-4 with adapters)."""
     epochs: float = 2.0
     """Passes over the targets."""
-    samples: int = 1
+    samples: int = number(1, above=0, at_most=10_000)
     """Answers drawn for each prompt; of those judged right the likeliest a token under the start model is taken."""
-    temperature: float = 0.0
+    temperature: float = number(0.0, at_least=0, at_most=100)
     """Sampling temperature of the answers; 0 is greedy."""
-    top_p: float = 1.0
+    top_p: float = number(1.0, above=0, at_most=1)
     """Nucleus of the answers."""
-    max_new_tokens: int = 256
+    max_new_tokens: int = number(256, above=0, at_most=1_000_000)
     """Longest answer in tokens; one that is cut off counts as wrong."""
-    build_batch: int = 64
+    build_batch: int = number(64, above=0, at_most=1_000_000)
     """Items that are answered, judged and written to the disk together."""
     remnants: list[str] = field(default_factory=lambda: list(REMNANTS))
     """Regular expressions for remnants of chat templates; an answer with one counts as wrong."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.samples > 0, "stage.samples", "> 0", self.samples)
-        require(self.temperature >= 0, "stage.temperature", ">= 0", self.temperature)
-        require(0 < self.top_p <= 1, "stage.top_p", "in (0, 1]", self.top_p)
-        require(self.max_new_tokens > 0, "stage.max_new_tokens", "> 0", self.max_new_tokens)
-        require(self.build_batch > 0, "stage.build_batch", "> 0", self.build_batch)
         for index, pattern in enumerate(self.remnants):
             check_regex(f"stage.remnants[{index}]", pattern)
         if self.samples > 1 and self.temperature == 0:

@@ -6,24 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.api import StageConfig, find_files, require
+from core.api import StageConfig, find_files, number
 
 
 @dataclass
 class TextStageConfig(StageConfig):
     """Settings of a stage that trains on raw text."""
 
-    chunk_tokens: int | None = None
+    chunk_tokens: int | None = number(None, above=1)
     """Longest chunk of a document in tokens; unset takes what model.max_length leaves."""
     end_token: str | None = None
     """Token that closes each document; unset takes the tokenizer's EOS."""
-    eval_tokens: int = 16384
+    eval_tokens: int = number(16384, above=0)
     """Most tokens of the held-out text that are scored."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.chunk_tokens is None or self.chunk_tokens > 1, "stage.chunk_tokens", "> 1", self.chunk_tokens)
-        require(self.eval_tokens > 0, "stage.eval_tokens", "> 0", self.eval_tokens)
 
 
 def check_files(named: Mapping[str, str | None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.api import TrackerConfig, TrackerSpec, hookimpl, require
+from core.api import TrackerConfig, TrackerSpec, hookimpl, number, require
 
 
 @dataclass
@@ -13,15 +13,14 @@ class TensorboardConfig(TrackerConfig):
 
     folder: str = "tensorboard"
     """Folder of the event files; a relative one lies in the run folder."""
-    flush_s: float = 30.0
+    flush_s: float = number(30.0, above=0, at_most=86400)
     """Seconds after which waiting events are written to the disk."""
-    max_samples: int = 16
+    max_samples: int = number(16, at_least=0, at_most=1_000_000)
     """Samples written as text each time."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.folder), "tracker.folder", "a folder", self.folder)
-        require(self.flush_s > 0, "tracker.flush_s", "> 0", self.flush_s)
-        require(self.max_samples >= 0, "tracker.max_samples", ">= 0", self.max_samples)
 
 
 @hookimpl

@@ -36,6 +36,7 @@ class WandbConfig(TrackerConfig):
     """Send the artifact's files; otherwise W&B knows their hashes and where they lie."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.project), "tracker.project", "a name", self.project)
 
 

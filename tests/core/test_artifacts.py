@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,7 +138,7 @@ real = core.artifacts.artifact.verify_in_fresh_process
 def test_a_scorer_without_head_is_refused(lab: Lab, tiny_cli, tmp_path: Path) -> None:
     """transformers would draw the head at random, and PPO would follow it."""
     outcome = tiny_cli(lab.rlhf(tmp_path / "runs", "grpo", f"reward.source={lab.model}", "pipeline.stages=[rlhf]"))
-    assert outcome.code == 1 and "no scoring head" in outcome.err
+    assert outcome.code == 2 and "no scoring head" in outcome.err
 
 
 @pytest.mark.slow
@@ -260,6 +262,26 @@ def test_a_full_disk_under_the_growing_files(
 def test_refusals_of_a_disk_are_told_from_other_faults(error: BaseException, code: int | None) -> None:
     found = core.files.disk_refusal(error)
     assert (found.errno if found else None) == code
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_have_the_permissions_of_the_files_beside_them(tmp_path: Path, umask: int, mode: int) -> None:
+    """safetensors writes for the owner alone."""
+    import torch
+    from safetensors.torch import save_file
+
+    before = os.umask(umask)
+    try:
+        with core.files.atomic_folder(tmp_path / "a") as part:
+            (part / "inner").mkdir()
+            save_file({"w": torch.zeros(2)}, part / "inner" / "model.safetensors")
+            (part / "config.json").write_text("{}")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in files} == {
+        "model.safetensors": mode, "config.json": mode,
+    }  # fmt: skip
 
 
 def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:

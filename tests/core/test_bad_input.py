@@ -64,7 +64,7 @@ def test_data_that_cannot_be_used(lab: Lab, tiny_cli, tmp_path: Path, kind: str)
     content, texts = UNUSABLE[kind]
     (tmp_path / "rows.jsonl").write_bytes(content)
     outcome = tiny_cli(arguments_for(lab, tmp_path / "runs", **{"data.path": str(tmp_path / "rows.jsonl")}))
-    assert_told(outcome, 1, *texts)
+    assert_told(outcome, 2, *texts)
     assert not (tmp_path / "runs").exists()
 
 
@@ -72,7 +72,7 @@ def test_data_that_does_not_serve_the_stage(lab: Lab, tiny_cli, tmp_path: Path) 
     (tmp_path / "rows.jsonl").write_bytes(lines(*[{"prompt": f"q {index}"} for index in range(9)]))
     for stage in ("reward", "sft"):
         outcome = tiny_cli(arguments_for(lab, tmp_path / "runs", stage, **{"data.path": str(tmp_path / "rows.jsonl")}))
-        assert_told(outcome, 1, "no record serves: the stage needs", "'prompt")
+        assert_told(outcome, 2, "no record serves: the stage needs", "'prompt")
     assert not (tmp_path / "runs").exists()
 
 
@@ -125,7 +125,7 @@ def test_prompts_that_are_all_too_long(lab: Lab, finished: Path, tiny_cli, tmp_p
     if stage == "rlhf":
         changes |= {"reward.source": str(only_folder(finished, "reward"))}
     outcome = tiny_cli(arguments_for(lab, tmp_path / "runs", stage, **changes))
-    assert_told(outcome, 1, "no example is left to train on", "rows.jsonl:", "more than model.max_length=128")
+    assert_told(outcome, 2, "no example is left to train on", "rows.jsonl:", "more than model.max_length=128")
     folder = only_folder(tmp_path / "runs", stage)
     assert len(rows(folder / "quarantine.jsonl")) >= 30
     assert "failed in phase 'build'" in (folder / "log.txt").read_text()
@@ -155,20 +155,20 @@ def _template(text: str) -> Callable[[Path], None]:
 
 
 MODELS: dict[str, tuple[Callable[[Path], Any], int, tuple[str, ...]]] = {
-    "wrong EOS": (_edit("tokenizer_config.json", lambda value: value.update(eos_token="<|endoftext|>")), 1,
+    "wrong EOS": (_edit("tokenizer_config.json", lambda value: value.update(eos_token="<|endoftext|>")), 2,
                   ("ends the assistant's turn with '<|im_end|>'", "set model.eos_token='<|im_end|>'")),
-    "no EOS": (_edit("tokenizer_config.json", lambda value: value.pop("eos_token")), 1, ("model.eos_token=",)),
-    "torn template": (_template("{% for message in messages %}"), 1, ("the chat template cannot be rendered",)),
-    "template that refuses": (_template("{{ raise_exception('no') }}"), 1, ("cannot be rendered: no",)),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), 1, ("no safetensors weights",)),
-    "no config": (lambda folder: (folder / "config.json").unlink(), 1, ()),
-    "torn config": (lambda folder: (folder / "config.json").write_text("{"), 1, ()),
-    "unknown architecture": (_edit("config.json", lambda value: value.update(model_type="nope")), 1, ()),
-    "no tokenizer": (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], 1, ("tokenizer",)),
-    "torn tokenizer": (lambda folder: (folder / "tokenizer.json").write_text('{"version"'), 1, ("tokenizer",)),
+    "no EOS": (_edit("tokenizer_config.json", lambda value: value.pop("eos_token")), 2, ("model.eos_token=",)),
+    "torn template": (_template("{% for message in messages %}"), 2, ("the chat template cannot be rendered",)),
+    "template that refuses": (_template("{{ raise_exception('no') }}"), 2, ("cannot be rendered: no",)),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), 2, ("no safetensors weights",)),
+    "no config": (lambda folder: (folder / "config.json").unlink(), 2, ()),
+    "torn config": (lambda folder: (folder / "config.json").write_text("{"), 2, ()),
+    "unknown architecture": (_edit("config.json", lambda value: value.update(model_type="nope")), 2, ()),
+    "no tokenizer": (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], 2, ("tokenizer",)),
+    "torn tokenizer": (lambda folder: (folder / "tokenizer.json").write_text('{"version"'), 2, ("tokenizer",)),
     "missing folder": (shutil.rmtree, 2, ("there is no folder", "model.source")),
-    "cut weights": (_cut_weights, 1, ("the model could not be loaded",)),
-    "garbage weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 64), 1,
+    "cut weights": (_cut_weights, 2, ("the model could not be loaded",)),
+    "garbage weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 64), 2,
                         ("the model could not be loaded",)),
 }  # fmt: skip
 
@@ -195,9 +195,9 @@ def test_models_that_cannot_be_used(lab: Lab, tiny_cli, tmp_path: Path, kind: st
 @pytest.mark.parametrize(
     ("key", "value", "code", "text"),
     [
-        ("model.chat_template", "/nowhere.jinja", 1, "there is no file"),
-        ("model.eos_token", "<|nope|>", 1, "does not know the token"),
-        ("model.pad_token", "<|nope|>", 1, "does not know the token"),
+        ("model.chat_template", "/nowhere.jinja", 2, "there is no file"),
+        ("model.eos_token", "<|nope|>", 2, "does not know the token"),
+        ("model.pad_token", "<|nope|>", 2, "does not know the token"),
     ],
 )
 def test_model_settings_that_name_nothing(
@@ -222,7 +222,7 @@ def test_a_template_without_system_gets_it_in_the_first_user_message(lab: Lab, t
     )
     (bad.model / "chat_template.jinja").write_text(refusal + old)
     outcome = tiny_cli(arguments_for(bad, tmp_path / "runs"))
-    assert_told(outcome, 1, "no example is left", "not so", "the roles user")
+    assert_told(outcome, 2, "no example is left", "not so", "the roles user")
     (quarantine,) = (tmp_path / "runs").rglob("quarantine.jsonl")
     assert all("not so" in row["reason"] for row in map(json.loads, quarantine.read_text().splitlines()))
 
@@ -268,7 +268,7 @@ def test_a_reward_folder_that_is_not_there(lab: Lab, tiny_cli, tmp_path: Path) -
 def test_a_runs_dir_that_cannot_be_written(lab: Lab, tiny_cli, tmp_path: Path, runs: str) -> None:
     (tmp_path / "file").write_text("in the way")
     outcome = tiny_cli(arguments_for(lab, tmp_path / runs))
-    assert_told(outcome, 1, "could not make the run folder", "runs_dir", str(tmp_path / "file"))
+    assert_told(outcome, 2, "'runs_dir' must be a folder", "is a file", str(tmp_path / "file"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -284,10 +284,10 @@ def test_a_gpu_that_is_not_there(lab: Lab, tiny_cli, tmp_path: Path, monkeypatch
 @pytest.mark.slow
 def test_the_command_itself_ends_without_a_traceback(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"")
-    for changes, code in (({"data.path": str(tmp_path / "rows.jsonl")}, 1), ({"data.path": "nowhere.jsonl"}, 2)):
+    for path in (str(tmp_path / "rows.jsonl"), "nowhere.jsonl"):
         done = subprocess.run(
-            [sys.executable, "-m", "core", *arguments_for(lab, tmp_path / "runs", **changes)],
+            [sys.executable, "-m", "core", *arguments_for(lab, tmp_path / "runs", **{"data.path": path})],
             cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert done.returncode == code and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert run_folders(tmp_path / "runs", "") == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from core.config import combinations
@@ -17,6 +19,7 @@ from core.config.combinations import (
 )
 from core.platform.specs import StageSpec
 from core.settings.schema import ModelConfig, PeftConfig, Quant, RolloutConfig, RunConfig, StageConfig
+from plugins.online import OnlineConfig
 
 OFFLINE = StageSpec("sft", StageConfig, "a:b", "sft")
 ONLINE = StageSpec("rlhf", StageConfig, "a:b", "prompts", rollouts=True)
@@ -51,6 +54,19 @@ def test_proven_methods_without_quantisation(installed, method, engine):
     assert found(config(method, engine=engine, options=needed), OFFLINE) == {}
     expected = {"adapter-cannot-reach-engine": "error"} if engine == "vllm" and method in UNMERGEABLE else {}
     assert found(config(method, engine=engine, options=needed), ONLINE) == expected
+
+
+def test_a_completion_leaves_room_for_its_prompt(installed):
+    cfg = config()
+    cfg.eval.max_new_tokens = cfg.model.max_length
+    assert found(cfg) == {"no-room-for-held-out-prompts": "error"}
+    assert found(cfg, SCORING) == {}, "a scoring model says nothing"
+    cfg.eval.max_new_tokens = cfg.model.max_length - 1
+    cfg.stage = OnlineConfig(max_new_tokens=cfg.model.max_length)
+    assert found(cfg, ONLINE) == {"no-room-for-prompts": "error"}
+    assert found(cfg, replace(OFFLINE, builds=True)) == {"no-room-for-own-answers": "warning"}
+    cfg.stage.max_new_tokens -= 1
+    assert found(cfg, ONLINE) == {}
 
 
 @pytest.mark.parametrize("quant", ["nf4", "int8"])
@@ -148,5 +164,5 @@ def test_every_finding_can_be_read(installed):
         assert rule.mend or rule.level == "warning"
         assert "{" not in rule.message.format(
             method="m", quant="q", engine="e", reason="r", option="o", package="p", start="s", bad_init="b",
-            unmergeable="u",
+            unmergeable="u", length="l", new_tokens="n", stage_new_tokens="t",
         )  # fmt: skip

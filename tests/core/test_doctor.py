@@ -74,7 +74,7 @@ def test_the_command_tells_all_of_it(acme, make_distribution, capsys):
         assert part in text, part
     assert main(["doctor", "--json"]) == 1
     whole = json.loads(capsys.readouterr().out)
-    assert {"environment", "packages", "parts", "broken_plugins", "clashes", "methods", "rules"} == set(whole)
+    assert {"environment", "packages", "parts", "limits", "broken_plugins", "clashes", "methods", "rules"} == set(whole)
     assert next(row for row in whole["methods"] if row["method"] == "lora")["nf4"] == "yes"
     assert main(["doctor", "--what"]) == 2
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from core.errors import ConfigError
 from core.settings.schema import Order
 from core.training.order import step_items
 
@@ -50,3 +51,9 @@ def test_curriculum_goes_from_short_to_long_once():
     second = [item.tokens for step in range(10, 20) for item in step_items(data, step, 10, 1, Order.curriculum)]
     assert first == sorted(first)
     assert second != sorted(second)
+
+
+def test_a_step_of_a_few_items_a_thousand_times_is_refused():
+    assert len(step_items(list(range(4)), 0, 400, 1)) == 400
+    with pytest.raises(ConfigError, match=r"'stage\.batch_size' is 1000000000, and there are 4 examples"):
+        step_items(list(range(4)), 0, 10**9, 1)

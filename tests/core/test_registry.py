@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 import core.api
 from core.api import TrackerConfig
 from core.config.typed import typed_config
-from core.errors import PluginError
+from core.errors import PluginError, PreftuneError
 from core.platform import registry as registry_module
 from core.platform.hookspecs import RegistrationHooks, hookspec
 from core.platform.installing import install_hint
 from core.platform.kinds import KINDS, Kind
 from core.platform.registry import Registry
-from core.platform.switches import DISABLE_VARIABLE, MODULES_VARIABLE
+from core.platform.switches import ALLOW_VARIABLE, DISABLE_VARIABLE, MODULES_VARIABLE
 
 ONE_STAGE = """
     from dataclasses import dataclass
@@ -196,7 +197,7 @@ def test_an_opened_stage_and_its_tracker_answer_the_hooks(acme, activate):
 def test_opening_tells_what_is_wrong(acme, make_distribution, activate, impl, more, texts):
     make_distribution("acme", one_stage("mine", impl, more), version="1.2")
     registry = Registry.load()
-    with pytest.raises(PluginError) as caught:
+    with pytest.raises(PreftuneError) as caught:
         activate(registry, "mine")
     for text in [*texts, "acme 1.2"]:
         assert text in str(caught.value)
@@ -290,3 +291,111 @@ def test_a_method_of_peft_cannot_be_taken(no_builtins, make_distribution):
     make_distribution("taker", f"from core.api import *\n@hookimpl\ndef register_peft_methods(): return [{spec}]")
     (clash,) = Registry.load(strict=False).clashes
     assert "peft method lora" in clash.what and "plugin 'taker'" in clash.what and "of peft itself" in clash.what
+
+
+# ---- what is wrong with a plugin, in plain words and with its place --------------------------------------------------
+
+
+def broken(make_distribution, code: str) -> str:
+    """Why an entry module with this code is left out."""
+    make_distribution("odd", code)
+    [record] = [record for record in Registry.load().plugins if record.owner.plugin == "odd"]
+    assert record.state == "broken"
+    return record.reason
+
+
+HOOKS = {
+    "a misspelt hook": ("@hookimpl\ndef register_stagse():\n    return []\n",
+                        ["there is no hook 'register_stagse'. Did you mean 'register_stages'?", "line 3"]),
+    "a misspelt argument": ("@hookimpl\ndef on_step_end(run, step, metric):\n    pass\n",
+                            ["the hook 'on_step_end' gives no argument 'metric'. Did you mean 'metrics'?",
+                             "it may take: run, step, metrics", "line 3"]),
+    "an argument that no hook has": ("@hookimpl\ndef register_stages(cfg):\n    return []\n",
+                                     ["gives no argument 'cfg'", "it may take: nothing"]),
+    "a wrapper that does not yield": ("@hookimpl(wrapper=True)\ndef compute_loss():\n    return 1\n",
+                                      ["is marked as a wrapper, but does not yield"]),
+    "an exception in a registration": ("@hookimpl\ndef register_stages():\n    return 1 / 0\n",
+                                       ["ZeroDivisionError", "line 5, in register_stages"]),
+    "an exception at import": ("1 / 0\n", ["ZeroDivisionError", "line 3"]),
+    "what is no list": ("@hookimpl\ndef register_stages():\n    return 5\n",
+                        ["must return a list of StageSpec", "line 3"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_fault_of_a_plugin_is_told_with_its_place(make_distribution, kind):
+    code, texts = HOOKS[kind]
+    reason = broken(make_distribution, f"from core.api import hookimpl\n\n{code}")
+    for text in [*texts, ".py, line "]:
+        assert text in reason
+    assert "Plugin '" not in reason and "hookimpl definition" not in reason  # pluggy's own words
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("margin = 1.0", "write margin: float = …"), ("names = ['a']", "write names: list = …"),
+        ("on = True", "write on: bool = …"),
+    ],
+)  # fmt: skip
+def test_a_setting_without_a_type_is_refused(make_distribution, line, text):
+    reason = broken(
+        make_distribution,
+        f"""\
+from dataclasses import dataclass
+from typing import ClassVar
+from core.api import RewardConfig, RewardSpec, hookimpl
+
+@dataclass
+class Odd(RewardConfig):
+    LIMIT = 3
+    _table = {{}}
+    known: ClassVar[int] = 4
+    size: int = 3
+    {line}
+    def check(self):
+        pass
+
+@hookimpl
+def register_reward_models():
+    return [RewardSpec("odd", Odd, "odd:build")]
+""",
+    )
+    assert "has no type, so it would be no setting" in reason and text in reason and "line 11" in reason
+
+
+class MisspeltTracker:
+    """A tracker with a hook that there is not."""
+
+    @core.api.hookimpl
+    def on_step_endd(self, run):
+        """Never called."""
+
+
+def test_a_tracker_and_an_entry_module_are_told_alike(acme, make_distribution):
+    registry = Registry.load()
+    with pytest.raises(PluginError) as caught:
+        registry.register(MisspeltTracker(), "tracker:x", registry.trackers["wandb"].spec)
+    assert "there is no hook 'on_step_endd'. Did you mean 'on_step_end'?" in caught.value.what
+    assert Path(__file__).name in caught.value.where and not registry.manager.has_plugin("tracker:x")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "word", "text"),
+    [
+        (DISABLE_VARIABLE, "rlhf", "stage=rlhf", "let in what may bring it: rlhf (named in plugins.block or"),
+        (DISABLE_VARIABLE, "rollout_vllm,sft", "rollout=vllm", "let in what may bring it: rollout_vllm (named in"),
+        (
+            ALLOW_VARIABLE,
+            "sft",
+            "stage=reward",
+            "let in what may bring it: reward, reward_models (not named in plugins.allow",
+        ),
+        (DISABLE_VARIABLE, "filters", "data.transforms=[length]", "let in what may bring it: filters"),
+    ],
+)
+def test_what_a_switch_keeps_out_is_said_where_it_is_missed(monkeypatch, variable, value, word, text):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(PreftuneError) as caught:
+        typed_config([*([] if word.startswith("stage") else ["stage=reward"]), "model.source=x", word])
+    assert text in caught.value.mend

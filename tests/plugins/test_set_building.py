@@ -15,6 +15,7 @@ from core.data.records import Message, Record
 from core.data.transforms import TransformContext, words_of
 from core.errors import ConfigError, DataError
 from core.planning.named_data import dataset_for
+from core.settings.convert import from_plain
 from plugins.augment import Operation, Target, WordsConfig
 from plugins.augment import words as augment
 from plugins.contamination import Action, ContaminationConfig
@@ -190,6 +191,14 @@ def test_overlaps_are_found_counted_and_dropped(tmp_path):
     assert outcome.facts["by_file"] == {"eval.jsonl": {"items": 2, "found": 1}}
     config.ngram, config.min_words = 9, 5
     assert [one.meta["line"] for one in contamination.build(config)(rows, context()).records] == [2]
+
+
+def test_a_short_n_gram_needs_no_other_setting(tmp_path):
+    (tmp_path / "eval.txt").write_text("one two three four five\nsix seven\n")
+    rows = [record("zero one two three four", line=1), record("one two three and six seven", line=2)]
+    config = from_plain(ContaminationConfig, {"name": "contamination", "against": [str(tmp_path)], "ngram": 4})
+    outcome = contamination.build(config)(rows, context())
+    assert [one.meta["line"] for one in outcome.records] == [2]
 
 
 def test_a_short_evaluation_text_overlaps_as_a_whole(tmp_path):

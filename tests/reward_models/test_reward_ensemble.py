@@ -111,7 +111,7 @@ def test_ensembles_nest():
         ({"members": [{"name": "json", "weight": "x"}]}, "reward.members[0].weight"),
         ({"members": [{"name": "json", "weight": 0}]}, "reward.members[0].weight"),
         ({"members": [{"name": "json", "weight": 2}], "aggregate": "min"}, "reward.members[0].weight"),
-        ({"members": [{"name": "json"}], "spread_coef": -1}, "reward.spread_coef"),
+        ({"members": [{"name": "json"}], "spread_coef": -1}, "'spread_coef' must be >= 0"),
         ({"members": [{"name": "json"}], "aggregate": "sum", "allow_member_errors": True}, "allow_member_errors"),
         ({"members": [{"name": "json"}, {"name": "jsno"}]}, "did you mean 'json'"),
         ({"members": [{"name": "json"}, {"name": "jsno"}]}, "numeric"),

@@ -234,7 +234,7 @@ def test_json(params, completion, value):
         ("length", {}, "reward.target_tokens"),
         ("length", {"target_tokens": 3, "target_chars": 3}, "reward.target_chars"),
         ("length", {"target_tokens": -1}, "reward.target_tokens"),
-        ("length", {"target_tokens": 3, "shape": "cubic"}, "shape"),
+        ("length", {"target_tokens": 3, "shape": "cubic"}, "reward.shape"),
         ("exact", {"extract": "*"}, "reward.extract"),
         ("json", {"keys": ["a", "a"]}, "reward.keys"),
         ("numeric", {"tolerance": -1}, "reward.tolerance"),
@@ -245,5 +245,5 @@ def test_json(params, completion, value):
 )
 def test_bad_configs_name_the_key(name, params, key):
     with pytest.raises(ConfigError) as error:
-        from_plain(SPECS[name].config, params).check()
+        from_plain(SPECS[name].config, params, key="reward", part="reward").check()
     assert f"'{key}'" in str(error.value)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from core.api import ConfigError, GuardedScorer, PluginError, ScorerContext, ScoreRequest
-from reward_models import CodeConfig, register_reward_models
+from reward_models import CodeConfig, modify_plan, register_reward_models
 from reward_models.code import program, record_tests
-from reward_models.sandbox import CHILD, NOBODY, Limits, Sandbox
+from reward_models.sandbox import CHILD, NOBODY, Limits, Sandbox, diagnose
+from reward_models.sandbox_filter import ARCHITECTURES, KEYCTL, REFUSED, filter_of, number_of
 
 SECONDS = 5.0
 
@@ -159,6 +163,152 @@ else:
     assert error_of(sandbox, code) == ""
 
 
+TRIES = f"""
+import ctypes, errno, os
+numbers = { ({name: number_of(call) for name, call in REFUSED.items()})!r}
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(call, *arguments):
+    done = libc.syscall(ctypes.c_long(numbers[call]), *(ctypes.c_long(one) for one in arguments))
+    raise RuntimeError("done" if done != -1 else errno.errorcode[ctypes.get_errno()])
+"""
+filtered = pytest.mark.skipif(platform.machine() not in ARCHITECTURES, reason="no filter for this machine")
+
+
+def test_nothing_is_lacking_where_the_kernel_gives_all(sandbox):
+    assert sandbox.lacking == []
+
+
+@filtered
+@pytest.mark.parametrize("call", REFUSED)
+def test_calls_that_no_limit_holds_are_refused(sandbox, call):
+    assert error_of(sandbox, TRIES + f"attempt({call!r}, 0, 0, 0, 0, 0)") == "RuntimeError: EPERM"
+
+
+@filtered
+def test_900_megabytes_cannot_be_had_beside_the_address_space(sandbox):
+    assert error_of(sandbox, TRIES + f"attempt('shmget', 0, {900 << 20}, 0o1600)") == "RuntimeError: EPERM"
+    assert "PermissionError" in error_of(sandbox, "import os\nos.ftruncate(os.memfd_create('m'), 900 << 20)")
+    assert error_of(sandbox, "import mmap\nmmap.mmap(-1, 900 << 20)")
+
+
+def test_processes_together_have_no_more_memory_than_one(sandbox):
+    code = """
+import mmap, os, time
+for _ in range(4):
+    if os.fork() == 0:
+        data = SPACE
+        for place in range(200):
+            data[place << 20 : (place + 1) << 20] = b"a" * (1 << 20)
+        time.sleep(60)
+time.sleep(4)
+"""
+    for space in ("bytearray(200 << 20)", "mmap.mmap(-1, 200 << 20)"):
+        outcome = sandbox.run(code.replace("SPACE", space))
+        assert outcome.report is None and outcome.code == -signal.SIGKILL
+
+
+def test_what_processes_share_counts_once(sandbox):
+    code = """
+import os, time
+data = bytearray(300 << 20)
+children = [os.fork() for _ in range(1)] + [os.fork() for _ in range(1)]
+time.sleep(0.4)
+if 0 in children:
+    os._exit(0)
+"""
+    assert sandbox.run(code).report == {"tests": []}
+
+
+def test_the_keyrings_of_the_user_cannot_be_read_and_keep_nothing(sandbox):
+    before = Path("/proc/keys").read_text() if Path("/proc/keys").exists() else ""
+    code = TRIES + "attempt('add_key', 0, 0, 0, 0, -3)"
+    assert error_of(sandbox, code) in ("RuntimeError: EPERM", "RuntimeError: ENOSYS")
+    assert not Path("/proc/keys").exists() or len(Path("/proc/keys").read_text().splitlines()) <= len(
+        before.splitlines()
+    )
+
+
+@pytest.mark.parametrize("family", ["AF_VSOCK", "AF_NETLINK", "AF_PACKET", "AF_ALG", "AF_CAN", "AF_BLUETOOTH"])
+@filtered
+def test_sockets_of_other_families_are_cut(sandbox, family):
+    code = f"import socket\nsocket.socket(socket.{family}, socket.SOCK_RAW)"
+    assert "Address family not supported" in error_of(sandbox, code) or not hasattr(socket, family)
+
+
+def test_an_abstract_socket_of_the_machine_cannot_be_reached(sandbox):
+    name = f"\0preftune-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        server.listen()
+        code = f"import socket\nsocket.socket(socket.AF_UNIX).connect({name!r})"
+        assert error_of(sandbox, code).startswith("ConnectionRefusedError")
+
+
+def test_the_machines_name_is_not_told(sandbox):
+    told = error_of(sandbox, "import os, socket\nraise RuntimeError(socket.gethostname(), os.uname().nodename)")
+    assert told == "RuntimeError: ('sandbox', 'sandbox')"
+
+
+@filtered
+def test_no_namespace_can_be_opened_inside(sandbox):
+    code = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    clone = number_of((56, 220))
+    code += f"raise RuntimeError(libc.syscall({clone}, 0x10000011, 0, 0, 0, 0), os.strerror(ctypes.get_errno()))"
+    assert error_of(sandbox, code) == "RuntimeError: (-1, 'Operation not permitted')"
+
+
+def test_threads_and_programs_still_start(sandbox):
+    code = """
+import subprocess, threading
+done = []
+thread = threading.Thread(target=lambda: done.append(1))
+thread.start(); thread.join()
+assert done and subprocess.run(["/usr/bin/env"], capture_output=True, check=True).stdout.decode()
+"""
+    assert error_of(sandbox, code) == ""
+
+
+def test_neither_environment_nor_file_descriptors_come_along(sandbox, monkeypatch):
+    monkeypatch.setenv("PREFTUNE_TEST_SECRET", "s")
+    told = error_of(sandbox, "import os\nraise RuntimeError(sorted(os.environ))")
+    assert told == "RuntimeError: ['LANG', 'LC_CTYPE', 'PATH']" or told == "RuntimeError: ['LANG', 'PATH']"
+    with Path(__file__).open() as file:
+        os.set_inheritable(file.fileno(), True)
+        code = "import os\nopen_ = []\nfor fd in range(64):\n    try: os.fstat(fd); open_.append(fd)\n"
+        code += "    except OSError: pass\nraise RuntimeError(len(open_))"
+        assert error_of(sandbox, code) == "RuntimeError: 4"  # three times /dev/null, and the report
+
+
+@pytest.mark.parametrize("place", ["/proc/1/environ", "/proc/self/status", "/sys", "/dev/shm", "/run", "/var", "/home"])
+def test_what_the_machine_tells_of_itself_is_not_there(sandbox, place):
+    assert error_of(sandbox, f"import os\nos.stat({place!r})").startswith("FileNotFoundError")
+
+
+def test_empty_files_are_counted_too(sandbox):
+    code = "import os\nfor i in range(10000):\n    os.close(os.open(f'/tmp/{i}', os.O_CREAT))"
+    assert "No space left" in error_of(sandbox, code)
+
+
+def test_a_crash_leaves_no_dump(sandbox):
+    code = "import resource\nraise RuntimeError(resource.getrlimit(resource.RLIMIT_CORE))"
+    assert error_of(sandbox, code) == "RuntimeError: (1, 1)"
+
+
+def test_what_cannot_be_held_is_told(sandbox, monkeypatch):
+    monkeypatch.setattr("reward_models.sandbox_filter.platform.machine", lambda: "riscv64")
+    [keyrings, calls] = Sandbox(Limits(seconds=SECONDS)).lacking
+    assert (
+        keyrings.startswith("kernel keyrings") and calls == "a filter of system calls: none is known for this machine"
+    )
+    assert any("a filter of system calls" in line for line in diagnose())
+    stage = SimpleNamespace(
+        spec=SimpleNamespace(rollouts=True, builds=False), state="run", warnings=[],
+        cfg=SimpleNamespace(reward=CodeConfig(name="code", limit_s=SECONDS), eval=SimpleNamespace(scorer="auto")),
+    )  # fmt: skip
+    modify_plan(SimpleNamespace(stages=[stage]))
+    assert "reward=code: the sandbox does not hold kernel keyrings" in stage.warnings[0]
+
+
 def test_leaving_early_is_not_passing(sandbox):
     outcome = sandbox.run("import os\nos._exit(0)", ["assert False"])
     assert outcome.report is None and not outcome.timed_out
@@ -178,7 +328,8 @@ def test_limits_hold_without_namespaces(tmp_path):
 
         def run(code: str) -> dict:
             job = {"seconds": 5, "memory_mb": 512, "disk_mb": 1, "processes": 1, "code": code, "tests": [],
-                   "setup": "", "confine": False, "user": NOBODY, "libraries": [], "folder": str(folder)}  # fmt: skip
+                   "setup": "", "confine": False, "user": NOBODY, "libraries": [], "folder": str(folder),
+                   "keyctl": number_of(KEYCTL), "filter": (filter_of(network=True) or b"").hex() or None}  # fmt: skip
             read_fd, write_fd = os.pipe()
             done = subprocess.run(
                 [system, "-I", "-S", "-B", str(script), str(write_fd)], input=json.dumps(job) + "\n", timeout=60,
@@ -194,6 +345,10 @@ def test_limits_hold_without_namespaces(tmp_path):
         assert run("data = bytearray(10 << 30)")["error"].startswith("MemoryError")
         assert run("import os\nos.fork()")["error"].startswith("BlockingIOError")
         assert run(f"open({str(folder / 'x')!r}, 'w')")["error"].startswith("PermissionError")
+        if filter_of(network=True) is not None:  # held without namespaces too; the network is not
+            for call in ("shmget", "memfd_create", "keyctl", "add_key"):
+                assert run(TRIES + f"attempt({call!r}, 0, 0, 0)")["error"] == "RuntimeError: EPERM", call
+        assert run("import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW)") == {"tests": []}
     finally:
         shutil.rmtree(folder)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.api import StageConfig, StageSpec, hookimpl, require
+from core.api import StageConfig, StageSpec, hookimpl, number
 
 PREFTUNE_API = 2
 
@@ -13,14 +13,10 @@ class HingeConfig(StageConfig):
 
     lr: float = 1e-6
     """Peak learning rate."""
-    margin: float = 1.0
+    margin: float = number(1.0, above=0)
     """Nats by which the chosen completion must lead."""
     chosen_weight: float = 0.01
     """Share of the chosen completion's negative log-likelihood, in nats a completion, mixed in."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.margin > 0, "stage.margin", "> 0", self.margin)
 
 
 @hookimpl

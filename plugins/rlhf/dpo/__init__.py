@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.api import StageConfig, StageSpec, require
+from core.api import StageConfig, StageSpec, number
 
 
 @dataclass
@@ -13,26 +13,18 @@ class DpoConfig(StageConfig):
 
     lr: float = 1e-6
     """Peak learning rate (5e-7 to 1e-6 for whole models; about 1e-4 with adapters)."""
-    beta: float = 0.1
+    beta: float = number(0.1, above=0, at_most=10_000)
     """Temperature: how strongly the policy is held to the reference (0.1 to 0.5)."""
     warmup_frac: float = 0.1
     """Share of the steps in which the learning rate rises from 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.beta > 0, "stage.beta", "> 0", self.beta)
 
 
 @dataclass
 class SmoothedConfig(DpoConfig):
     """Settings of `algorithm=cdpo` and `algorithm=robust`."""
 
-    label_smoothing: float = 0.1
+    label_smoothing: float = number(0.1, at_least=0, below=0.5)
     """Assumed share of wrong labels, below 0.5."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 <= self.label_smoothing < 0.5, "stage.label_smoothing", "in [0, 0.5)", self.label_smoothing)
 
 
 @dataclass

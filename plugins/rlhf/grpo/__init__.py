@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from core.api import require
+from core.api import number
 from plugins.online import OnlineConfig, online_spec
 
 
@@ -25,7 +25,7 @@ class GrpoConfig(OnlineConfig):
     """Peak learning rate (1e-6 in DeepSeekMath, for 7B)."""
     batch_size: int = 8
     """Prompts in one iteration."""
-    group_size: int = 8
+    group_size: int = number(8, above=1, at_most=100_000)
     """Completions for each prompt (64 in DeepSeekMath)."""
     micro_batch_tokens: int = 2048
     """Most tokens in one forward pass; the rest of an update is accumulated."""
@@ -35,18 +35,8 @@ class GrpoConfig(OnlineConfig):
     """Divide by the group's standard deviation; false is Dr. GRPO (arXiv:2503.20783)."""
     aggregation: Aggregation = Aggregation.grpo
     """grpo: mean a sequence, then over sequences; dapo: all tokens alike; dr_grpo: sum over max_new_tokens."""
-    clip_range_high: float | None = None
+    clip_range_high: float | None = number(None, above=0)
     """Upper bound apart from clip_range (0.28 in DAPO, arXiv:2503.14476); clip_range when unset."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.group_size > 1, "stage.group_size", "> 1", self.group_size)
-        require(
-            self.clip_range_high is None or self.clip_range_high > 0,
-            "stage.clip_range_high",
-            "> 0",
-            self.clip_range_high,
-        )
 
 
 SPEC = online_spec(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.api import require
+from core.api import number
 from plugins.online import ROLES, KlEstimator, OnlineConfig, online_spec
 
 
@@ -20,47 +20,35 @@ class PpoConfig(OnlineConfig):
     """Prompts in one iteration."""
     group_size: int = 8
     """Completions for each prompt; several cost little, since their prompt is computed once."""
-    value_lr: float | None = 5e-5
+    value_lr: float | None = number(5e-5, above=0, at_most=100)
     """Peak learning rate of the value model; the policy's when unset."""
     kl: KlEstimator = KlEstimator.k1
     """Estimator of the KL in the per-token reward; k1 after the N+ study (arXiv:2403.17031), k3 is never negative."""
-    kl_target: float = 0.0
+    kl_target: float = number(0.0, at_least=0)
     """Adapt kl_coef towards this KL in nats a completion (Ziegler et al. 2019); 0 keeps it fixed."""
-    kl_horizon: float = 10000.0
+    kl_horizon: float = number(10000.0, above=0)
     """Episodes over which an adaptive kl_coef moves."""
-    gamma: float = 1.0
+    gamma: float = number(1.0, at_least=0, at_most=1)
     """Discount of rewards."""
-    lam: float = 0.95
+    lam: float = number(0.95, at_least=0, at_most=1)
     """Bias-variance trade-off of GAE."""
     whiten_rewards: bool = False
     """Scale per-token rewards to unit variance, mean kept."""
     whiten_advantages: bool = True
     """Scale advantages to zero mean and unit variance over the iteration."""
-    value_clip_range: float = 0.2
+    value_clip_range: float = number(0.2, at_least=0)
     """Values are clipped to this distance from the rollout's; 0 switches it off."""
-    value_coef: float = 0.1
+    value_coef: float = number(0.1, above=0)
     """Weight of the value loss."""
     inner_epochs: int = 1
     """Passes over an iteration's rollouts (1 in InstructGPT, 4 in lm-human-preferences)."""
     minibatches: int = 2
     """Optimizer updates in one pass."""
-    ptx_coef: float = 0.0
+    ptx_coef: float = number(0.0, at_least=0)
     """Weight of the demonstrations' log-likelihood mixed into each update (PPO-ptx; 27.8 in InstructGPT, whose loss
     is a mean over tokens of large batches)."""
-    ptx_batch_size: int = 8
+    ptx_batch_size: int = number(8, above=0, at_most=1_000_000)
     """Demonstrations mixed into each update."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.value_lr is None or self.value_lr > 0, "stage.value_lr", "> 0", self.value_lr)
-        require(self.kl_target >= 0, "stage.kl_target", ">= 0", self.kl_target)
-        require(self.kl_horizon > 0, "stage.kl_horizon", "> 0", self.kl_horizon)
-        require(0 <= self.gamma <= 1, "stage.gamma", "between 0 and 1", self.gamma)
-        require(0 <= self.lam <= 1, "stage.lam", "between 0 and 1", self.lam)
-        require(self.value_clip_range >= 0, "stage.value_clip_range", ">= 0", self.value_clip_range)
-        require(self.value_coef > 0, "stage.value_coef", "> 0", self.value_coef)
-        require(self.ptx_coef >= 0, "stage.ptx_coef", ">= 0", self.ptx_coef)
-        require(self.ptx_batch_size > 0, "stage.ptx_batch_size", "> 0", self.ptx_batch_size)
 
 
 SPEC = online_spec(

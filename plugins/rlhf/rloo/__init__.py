@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.api import require
+from core.api import number
 from plugins.online import OnlineConfig, online_spec
 
 
@@ -16,16 +16,12 @@ class RlooConfig(OnlineConfig):
     """Peak learning rate."""
     batch_size: int = 16
     """Prompts in one iteration."""
-    group_size: int = 4
+    group_size: int = number(4, above=1, at_most=100_000)
     """Completions for each prompt (2 and 4 in the paper)."""
     micro_batch_tokens: int = 2048
     """Most tokens in one forward pass; the rest of an update is accumulated."""
     kl_coef: float = 0.03
     """Weight of the sequence KL subtracted from the reward (0.03 in the paper)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.group_size > 1, "stage.group_size", "> 1", self.group_size)
 
 
 SPEC = online_spec(
