@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from core.data.records import Message
 from core.errors import ArtifactError, ModelError
 from core.files import atomic_folder, disk_guard
-from core.models.adapters import is_prompt_learning, merged_weights, settle
+from core.models.adapters import is_prompt_learning, settle
 from core.models.loading import OFFSET_KEY, RECORD
+from core.models.merging import checkpoint_weights
 from core.models.roles import Models, ScoreModel, TokenModel
 from core.models.start import Start
 from core.models.sync import fixed_text
@@ -83,7 +84,7 @@ def _save_merged(start: Start, model: TokenModel | ScoreModel, folder: Path) -> 
     """The adapter merged into plain weights, in a folder of transformers' format."""
     folder.mkdir(parents=True)
     base = model.base
-    tensors = {name: tensor.to(start.dtype).cpu().contiguous() for name, tensor in merged_weights(model.module)}
+    tensors = {name: tensor.to(start.dtype).cpu().contiguous() for name, tensor in checkpoint_weights(model.module)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = copy.deepcopy(base.config)
     if hasattr(config, "quantization_config"):

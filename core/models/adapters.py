@@ -1,9 +1,7 @@
-"""Parameter-efficient tuning: from a method's peft name to an adapted model, and from there to plain merged weights."""
+"""Parameter-efficient tuning: from a method's peft name to an adapted model, and what that asks of the step loop."""
 
 from __future__ import annotations
 
-import copy
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -200,102 +198,6 @@ def keep_differentiable(module: nn.Module) -> nn.Module:
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return module
-
-
-def merged_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Weights of the plain model with the adapter merged in, one by one, under their plain names.
-
-    The module itself is left bit for bit as it was: a merged layer gets its stashed weight back, since merging and
-    unmerging in bf16 would not return to the start. Quantized layers are dequantized first.
-    Raises ModelError for prompt methods, which no weight can express.
-    """
-    if not hasattr(module, "get_base_model"):
-        yield from ((name, tensor.detach()) for name, tensor in module.named_parameters())
-        return
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
-    from peft.utils.other import TrainableTokensWrapper
-
-    if is_prompt_learning(module):
-        raise ModelError("a prompt method changes no weight and cannot be merged", "peft.method")
-    base = module.get_base_model()  # type: ignore[operator]
-    done: list[str] = []
-    for path, layer in base.named_modules():
-        prefix = f"{path}." if path else ""
-        if any(prefix.startswith(outer) for outer in done):
-            continue
-        if isinstance(layer, ModulesToSaveWrapper):
-            saved = layer.modules_to_save[layer.active_adapters[0]]
-            done.append(prefix)
-            yield from ((prefix + name, tensor.detach()) for name, tensor in saved.named_parameters())
-        elif is_quantized(layer):
-            done.append(prefix)
-            plain = _plain_linear(layer)
-            yield from ((prefix + name, tensor.detach().to(base.dtype)) for name, tensor in plain.named_parameters())
-        elif isinstance(layer, (BaseTunerLayer, TrainableTokensWrapper)):
-            done.append(prefix)
-            tuner = layer.token_adapter if isinstance(layer, TrainableTokensWrapper) else layer
-            yield from ((prefix + name, tensor) for name, tensor in _merged_layer(tuner, base.dtype, path))
-    for name, tensor in base.named_parameters():
-        if not any(name.startswith(prefix) for prefix in done):
-            yield name, tensor.detach()
-
-
-def _merged_layer(layer: Any, dtype: torch.dtype, path: str) -> Iterator[tuple[str, Tensor]]:
-    """Merged parameters of one adapted layer, from a twin of it that is thrown away."""
-    inner = layer.get_base_layer()
-    quantized = is_quantized(inner)
-    with torch.no_grad():
-        # The memo puts a plain layer in the place of a quantized one.
-        twin = copy.deepcopy(layer, {id(inner): _plain_linear(inner)} if quantized else None)
-        if quantized:
-            _forget_quantization(twin)
-        try:
-            twin.merge()
-        except (NotImplementedError, ValueError) as error:
-            raise ModelError(f"this adapter cannot be merged: {error}".splitlines()[0], path, MERGE_MEND) from error
-        merged = {name: tensor.detach() for name, tensor in twin.get_base_layer().named_parameters()}
-    yield from ((name, tensor.to(dtype) if quantized else tensor) for name, tensor in merged.items())
-
-
-MERGE_MEND = "keep the adapter apart: peft.merge=false, rollout=transformers, and no stage after this one"
-
-
-def is_quantized(layer: nn.Module) -> bool:
-    """Whether bitsandbytes holds the layer's weight."""
-    return type(layer).__module__.startswith("bitsandbytes")
-
-
-def _forget_quantization(twin: Any) -> None:
-    """Make an adapted layer, whose base was replaced by a plain one, the class that peft has for plain layers."""
-    package, _, module = type(twin).__module__.rpartition(".")
-    if module == "bnb":
-        plain = importlib.import_module(f"{package}.layer")
-        twin.__class__ = getattr(plain, "SVDLinear", None) or plain.Linear
-    if not hasattr(twin, "fan_in_fan_out"):
-        twin.fan_in_fan_out = False
-    twin.quantization_backend = None
-    twin.float()
-
-
-def _plain_linear(layer: Any) -> nn.Linear:
-    """A plain fp32 layer with the weights that the quantized one stands for."""
-    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device=layer.weight.device)
-    linear.weight.data = _dequantized(layer).float()
-    if layer.bias is not None:
-        linear.bias.data = layer.bias.detach().float().clone()
-    return linear
-
-
-def _dequantized(layer: Any) -> Tensor:
-    import bitsandbytes as bnb
-
-    weight = layer.weight
-    if isinstance(layer, bnb.nn.Linear4bit):
-        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    # The row scales move from the weight to the state at the first forward pass.
-    scales = weight.SCB if weight.SCB is not None else layer.state.SCB
-    return weight.data.float() * (scales.float() / 127.0)[:, None]
 
 
 # -- what an adapter asks of the step loop ---------------------------------------------------------------------------
