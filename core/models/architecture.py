@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ModelError
-from core.models.checkpoint import read_object
+from core.files import read_object
 
 _KINDS = (
     ("IMAGE_TEXT_TO_TEXT", "a model of images and text"),

@@ -1,16 +1,15 @@
-"""A model folder as it lies on disk: the safetensors files that hold its weights, the names and shapes in them, and the
-JSON beside them. Nothing is unpickled and no code of the folder runs."""
+"""A model folder as it lies on disk: the safetensors files that hold its weights, and the names and shapes in them.
+Nothing is unpickled."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.errors import ModelError
+from core.files import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """A model's weights lie in the first, or in the shards that the second lists."""
@@ -37,17 +36,6 @@ class Stored:
     def is_float(self) -> bool:
         """Whether it is a plain floating-point tensor; a quantized one is not."""
         return self.dtype in ("F64", "F32", "F16", "BF16")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ModelError naming the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"the file cannot be read: {error}".splitlines()[0], str(path), "copy it again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"the file holds a {type(value).__name__}, not an object", str(path), "copy it again")
-    return value
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from core.errors import ModelError, PreftuneError, describe
+from core.files import read_object
 from core.models.adapters import keep_differentiable, quantization_config
 from core.models.architecture import check_layers, read_config
 from core.models.checkpoint import (
     ADAPTER_CONFIG,
     plain_names,
-    read_object,
     stored_tensors,
     weight_files,
     without,

@@ -10,10 +10,10 @@ from torch import nn
 
 from core.config.combinations import FAILING
 from core.errors import ModelError, describe
+from core.files import read_object
 from core.models.checkpoint import (
     ADAPTER_CONFIG,
     plain_names,
-    read_object,
     stored_tensors,
     weight_files,
     without,

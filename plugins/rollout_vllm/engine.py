@@ -166,6 +166,7 @@ class VllmEngine:
         """
         llm = self._open()
         given: set[str] = set()
+        self._forget_packed_experts()
         with _own_randomness():
             llm.collective_rpc(
                 "reload_weights", kwargs={"weights_iterator": engine_weights(weights, self._tied, given)}
@@ -201,6 +202,20 @@ class VllmEngine:
         with _own_randomness():
             return llm.generate(requests, parameters, use_tqdm=False)
 
+    def _forget_packed_experts(self) -> None:
+        """On CPU, let the stacked weights of experts be packed again after the reload: vLLM packs them at the first
+        load alone, and would put later ones, unpacked, in their place."""
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
+            for layer in self._runner().get_model().modules():
+                if getattr(method := getattr(layer, "quant_method", None), "moe_kernel", None) is not None:
+                    method.moe_kernel = None
+
+    def _runner(self) -> Any:
+        """vLLM's own holder of the model."""
+        return self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
+
     def _check_names(self, given: set[str]) -> None:
         head = {HEAD} if self._tied else set()
         missing, unknown = self._expected - given - head, given - self._expected - head
@@ -219,8 +234,7 @@ class VllmEngine:
         from vllm.v1.outputs import LogprobsTensors
         from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-        runner = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        sampler: Any = getattr(runner, "sampler", None)
+        sampler: Any = getattr(self._runner(), "sampler", None)
         if not current_platform.is_cpu() or not hasattr(sampler, "topk_topp_sampler"):
             return
 

@@ -146,7 +146,7 @@ def test_a_folder_named_core_where_the_run_starts_does_not_answer(
     (tmp_path / "core").mkdir()
     (tmp_path / "core" / "__init__.py").write_text("raise SystemExit('the wrong core')")
     monkeypatch.chdir(tmp_path)
-    job = {"folder": str(tmp_path), "expected": "none", "makes": "policy", "dtype": "float32", "eos": 2, "pad": 0,
+    job = {"folder": str(tmp_path), "expected": "none", "makes": "policy", "dtype": "float32", "ends": [2], "pad": 0,
            "threads": 1, "quant": "none", "device": "cpu"}  # fmt: skip
     answer = real(job)
     assert not answer["ok"] and "wrong core" not in str(answer)
