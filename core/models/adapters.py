@@ -27,6 +27,9 @@ _FACTORS = {"oft_block_size": "r"}
 _IDENTITY_START = {"fourierft": {"init_weights": True}, "c3a": {"init_weights": True}}
 """Options of methods whose own default would start far from the model that was named."""
 
+ALL_LINEAR = "all-linear"
+"""peft's word for every linear layer but the head."""
+
 _DEFAULT_VIRTUAL_TOKENS = 20
 
 
@@ -55,6 +58,7 @@ def add_adapter(module: nn.Module, cfg: PeftConfig, task: str) -> nn.Module:
     config_class = classes[cfg.method]
     known = {item.name for item in fields(config_class)}
     options = _options(cfg, known)
+    _name_linear_layers(module, options)
     tied = _ties_embeddings(module)
     if tied and "ensure_weight_tying" in known and _touches_embeddings(options):
         options.setdefault("ensure_weight_tying", True)
@@ -88,7 +92,7 @@ def _options(cfg: PeftConfig, known: set[str]) -> dict[str, Any]:
             raise ConfigError(f"the method '{cfg.method}' has no {word}", f"peft.{word}", "leave it unset")
         options.setdefault(name, value)
     if cfg.targets and "target_modules" in known:
-        options.setdefault("target_modules", cfg.targets[0] if cfg.targets == ["all-linear"] else list(cfg.targets))
+        options.setdefault("target_modules", cfg.targets[0] if cfg.targets == [ALL_LINEAR] else list(cfg.targets))
     if "num_virtual_tokens" in known:
         options.setdefault("num_virtual_tokens", _DEFAULT_VIRTUAL_TOKENS)
     unknown = sorted(set(options) - known)
@@ -104,6 +108,23 @@ def _options(cfg: PeftConfig, known: set[str]) -> dict[str, Any]:
     if "target_r" in known:
         _set_budget(options)
     return options
+
+
+def _name_linear_layers(module: nn.Module, options: dict[str, Any]) -> None:
+    """Put the names of the linear layers, without the head, in the place of `all-linear` where peft does not do it
+    itself: among other names, and with a choice of layers."""
+    targets = options.get("target_modules")
+    listed = [targets] if isinstance(targets, str) else list(targets or ())
+    if ALL_LINEAR not in listed or (len(listed) == 1 and options.get("layers_to_transform") is None):
+        return
+    from transformers.pytorch_utils import Conv1D
+
+    head = module.get_output_embeddings()  # type: ignore[operator]
+    names = {
+        path.rpartition(".")[2] for path, layer in module.named_modules()
+        if isinstance(layer, (nn.Linear, Conv1D)) and layer is not head and path != "score"
+    }  # fmt: skip
+    options["target_modules"] = sorted(names | set(listed) - {ALL_LINEAR})
 
 
 def _ending(word: str, known: set[str]) -> str | None:

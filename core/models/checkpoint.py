@@ -89,9 +89,14 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, Stored]:
 
 def wrappers(names: Collection[str]) -> tuple[str, ...]:
     """Patterns of what wrappers have put into these names; without it they are those of the plain model."""
-    used = [pattern for pattern in _WRAPPED if any(re.search(pattern, name) for name in names)]
-    plain = [without(name, used) for name in names]
-    return (*used, _HELD) if plain and all(re.search(_HELD, name) for name in plain) else tuple(used)
+    used: list[str] = []
+    plain = list(names)
+    for pattern in _WRAPPED:
+        if any(re.search(pattern, name) for name in plain):
+            used.append(pattern)
+            plain = [re.sub(pattern, "", name) for name in plain]
+    held = bool(plain) and all(re.search(_HELD, name) for name in plain)
+    return (*used, _HELD) if held else tuple(used)
 
 
 def without(name: str, patterns: Sequence[str]) -> str:

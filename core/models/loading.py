@@ -26,7 +26,7 @@ from core.models.checkpoint import (
 )
 from core.models.fit import check_fit, check_ties, saved_names
 from core.models.merging import merged_weights
-from core.models.saved_adapter import adapter_config, load_adapter
+from core.models.saved_adapter import check_mergeable, load_adapter
 from core.planning.sources import resolve_source
 from core.settings.schema import ModelConfig, Quant, RunConfig
 
@@ -49,6 +49,17 @@ def load_module(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, qua
         return _load_merged(folder, cfg, dtype, task)
     with named(folder):
         return _load_plain(folder, cfg, dtype, task, quant)
+
+
+def check_start(folder: Path, cfg: ModelConfig) -> None:
+    """What a folder's small files tell of whether a stage can start from it; no weights are read.
+
+    Raises ModelError for another kind of model, quantized weights, an adapter that cannot be merged, damaged files.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        check_mergeable(folder)
+    else:
+        read_config(folder, bool(cfg.trust_remote_code))
 
 
 @contextmanager
@@ -88,17 +99,20 @@ def _load_plain(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, qua
     kwargs: dict[str, Any] = {"config": config, "dtype": dtype, "trust_remote_code": remote_code}
     if (quantization := quantization_config(quant, dtype)) is not None:
         kwargs["quantization_config"] = quantization
-    source: Path | None = folder
     if patterns:
-        source, kwargs["state_dict"] = None, _slices(files, patterns)
-    module, info = _class(task).from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
+        # Under other names than those in the files: transformers takes tensors for a class, and no folder beside them.
+        bare = _skeleton(config, cfg, task)
+        kwargs |= {"config": bare.config, "state_dict": _slices(files, patterns)}
+        module, info = type(bare).from_pretrained(None, output_loading_info=True, **kwargs)
+        if task == "CAUSAL_LM" and (folder / GENERATION).is_file():
+            module.generation_config = GenerationConfig.from_pretrained(folder)
+    else:
+        module, info = _class(task).from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
     missing = {name for name in info["missing_keys"] if not (new_head and _is_head(name))}
     if missing or info["mismatched_keys"]:
         raise ModelError(f"the weights of the model are missing: {', '.join(sorted(missing)[:4])}", str(folder))
     check_ties(module, causal, folder)
     if task == "CAUSAL_LM":
-        if source is None and (folder / GENERATION).is_file():
-            module.generation_config = GenerationConfig.from_pretrained(folder)
         return keep_differentiable(module)
     if new_head:
         generator = torch.Generator().manual_seed(cfg.runtime.seed)
@@ -199,7 +213,7 @@ def _check_no_circle(base: Path, folder: Path) -> None:
 def _load_merged(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str) -> nn.Module:
     """The plain model of an adapter's folder. What was trained on quantized weights is merged into what they stand
     for, not into the weights before quantization."""
-    adapter_config(folder)  # refused before its base is read
+    check_mergeable(folder)  # refused before its base is read
     record = read_record(folder)
     base_folder = adapter_base(folder)
     quant = _recorded_quant(record, folder)

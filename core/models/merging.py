@@ -15,7 +15,8 @@ from core.models.adapters import base_model, is_prompt_learning
 
 
 def merged_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Weights and saved buffers of the plain model with the adapter merged in, one by one, under their plain names.
+    """Weights and saved buffers of the plain model with the adapter merged in, one by one, under their names in memory;
+    tied ones once.
 
     The module itself is left bit for bit as it was: a merged layer gets its stashed weight back, since merging and
     unmerging in bf16 would not return to the start. Quantized layers are dequantized first.
@@ -24,6 +25,12 @@ def merged_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     if not hasattr(module, "get_base_model"):
         yield from _own_tensors(module)
         return
+    # An adapter may hold a tied layer twice; that it keeps the two equal was checked when it was made.
+    tied = getattr(module.get_base_model(), "all_tied_weights_keys", {})  # type: ignore[operator]
+    yield from ((name, tensor) for name, tensor in _merged_tensors(module) if name not in tied)
+
+
+def _merged_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
     from peft.utils.other import TrainableTokensWrapper

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from core.config.combinations import FAILING
+from core.config.combinations import FAILING, UNMERGEABLE
 from core.errors import ModelError, describe
 from core.files import read_object
 from core.models.checkpoint import (
@@ -63,6 +63,17 @@ def adapter_config(folder: Path) -> Any:
         ) from error
     config.inference_mode = True
     return config
+
+
+def check_mergeable(folder: Path) -> None:
+    """Raise ModelError for an adapter that no plain weights can hold, from which nothing can start."""
+    kind = str(adapter_config(folder).peft_type.value).lower()
+    if (reason := UNMERGEABLE.get(kind)) is not None:
+        base = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        raise ModelError(
+            f"no stage can start from a '{kind}' adapter: {reason}", str(folder),
+            f"start from the model under it, model.source={base}, or from a run of a method that merges, as peft=lora",
+        )  # fmt: skip
 
 
 def load_adapter(base: nn.Module, folder: Path) -> Any:

@@ -21,10 +21,12 @@ def load_tokenizer(folder: Path, remote_code: bool = False, gguf_file: str | Non
             read_object(folder / name)
     try:
         kwargs = {"gguf_file": gguf_file} if gguf_file else {}
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code, **kwargs)
+        tokenizer.decode(tokenizer("A word.")["input_ids"])  # settings of a wrong type show at work only
     except BaseException as error:  # tokenizers raises bare Exceptions for a damaged file, and panics beside them
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         raise ModelError(
             f"the tokenizer could not be loaded: {describe(error)}", str(folder), "save a whole tokenizer there"
         ) from error
+    return tokenizer
