@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from core.errors import ModelError
+from torch import nn
+
+from core.errors import ConfigError, ModelError
 from core.files import read_object
 
 _KINDS = (
@@ -132,4 +134,21 @@ def check_layers(config: Any, tensors: Collection[str], folder: Path) -> None:
         raise ModelError(
             f"the config asks for {layers} layers, and the weights hold {len(tensors)} tensors",
             str(folder / "config.json"), "take the config.json that belongs to the weights",
+        )  # fmt: skip
+
+
+def check_length(module: Any, longest: int) -> None:
+    """Raise ConfigError where rows may be longer than a model with learned positions has places for.
+
+    longest: tokens of a row, model.max_length. Positions that are computed have no last one.
+    """
+    places = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+    tables = [
+        part for name, part in module.named_modules()
+        if isinstance(part, nn.Embedding) and (name.endswith("wpe") or "position" in name.rpartition(".")[2])
+    ]  # fmt: skip
+    if tables and isinstance(places, int) and longest > places:
+        raise ConfigError(
+            f"'model.max_length' is {longest} tokens, and the model has {places} positions",
+            "model.max_length", f"set model.max_length={places} or less",
         )  # fmt: skip

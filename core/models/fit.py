@@ -59,7 +59,7 @@ def _faults(model: Any, stored: Mapping[str, Stored], spare: Collection[str]) ->
             given[target] = needed[target]
     for target, tensor in given.items():
         if target in needed and tensor.shape != needed[target].shape:
-            names = sources.get(target, ())
+            names = sources.get(target, [])
             label = names[0] if len(names) == 1 else target
             yield f"'{label}' is {list(tensor.shape)}, and must be {list(needed[target].shape)}"
 
@@ -77,7 +77,7 @@ _Conversion = tuple[Any, dict[str, str]]
 
 
 def _sources(
-    model: Any, needed: Mapping[str, Tensor], stored: Mapping[str, Stored]
+    model: Any, needed: dict[str, Tensor], stored: Mapping[str, Stored]
 ) -> tuple[dict[str, list[str]], dict[str, _Conversion]]:
     """(name in the model to the names in the files that it is made of, the conversions where there are any).
 

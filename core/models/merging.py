@@ -97,10 +97,9 @@ def _merged_layer(layer: Any, dtype: torch.dtype, path: str) -> Iterator[tuple[s
         if quantized:
             _forget_quantization(twin)
         try:
-            part = twin
-            while isinstance(part, BaseTunerLayer):  # one around the other, where a layer has several parameters
-                part.merge()
-                part = part.base_layer
+            for part in twin.modules():  # one wrapper around the other, where a layer has several parameters
+                if isinstance(part, BaseTunerLayer):
+                    part.merge()
         except (NotImplementedError, ValueError) as error:
             raise ModelError(f"this adapter cannot be merged: {error}".splitlines()[0], path, MERGE_MEND) from error
         merged = dict(_own_tensors(twin.get_base_layer()))

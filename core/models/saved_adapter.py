@@ -116,7 +116,7 @@ def load_adapter(base: nn.Module, folder: Path) -> Any:
     _refuse(faults, files[0])
     tensors = {_outer(without(_inner(name), patterns), name): tensor for name, tensor in load_file(files[0]).items()}
     try:
-        result = set_peft_model_state_dict(tuned, tensors)
+        result: Any = set_peft_model_state_dict(tuned, tensors)
     except Exception as error:  # a wrapper of peft misses its tensor
         raise ModelError(f"the adapter's tensors do not fit: {describe(error)}", str(files[0]), _MEND) from error
     if _renames(base) and not config.is_prompt_learning:

@@ -209,7 +209,8 @@ class VllmEngine:
 
         if current_platform.is_cpu():
             for layer in self._runner().get_model().modules():
-                if getattr(method := getattr(layer, "quant_method", None), "moe_kernel", None) is not None:
+                method: Any = getattr(layer, "quant_method", None)
+                if getattr(method, "moe_kernel", None) is not None:
                     method.moe_kernel = None
 
     def _runner(self) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from core.errors import ConfigError, ModelError, PreftuneError
 from core.models.adapters import add_adapter
-from core.models.architecture import read_config
+from core.models.architecture import check_length, read_config
 from core.models.loading import check_start, has_plain_names, load_module
 from core.models.merging import checkpoint_weights, merged_weights
 from core.models.start import Start
@@ -52,7 +52,7 @@ def copied(base: Path, tmp_path: Path) -> Path:
 
 
 def run_config(folder: Path, **model: Any) -> RunConfig:
-    return RunConfig(stage=None, model=ModelConfig(source=str(folder), max_length=128, **model))
+    return RunConfig(stage=None, model=ModelConfig(**{"source": str(folder), "max_length": 128, **model}))
 
 
 def load(folder: Path, task: str = "CAUSAL_LM", **model: Any) -> nn.Module:
@@ -376,6 +376,17 @@ def test_an_encoder_that_was_made_a_decoder_is_let_through(tmp_path: Path) -> No
 
     BertConfig(is_decoder=True).save_pretrained(tmp_path)
     assert read_config(tmp_path, remote_code=False).is_decoder
+
+
+@pytest.mark.parametrize(("kind", "learned"), [("gpt2", True), ("opt", True), ("gpt_neox", False)])
+def test_rows_longer_than_learned_positions_are_refused(kind: str, learned: bool, tmp_path: Path) -> None:
+    module = load(family(kind, tmp_path / "model"))  # of 64 positions
+    check_length(module, 64)
+    if not learned:  # computed from the place
+        check_length(module, 65)
+        return
+    with pytest.raises(ConfigError, match="is 65 tokens, and the model has 64 positions"):
+        check_length(module, 65)
 
 
 # ---- damaged files ------------------------------------------------------------------------------------------------
