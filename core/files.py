@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from core.errors import ArtifactError, PreftuneError
+from core.errors import ArtifactError, ModelError, PreftuneError
 
 
 def cache_dir() -> Path:
@@ -51,6 +51,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model's folder. Raises ModelError naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"the file cannot be read: {error}".splitlines()[0], str(path), "copy it again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"the file holds a {type(value).__name__}, not an object", str(path), "copy it again")
+    return value
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class LlmJudge:
         return [next(scores) if fit else Score(None, error="the question is too long for the judge") for fit in fits]
 
     def _written(self, engine: RolloutEngine, codec: Any, prompts: Sequence[Sequence[int]]) -> list[Score]:
-        sampling = Sampling(self.config.max_new_tokens, temperature=0.0, stop_token_ids=(codec.eos,))
+        sampling = Sampling(self.config.max_new_tokens, temperature=0.0, stop_token_ids=codec.ends)
         replies = [codec.text(rollout.completion_ids) for rollout in engine.generate(prompts, sampling)]
         return [verdict_score(reply) for reply in replies]
 

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from core.data.records import Message
 from core.errors import ArtifactError, ModelError
 from core.files import atomic_folder, disk_guard
-from core.models.adapters import is_prompt_learning, merged_weights, settle
+from core.models.adapters import is_prompt_learning, settle
 from core.models.loading import OFFSET_KEY, RECORD
+from core.models.merging import checkpoint_weights
 from core.models.roles import Models, ScoreModel, TokenModel
 from core.models.start import Start
 from core.models.sync import fixed_text
@@ -57,7 +58,7 @@ def export_model(plan: StagePlan, models: Models, folder: Path, final: Path) -> 
         record[OFFSET_KEY] = model.offset
     else:
         generation = model.base.generation_config
-        generation.eos_token_id = codec.eos
+        generation.eos_token_id = list(codec.ends) if len(codec.ends) > 1 else codec.eos
         generation.pad_token_id = codec.pad
         generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
     if peft.method != "none":
@@ -83,7 +84,7 @@ def _save_merged(start: Start, model: TokenModel | ScoreModel, folder: Path) -> 
     """The adapter merged into plain weights, in a folder of transformers' format."""
     folder.mkdir(parents=True)
     base = model.base
-    tensors = {name: tensor.to(start.dtype).cpu().contiguous() for name, tensor in merged_weights(model.module)}
+    tensors = {name: tensor.to(start.dtype).cpu().contiguous() for name, tensor in checkpoint_weights(model.module)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = copy.deepcopy(base.config)
     if hasattr(config, "quantization_config"):
@@ -137,7 +138,7 @@ def probe(
         prompt_ids = torch.tensor([list(asked)], device=start.device)
         out = model.module.generate(  # type: ignore[operator]
             input_ids=prompt_ids, attention_mask=torch.ones_like(prompt_ids), do_sample=False,
-            max_new_tokens=new_tokens, eos_token_id=codec.eos, pad_token_id=codec.pad,
+            max_new_tokens=new_tokens, eos_token_id=list(codec.ends), pad_token_id=codec.pad,
         )  # fmt: skip
         tensors["prompt"] = prompt_ids.cpu()
         tensors["generated"] = out[:, prompt_ids.shape[1] :].cpu().contiguous()
@@ -215,7 +216,7 @@ def _verification_job(plan: StagePlan, start: Start, folder: Path, expected: Pat
         "expected": str(expected.resolve()),
         "makes": plan.spec.makes,
         "dtype": str(start.dtype).removeprefix("torch."),
-        "eos": start.codec.eos,
+        "ends": list(start.codec.ends),
         "pad": start.codec.pad,
         "offset_key": OFFSET_KEY,
         "threads": torch.get_num_threads(),

@@ -19,42 +19,47 @@ MERGED_SHARE = {"none": 0.02, "nf4": 0.02, "int8": 0.1}
 rounds to the number format, and int8 layers round their inputs, which merged ones do not."""
 
 
-def _load(job: dict[str, Any], dtype: Any) -> tuple[Any, list[str]]:
-    """The model, and the names of the weights that no file of the artifact holds."""
+def _class(job: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    return AutoModelForCausalLM if job["makes"] == "policy" else AutoModelForSequenceClassification
+
+
+def _read(job: dict[str, Any], folder: str | Path, dtype: Any, **extra: Any) -> tuple[Any, list[str]]:
+    """The model in a folder, in the attention of its own class, and the names of the weights that no file holds."""
+    from core.models.architecture import read_config
+
+    config = read_config(Path(folder), job["remote_code"])
+    if job["makes"] != "policy":
+        config.num_labels = 1
+    model, info = _class(job).from_pretrained(
+        folder, config=config, dtype=dtype, trust_remote_code=job["remote_code"], use_safetensors=True,
+        output_loading_info=True, **extra,
+    )  # fmt: skip
+    return model, sorted(info["missing_keys"])
+
+
+def _load(job: dict[str, Any], dtype: Any) -> tuple[Any, list[str]]:
+    """The artifact, and the names of the weights that no file of it holds."""
     from core.models.adapters import keep_differentiable, quantization_config
     from core.settings.schema import Quant
 
     folder = Path(job["folder"])
-    causal = job["makes"] == "policy"
-    kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-    extra: dict[str, Any] = {"trust_remote_code": job["remote_code"], **({} if causal else {"num_labels": 1})}
     adapter = folder / "adapter_config.json"
+    extra: dict[str, Any] = {}
     if (quantization := quantization_config(Quant(job["quant"]), dtype)) is not None:
         extra["quantization_config"] = quantization
     if not adapter.is_file():
-        loaded: Any = kind.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **extra
-        )
-        model, info = loaded
-        return model, sorted(info["missing_keys"])
+        return _read(job, folder, dtype, **extra)
     from peft import PeftModel
 
-    base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    base, _ = _read(job, json.loads(adapter.read_text())["base_model_name_or_path"], dtype, **extra)
     # The same road through 4-bit layers as in training; the CPU's other one rounds to bf16.
-    model = keep_differentiable(kind.from_pretrained(base, dtype=dtype, attn_implementation="sdpa", **extra))
-    return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False), []
+    return PeftModel.from_pretrained(keep_differentiable(base), folder, autocast_adapter_dtype=False), []
 
 
-def _plain(job: dict[str, Any], folder: Path, dtype: Any) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    if job["makes"] == "policy":
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
-    return AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", num_labels=1
-    )
+def _nothing_missing(name: str, missing: list[str]) -> dict[str, Any]:
+    return {"name": name, "ok": not missing, "detail": ", ".join(missing[:5]) or "all"}
 
 
 def _compare(name: str, ours: Any, theirs: Any, tolerance: float) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def check_artifact(job: dict[str, Any]) -> list[dict[str, Any]]:
     model, missing = _load(job, dtype)
     model = model.to(job["device"]).eval()
     # transformers draws a missing head at random, with a warning at most.
-    checks = [{"name": "every weight is in the files", "ok": not missing, "detail": ", ".join(missing[:5]) or "all"}]
+    checks = [_nothing_missing("every weight is in the files", missing)]
     with torch.no_grad():
         ids = expected["ids"]
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
@@ -96,41 +101,43 @@ def check_artifact(job: dict[str, Any]) -> list[dict[str, Any]]:
         else:
             rows = expected["logits"].shape[0]
             checks.append(_compare("logits", logits[0, -rows:], expected["logits"], tolerance))
-            checks += _check_stopping(model, expected, job["eos"], job["pad"])
+            checks += _check_stopping(model, expected, job["ends"], job["pad"])
         merged = Path(job["folder"]) / "merged"
         if merged.is_dir():
-            plain = _plain(job, merged, dtype).to(job["device"]).eval()
+            plain, lost = _read(job, merged, dtype)
+            plain = plain.to(job["device"]).eval()
             again = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
             bound = max(tolerance, MERGED_SHARE[job["quant"]] * logits.abs().max().item())
             if job["dtype"] == "float32" and job["quant"] != "int8":
                 bound = 10 * tolerance
             checks.append(_compare("merged weights", again, logits, bound))
+            checks.append(_nothing_missing("every merged weight is in the files", lost))
     return checks
 
 
-def _check_stopping(model: Any, expected: dict[str, Any], eos: int, pad: int) -> list[dict[str, Any]]:
-    """The saved generation config names the end-of-turn token and fills with another one (unless the vocabulary has
-    none), and generation stops where it stopped in memory."""
+def _check_stopping(model: Any, expected: dict[str, Any], ends: list[int], pad: int) -> list[dict[str, Any]]:
+    """The saved generation config names every token that ends a completion, the end-of-turn token first, and fills with
+    the padding token; generation stops where it stopped in memory."""
     import torch
     from transformers import GenerationConfig
 
     config = getattr(model, "generation_config", None) or GenerationConfig()
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    saved = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     prompt, before = expected["prompt"], expected["generated"]
     out = model.generate(
         input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=before.shape[1] + 8
     )[:, prompt.shape[1] :]
-    stopped_before = int(before[0, -1]) == eos
-    stopped_now = int(out[0, -1]) == eos and out.shape[1] == before.shape[1]
+    stopped_before = int(before[0, -1]) in ends
+    stopped_now = int(out[0, -1]) in ends and out.shape[1] == before.shape[1]
     return [
         {
             "name": "generation config ends at the end-of-turn token",
-            "ok": eos in ends,
-            "detail": f"eos_token_id={ends}",
+            "ok": saved == ends,
+            "detail": f"eos_token_id={saved}",
         },
         {
             "name": "generation config fills with the padding token",
-            "ok": config.pad_token_id == pad and (pad == eos or pad not in ends),
+            "ok": config.pad_token_id == pad,
             "detail": f"pad_token_id={config.pad_token_id}",
         },
         {

@@ -1,9 +1,7 @@
-"""Parameter-efficient tuning: from a method's peft name to an adapted model, and from there to plain merged weights."""
+"""Parameter-efficient tuning: from a method's peft name to an adapted model, and what that asks of the step loop."""
 
 from __future__ import annotations
 
-import copy
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -28,6 +26,9 @@ _FACTORS = {"oft_block_size": "r"}
 
 _IDENTITY_START = {"fourierft": {"init_weights": True}, "c3a": {"init_weights": True}}
 """Options of methods whose own default would start far from the model that was named."""
+
+ALL_LINEAR = "all-linear"
+"""peft's word for every linear layer but the head."""
 
 _DEFAULT_VIRTUAL_TOKENS = 20
 
@@ -57,6 +58,7 @@ def add_adapter(module: nn.Module, cfg: PeftConfig, task: str) -> nn.Module:
     config_class = classes[cfg.method]
     known = {item.name for item in fields(config_class)}
     options = _options(cfg, known)
+    _name_linear_layers(module, options)
     tied = _ties_embeddings(module)
     if tied and "ensure_weight_tying" in known and _touches_embeddings(options):
         options.setdefault("ensure_weight_tying", True)
@@ -90,7 +92,7 @@ def _options(cfg: PeftConfig, known: set[str]) -> dict[str, Any]:
             raise ConfigError(f"the method '{cfg.method}' has no {word}", f"peft.{word}", "leave it unset")
         options.setdefault(name, value)
     if cfg.targets and "target_modules" in known:
-        options.setdefault("target_modules", cfg.targets[0] if cfg.targets == ["all-linear"] else list(cfg.targets))
+        options.setdefault("target_modules", cfg.targets[0] if cfg.targets == [ALL_LINEAR] else list(cfg.targets))
     if "num_virtual_tokens" in known:
         options.setdefault("num_virtual_tokens", _DEFAULT_VIRTUAL_TOKENS)
     unknown = sorted(set(options) - known)
@@ -106,6 +108,23 @@ def _options(cfg: PeftConfig, known: set[str]) -> dict[str, Any]:
     if "target_r" in known:
         _set_budget(options)
     return options
+
+
+def _name_linear_layers(module: nn.Module, options: dict[str, Any]) -> None:
+    """Put the names of the linear layers, without the head, in the place of `all-linear` where peft does not do it
+    itself: among other names, and with a choice of layers."""
+    targets = options.get("target_modules")
+    listed = [targets] if isinstance(targets, str) else list(targets or ())
+    if ALL_LINEAR not in listed or (len(listed) == 1 and options.get("layers_to_transform") is None):
+        return
+    from transformers.pytorch_utils import Conv1D
+
+    head = module.get_output_embeddings()  # type: ignore[operator]
+    names = {
+        path.rpartition(".")[2] for path, layer in module.named_modules()
+        if isinstance(layer, (nn.Linear, Conv1D)) and layer is not head and path != "score"
+    }  # fmt: skip
+    options["target_modules"] = sorted(names | set(listed) - {ALL_LINEAR})
 
 
 def _ending(word: str, known: set[str]) -> str | None:
@@ -200,102 +219,6 @@ def keep_differentiable(module: nn.Module) -> nn.Module:
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return module
-
-
-def merged_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Weights of the plain model with the adapter merged in, one by one, under their plain names.
-
-    The module itself is left bit for bit as it was: a merged layer gets its stashed weight back, since merging and
-    unmerging in bf16 would not return to the start. Quantized layers are dequantized first.
-    Raises ModelError for prompt methods, which no weight can express.
-    """
-    if not hasattr(module, "get_base_model"):
-        yield from ((name, tensor.detach()) for name, tensor in module.named_parameters())
-        return
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
-    from peft.utils.other import TrainableTokensWrapper
-
-    if is_prompt_learning(module):
-        raise ModelError("a prompt method changes no weight and cannot be merged", "peft.method")
-    base = module.get_base_model()  # type: ignore[operator]
-    done: list[str] = []
-    for path, layer in base.named_modules():
-        prefix = f"{path}." if path else ""
-        if any(prefix.startswith(outer) for outer in done):
-            continue
-        if isinstance(layer, ModulesToSaveWrapper):
-            saved = layer.modules_to_save[layer.active_adapters[0]]
-            done.append(prefix)
-            yield from ((prefix + name, tensor.detach()) for name, tensor in saved.named_parameters())
-        elif is_quantized(layer):
-            done.append(prefix)
-            plain = _plain_linear(layer)
-            yield from ((prefix + name, tensor.detach().to(base.dtype)) for name, tensor in plain.named_parameters())
-        elif isinstance(layer, (BaseTunerLayer, TrainableTokensWrapper)):
-            done.append(prefix)
-            tuner = layer.token_adapter if isinstance(layer, TrainableTokensWrapper) else layer
-            yield from ((prefix + name, tensor) for name, tensor in _merged_layer(tuner, base.dtype, path))
-    for name, tensor in base.named_parameters():
-        if not any(name.startswith(prefix) for prefix in done):
-            yield name, tensor.detach()
-
-
-def _merged_layer(layer: Any, dtype: torch.dtype, path: str) -> Iterator[tuple[str, Tensor]]:
-    """Merged parameters of one adapted layer, from a twin of it that is thrown away."""
-    inner = layer.get_base_layer()
-    quantized = is_quantized(inner)
-    with torch.no_grad():
-        # The memo puts a plain layer in the place of a quantized one.
-        twin = copy.deepcopy(layer, {id(inner): _plain_linear(inner)} if quantized else None)
-        if quantized:
-            _forget_quantization(twin)
-        try:
-            twin.merge()
-        except (NotImplementedError, ValueError) as error:
-            raise ModelError(f"this adapter cannot be merged: {error}".splitlines()[0], path, MERGE_MEND) from error
-        merged = {name: tensor.detach() for name, tensor in twin.get_base_layer().named_parameters()}
-    yield from ((name, tensor.to(dtype) if quantized else tensor) for name, tensor in merged.items())
-
-
-MERGE_MEND = "keep the adapter apart: peft.merge=false, rollout=transformers, and no stage after this one"
-
-
-def is_quantized(layer: nn.Module) -> bool:
-    """Whether bitsandbytes holds the layer's weight."""
-    return type(layer).__module__.startswith("bitsandbytes")
-
-
-def _forget_quantization(twin: Any) -> None:
-    """Make an adapted layer, whose base was replaced by a plain one, the class that peft has for plain layers."""
-    package, _, module = type(twin).__module__.rpartition(".")
-    if module == "bnb":
-        plain = importlib.import_module(f"{package}.layer")
-        twin.__class__ = getattr(plain, "SVDLinear", None) or plain.Linear
-    if not hasattr(twin, "fan_in_fan_out"):
-        twin.fan_in_fan_out = False
-    twin.quantization_backend = None
-    twin.float()
-
-
-def _plain_linear(layer: Any) -> nn.Linear:
-    """A plain fp32 layer with the weights that the quantized one stands for."""
-    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device=layer.weight.device)
-    linear.weight.data = _dequantized(layer).float()
-    if layer.bias is not None:
-        linear.bias.data = layer.bias.detach().float().clone()
-    return linear
-
-
-def _dequantized(layer: Any) -> Tensor:
-    import bitsandbytes as bnb
-
-    weight = layer.weight
-    if isinstance(layer, bnb.nn.Linear4bit):
-        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    # The row scales move from the weight to the state at the first forward pass.
-    scales = weight.SCB if weight.SCB is not None else layer.state.SCB
-    return weight.data.float() * (scales.float() / 127.0)[:, None]
 
 
 # -- what an adapter asks of the step loop ---------------------------------------------------------------------------

@@ -11,9 +11,11 @@ from torch import nn
 from core.config.combinations import changes_base
 from core.errors import ModelError
 from core.models.adapters import add_adapter
+from core.models.architecture import check_length
 from core.models.loading import has_head, load_module
 from core.models.roles import Models, ScoreModel, TokenModel, check_packed
 from core.models.start import Start
+from core.settings.schema import Quant
 
 Shape = Callable[[nn.Module], None]
 """What a plugin's peft method does to a model with its fresh adapter."""
@@ -39,9 +41,16 @@ def _plain_start(start: Start) -> Path:
     return start.plain if start.cfg.peft.method != "none" else start.folder
 
 
+def _loaded(start: Start, folder: Path, task: str, quant: Quant = Quant.none) -> nn.Module:
+    """The plain model in a folder, which takes rows of the run's length."""
+    module = load_module(folder, start.cfg, start.dtype, task, quant)
+    check_length(module, start.max_length)
+    return module
+
+
 def trainable_policy(start: Start, shape: Shape | None = None) -> TokenModel:
     """The policy to be trained, checked for packed rows."""
-    module = load_module(_plain_start(start), start.cfg, start.dtype, "CAUSAL_LM", start.cfg.quant)
+    module = _loaded(start, _plain_start(start), "CAUSAL_LM", start.cfg.quant)
     model = TokenModel(_adapted(start, module, "CAUSAL_LM", shape)).to(start.device).eval()
     check_packed(model)
     return model
@@ -53,13 +62,13 @@ def trainable_scorer(start: Start, shape: Shape | None = None, folder: Path | No
     folder: a reward model, whose head and offset it keeps; None takes the starting weights with a new head.
     """
     place = _plain_start(start) if folder is None else folder
-    module = load_module(place, start.cfg, start.dtype, "SEQ_CLS", start.cfg.quant)
+    module = _loaded(start, place, "SEQ_CLS", start.cfg.quant)
     return ScoreModel(_adapted(start, module, "SEQ_CLS", shape)).to(start.device).eval()
 
 
 def frozen_policy(start: Start) -> TokenModel:
     """A frozen copy of the starting policy."""
-    module = load_module(_plain_start(start), start.cfg, start.dtype, "CAUSAL_LM", start.cfg.quant)
+    module = _loaded(start, _plain_start(start), "CAUSAL_LM", start.cfg.quant)
     return TokenModel(module).to(start.device).eval().requires_grad_(False)
 
 
@@ -69,7 +78,7 @@ def frozen_scorer(start: Start, folder: Path) -> ScoreModel:
         raise ModelError(
             "the reward model has no scoring head in its weights", str(folder), "name a folder that stage=reward made"
         )
-    module = load_module(folder, start.cfg, start.dtype, "SEQ_CLS")
+    module = _loaded(start, folder, "SEQ_CLS")
     return ScoreModel(module).to(start.device).eval().requires_grad_(False)
 
 

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from core.errors import ModelError
-from core.models.loading import load_module
+from core.models.checkpoint import stored_tensors, weight_files
+from core.models.loading import load_module, named
 from core.models.start import Start
 from core.planning.sources import resolve_source
 from core.settings.schema import ModelConfig
+from core.tokens.tokenizer_files import load_tokenizer
 from core.types import RolloutEngine
 
 
@@ -41,15 +43,17 @@ def plain_body(source: str, device: torch.device, dtype: torch.dtype) -> tuple[A
 
     source: as model.source. Raises: ConfigError or ModelError when it cannot be had; no remote code runs.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     folder = resolve_source(ModelConfig(source=source))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        body = AutoModel.from_pretrained(folder, dtype=dtype, trust_remote_code=False, use_safetensors=True)
-    except Exception as error:  # transformers and safetensors raise whatever they like for a damaged file
-        raise ModelError(
-            f"the model could not be loaded: {type(error).__name__}: {error}".splitlines()[0], str(folder),
-            "name a folder or hub id in transformers' format with safetensors weights",
-        ) from error  # fmt: skip
+    tokenizer = load_tokenizer(folder)
+    with named(folder):
+        stored_tensors(weight_files(folder))
+        body, info = AutoModel.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, attn_implementation=None,
+            output_loading_info=True,
+        )  # fmt: skip
+        # A pooling head that nobody reads may lack, as in checkpoints of encoders.
+        if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name.split(".")):
+            raise ModelError(f"the weights are not those of the model: '{missing[0]}' is missing", str(folder))
     return body.to(device).eval().requires_grad_(False), tokenizer

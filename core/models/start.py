@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from core.files import atomic_folder
-from core.models.loading import load_module
+from core.models.loading import has_plain_names, load_module
 from core.planning.sources import resolve_source
 from core.settings.schema import Device, Dtype, RunConfig
 from core.tokens.codec import ChatCodec, load_codec
@@ -43,8 +43,8 @@ class Start:
     @cached_property
     def plain(self) -> Path:
         """A folder with a plain model, for engines and adapters that can stand on nothing else: the starting weights,
-        an adapter merged into its base."""
-        if not (self.folder / "adapter_config.json").is_file():
+        an adapter merged into its base, wrappers off."""
+        if has_plain_names(self.folder, self.cfg):
             return self.folder
         merged = self.scratch / "engine"
         if not merged.is_dir():

@@ -6,7 +6,7 @@ import torch
 
 from core.data.records import Message
 from core.errors import TrainingError
-from core.models.adapters import merged_weights
+from core.models.merging import checkpoint_weights
 from core.models.packed import pack_texts
 from core.models.roles import Models
 from core.platform.specs import EngineSpec
@@ -36,7 +36,7 @@ def hand_over(models: Models, engine: RolloutEngine, spec: EngineSpec, version: 
     """
     policy, start = models.policy, models.start
     assert policy is not None
-    engine.sync(iter(()) if spec.shares_policy else merged_weights(policy.module), version)
+    engine.sync(iter(()) if spec.shares_policy else checkpoint_weights(policy.module), version)
     if spec.shares_policy:
         return 0.0
     ids = fixed_text(start.codec)

@@ -6,10 +6,12 @@ Defaults live here and in the stage dataclasses of the plugins, nowhere else; YA
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from core.errors import ConfigError
 from core.settings.data_schema import DataConfig
 from core.settings.ranges import MANY, Checked, number
 from core.settings.rules import MISSING
@@ -119,7 +121,7 @@ class ModelConfig(Checked):
     revision: str | None = None
     """Commit or tag of a hub model."""
     trust_remote_code: str | None = None
-    """Commit hash whose remote code may run; unset means no remote code at all."""
+    """Commit hash, 40 digits, whose remote code may run; unset (or `false`) means no remote code at all."""
     eos_token: str | None = None
     """End-of-turn token, where the tokenizer names a wrong one."""
     pad_token: str | None = None
@@ -128,6 +130,28 @@ class ModelConfig(Checked):
     """`chatml`, `alpaca`, or a file with a Jinja chat template, in place of the tokenizer's own."""
     max_length: int = number(1024, above=1, at_most=MANY)
     """Longest sequence in tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.trust_remote_code = _commit(self.trust_remote_code)
+
+
+_NO = ("", "0", "false", "n", "no", "none", "null", "off")
+"""What people type to let no remote code run."""
+
+
+def _commit(value: str | None) -> str | None:
+    """The commit that a setting names, or None for no. Raises ConfigError for a yes, a branch, a tag."""
+    text = str(value or "").strip().lower()
+    if text in _NO:
+        return None
+    if not re.fullmatch(r"[0-9a-f]{40}", text):
+        raise ConfigError(
+            f"model.trust_remote_code takes the commit whose code may run, not '{value}'",
+            "model.trust_remote_code",
+            "give all 40 digits of the commit whose code you have read, or leave it unset",
+        )
+    return text
 
 
 @dataclass

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from core.data.records import Message
 from core.errors import DataError, ModelError
 from core.settings.schema import ModelConfig
+from core.tokens.ends import end_ids
 from core.tokens.pieces import PieceTokenizer
 from core.tokens.templates import PRESETS, ChatLayout, DialogueText, NotPrefix, preset
+from core.tokens.tokenizer_files import load_tokenizer
 
 _PROBE = (Message("user", "Probe."), Message("assistant", "Fine"))
 TEMPLATE_TEXT = -1
@@ -35,6 +37,7 @@ class ChatCodec:
     """A checked tokenizer.
 
     eos: id of the end-of-turn token; every completion ends with it.
+    ends: ids at which generation stops: `eos`, then those that the model's files name beside it.
     pad: id used only to fill rectangles in generation; never trained, and not the end-of-turn token where the
         vocabulary has another special token.
     rows: rows of the model's embedding; None where unknown.
@@ -46,6 +49,7 @@ class ChatCodec:
         self.max_length = max_length
         self.rows = rows
         self.eos: int = tokenizer.eos_token_id
+        self.ends: tuple[int, ...] = (self.eos,)
         self.layout = ChatLayout(tokenizer)
         self._pieces = PieceTokenizer(tokenizer)
         self.pad: int = self._padding()
@@ -196,18 +200,8 @@ def load_codec(folder: Path, cfg: ModelConfig, gguf_file: str | None = None) -> 
     prefix-preserving, begins with two BOS tokens, or uses tokens that the model's embedding lacks: each would train
     the wrong tokens.
     """
-    from transformers import AutoTokenizer
-
     where = f"model.source={cfg.source}"
-    try:
-        kwargs = {"gguf_file": gguf_file} if gguf_file else {}
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=bool(cfg.trust_remote_code), **kwargs)
-    except Exception as error:  # tokenizers raises bare Exceptions for a damaged file
-        raise ModelError(
-            f"the tokenizer could not be loaded: {type(error).__name__}: {error}".splitlines()[0],
-            where,
-            "save a whole tokenizer beside the weights",
-        ) from error
+    tokenizer = load_tokenizer(folder, bool(cfg.trust_remote_code), gguf_file)
     if cfg.eos_token:
         _known(tokenizer, cfg.eos_token, "model.eos_token")
         tokenizer.eos_token = cfg.eos_token
@@ -219,6 +213,7 @@ def load_codec(folder: Path, cfg: ModelConfig, gguf_file: str | None = None) -> 
     notes = _choose_template(tokenizer, cfg)
     try:
         codec = ChatCodec(tokenizer, cfg.max_length, _embedding_rows(folder))
+        codec.ends = end_ids(folder, codec.eos, codec.rows or len(tokenizer))
         _check(codec, where)
     except DataError as error:
         raise ModelError(

@@ -49,7 +49,7 @@ def score_heldout(run: StageRun, models: Models) -> Evaluation:
         return Evaluation()
     sampling = Sampling(
         max_new_tokens=run.cfg.eval.max_new_tokens, temperature=0.0, seed=run.seed_for("eval"),
-        stop_token_ids=(models.codec.eos,),
+        stop_token_ids=models.codec.ends,
     )  # fmt: skip
     rollouts = run.parts.evaluation_engine().generate([ids for _, ids in held], sampling)
     requests = [

@@ -180,7 +180,7 @@ def _answers(run: StageRun, asked: Namespace, template: str, texts: Sequence[str
     room = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
     sampling = Sampling(
         max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, top_p=asked.top_p, n=count,
-        seed=run.seed_for("back-translate", template, texts[0]), stop_token_ids=(run.codec.eos,),
+        seed=run.seed_for("back-translate", template, texts[0]), stop_token_ids=run.codec.ends,
     )  # fmt: skip
     rollouts = iter(run.parts.engine().generate(room, sampling) if room else [])
     return [[_answer(run, next(rollouts)) for _ in range(count)] if fit else [Answer("", "too long")] for fit in fits]

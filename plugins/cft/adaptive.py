@@ -80,7 +80,7 @@ def written_directives(
         ]
         sampling = Sampling(
             max_new_tokens=room, temperature=_TEMPERATURE, seed=run.seed_for("directives"),
-            stop_token_ids=(run.codec.eos,),
+            stop_token_ids=run.codec.ends,
         )  # fmt: skip
         rollouts = run.parts.evaluation_engine().generate(run.codec.prompts(requests), sampling)
         rows = [

@@ -77,7 +77,7 @@ def _answered(run: StageRun, cfg: NlftConfig, items: Sequence[Attempt]) -> list[
         return list(items)
     sampling = Sampling(
         cfg.max_new_tokens, cfg.temperature, seed=run.seed_for("build", asked[0].record.key),
-        stop_token_ids=(run.codec.eos,),
+        stop_token_ids=run.codec.ends,
     )  # fmt: skip
     with run.log.timed("rollout"):
         prompts = run.codec.prompts([item.record.prompt for item in asked])

@@ -168,7 +168,7 @@ def sample_rollouts(run: StageRun, models: Models, prompts: Sequence[Prompt], st
     """
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, n=cfg.group_size,
-        seed=run.seed_for("rollout", step), stop_token_ids=(models.codec.eos,),
+        seed=run.seed_for("rollout", step), stop_token_ids=models.codec.ends,
     )  # fmt: skip
     with run.log.timed("rollout"):
         rollouts = run.parts.engine().generate([prompt.ids for prompt in prompts], sampling)
@@ -317,7 +317,7 @@ def kl_on_heldout(run: StageRun, models: Models, cfg: OnlineConfig) -> dict[str,
         return {}
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, seed=run.seed_for("kl"),
-        stop_token_ids=(models.codec.eos,),
+        stop_token_ids=models.codec.ends,
     )  # fmt: skip
     drawn = run.parts.engine().generate([ids for _, ids in held], sampling)
     rollouts = [item for item in drawn if item.completion_ids]

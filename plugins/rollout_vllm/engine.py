@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import random
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,10 +54,9 @@ def build(config: VllmRolloutConfig, start: Start, module: nn.Module) -> VllmEng
     Raises: PluginError when vLLM does not import or start, or when several processes run and their process group
     does not stand yet.
     """
-    del module
     runtime = start.cfg.runtime
     dtype = "fp32" if runtime.dtype == "fp32" else "bf16"
-    return VllmEngine(config, start.plain, dtype, runtime.seed, start.max_length)
+    return VllmEngine(config, start.plain, dtype, runtime.seed, start.max_length, unused_names(module))
 
 
 class VllmEngine:
@@ -65,6 +65,7 @@ class VllmEngine:
     folder: config.json and safetensors weights of a plain transformers model; no tokenizer is read.
     dtype: `fp32` or `bf16`.
     max_sequence_tokens: longest prompt plus completion, in tokens.
+    unused: patterns of weights in the folder that the model does not use, so that no sync brings them.
 
     `generate` starts with an empty prefix cache, so that its result depends on weights, prompts and sampling alone
     and not on what ran before: a resumed run draws the same tokens as one that was never stopped.
@@ -73,11 +74,19 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(
-        self, config: VllmRolloutConfig, folder: Path, dtype: str, seed: int, max_sequence_tokens: int
+        self,
+        config: VllmRolloutConfig,
+        folder: Path,
+        dtype: str,
+        seed: int,
+        max_sequence_tokens: int,
+        unused: Sequence[str] = (),
     ) -> None:
         self._max_sequence_tokens = max_sequence_tokens
         self._version = 0
-        self._expected = checkpoint_names(folder)
+        self._expected = {
+            name for name in checkpoint_names(folder) if not any(re.search(pattern, name) for pattern in unused)
+        }
         self._tied = bool(json.loads((folder / "config.json").read_text()).get("tie_word_embeddings", False))
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._shares_group = torch.distributed.is_initialized()
@@ -148,7 +157,7 @@ class VllmEngine:
         ]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take the policy's merged weights, in any number format, under their names in the plain model.
+        """Take the policy's merged weights, in any number format, under their names in the checkpoint.
 
         vLLM repacks linear weights for its CPU kernels, so they are reloaded, not copied; and a tied head holds a
         packed copy of its own, so that the embedding is handed in under the head's name too.
@@ -157,6 +166,7 @@ class VllmEngine:
         """
         llm = self._open()
         given: set[str] = set()
+        self._forget_packed_experts()
         with _own_randomness():
             llm.collective_rpc(
                 "reload_weights", kwargs={"weights_iterator": engine_weights(weights, self._tied, given)}
@@ -192,6 +202,21 @@ class VllmEngine:
         with _own_randomness():
             return llm.generate(requests, parameters, use_tqdm=False)
 
+    def _forget_packed_experts(self) -> None:
+        """On CPU, let the stacked weights of experts be packed again after the reload: vLLM packs them at the first
+        load alone, and would put later ones, unpacked, in their place."""
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
+            for layer in self._runner().get_model().modules():
+                method: Any = getattr(layer, "quant_method", None)
+                if getattr(method, "moe_kernel", None) is not None:
+                    method.moe_kernel = None
+
+    def _runner(self) -> Any:
+        """vLLM's own holder of the model."""
+        return self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
+
     def _check_names(self, given: set[str]) -> None:
         head = {HEAD} if self._tied else set()
         missing, unknown = self._expected - given - head, given - self._expected - head
@@ -200,7 +225,7 @@ class VllmEngine:
                 f"the weights do not fit the engine's model: {len(missing)} missing {sorted(missing)[:3]}, "
                 f"{len(unknown)} unknown {sorted(unknown)[:3]}",
                 where="rollout=vllm",
-                mend="merge the adapter and hand in the names of the plain transformers model",
+                mend="merge the adapter and hand in the names that save_pretrained writes",
             )
 
     def _cheapen_sampler(self) -> None:
@@ -210,8 +235,7 @@ class VllmEngine:
         from vllm.v1.outputs import LogprobsTensors
         from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-        runner = self._llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        sampler: Any = getattr(runner, "sampler", None)
+        sampler: Any = getattr(self._runner(), "sampler", None)
         if not current_platform.is_cpu() or not hasattr(sampler, "topk_topp_sampler"):
             return
 
@@ -232,6 +256,12 @@ class VllmEngine:
 
         sampler.topk_topp_sampler.forward = sample
         sampler.gather_logprobs = gather
+
+
+def unused_names(module: nn.Module) -> list[str]:
+    """Patterns of the checkpoint's names that transformers leaves out when it loads the model."""
+    base: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
+    return [*(getattr(base, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq"]
 
 
 def checkpoint_names(folder: Path) -> set[str]:

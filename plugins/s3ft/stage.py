@@ -126,7 +126,7 @@ class SelfSupervised(Sft[C, BuiltData]):
         sampling = Sampling(
             max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, n=cfg.samples,
             seed=run.seed_for("build", branch, *(item.record.key for item in items[:1])),
-            stop_token_ids=(run.codec.eos,),
+            stop_token_ids=run.codec.ends,
         )  # fmt: skip
         with run.log.timed("rollout"):
             rollouts = run.parts.engine().generate(asked, sampling) if asked else []

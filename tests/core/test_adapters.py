@@ -26,14 +26,14 @@ from core.errors import ConfigError, ModelError
 from core.models import adapters
 from core.models.adapters import (
     add_adapter,
-    is_quantized,
     keep_differentiable,
-    merged_weights,
     plan_ranks,
     quantization_config,
 )
+from core.models.merging import is_quantized, merged_weights
 from core.models.packed import PromptGroup, pack
 from core.models.roles import Models, ScoreModel, TokenModel, check_packed
+from core.models.saved_adapter import load_adapter
 from core.settings.peft_methods import methods
 from core.settings.schema import PeftConfig, Quant, RunConfig
 from core.testing import tiny_model, tiny_pairs
@@ -234,6 +234,7 @@ def test_method_trains_saves_reloads_and_merges(item: Case, configure, folder: P
     model.module.save_pretrained(tmp_path)
     reloaded = PeftModel.from_pretrained(load(folder), tmp_path, autocast_adapter_dtype=False).eval()
     assert gap(logits(reloaded), after) <= 1e-6
+    assert torch.equal(logits(load_adapter(load(folder), tmp_path)), logits(reloaded))
 
     if item.method in UNMERGEABLE:
         with pytest.raises(ModelError, match="cannot be merged"):

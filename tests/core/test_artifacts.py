@@ -21,6 +21,9 @@ import core.files
 import core.jsonl
 import core.training.checkpoint
 from core.planning.ledger import artifact_fault
+from core.settings.schema import ModelConfig
+from core.testing.run import StageRunner
+from core.tokens.codec import load_codec
 
 CONTRACT = {
     "plan.json", "config.yaml", "config.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "artifact",
@@ -148,7 +151,7 @@ def test_a_folder_named_core_where_the_run_starts_does_not_answer(
     (tmp_path / "core").mkdir()
     (tmp_path / "core" / "__init__.py").write_text("raise SystemExit('the wrong core')")
     monkeypatch.chdir(tmp_path)
-    job = {"folder": str(tmp_path), "expected": "none", "makes": "policy", "dtype": "float32", "eos": 2, "pad": 0,
+    job = {"folder": str(tmp_path), "expected": "none", "makes": "policy", "dtype": "float32", "ends": [2], "pad": 0,
            "threads": 1, "quant": "none", "device": "cpu"}  # fmt: skip
     answer = real(job)
     assert not answer["ok"] and "wrong core" not in str(answer)
@@ -315,3 +318,16 @@ def test_a_dry_run_writes_nothing_and_loads_no_weights(
     assert outcome.code == 0, outcome.err
     assert "sft" in outcome.out and f"rlhf ({algorithm})" in outcome.out and "tokens trained" in outcome.out
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_every_end_of_the_model_is_kept_and_stopped_at(stage_runner: StageRunner, tmp_path: Path) -> None:
+    """Llama 3, Gemma and Phi 3 name several tokens that end a text."""
+    folder = Path(shutil.copytree(stage_runner.lab.model, tmp_path / "model"))
+    config = json.loads((folder / "generation_config.json").read_text())
+    turn = config["eos_token_id"]
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [0, 9, turn]}))
+    done = stage_runner("stage=sft", "stage.max_steps=1", f"model.source={folder}").assert_ok()
+    saved = json.loads((done.artifact / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [turn, 0, 9]
+    assert load_codec(done.artifact, ModelConfig(source=str(done.artifact))).ends == (turn, 0, 9)

@@ -49,7 +49,7 @@ def test_stages_have_processes_of_their_own(tmp_path, capfd):
 
 
 def test_a_broken_artifact_is_told_by_its_verification(tmp_path):
-    job = {"folder": str(tmp_path), "expected": "none", "makes": "policy", "dtype": "float32", "eos": 2, "pad": 0,
+    job = {"folder": str(tmp_path), "expected": "none", "makes": "policy", "dtype": "float32", "ends": [2], "pad": 0,
            "threads": 1, "quant": "none", "device": "cpu", "remote_code": False}  # fmt: skip
     found = warm.verify_apart(job)
     (check,) = found["checks"]

@@ -411,3 +411,52 @@ class TestVllmEngine:
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
         with pytest.raises(PluginError, match="before the process group of 2"):
             VllmEngine(VllmRolloutConfig(), pair.folder, "fp32", 1, MAX_TOKENS)
+
+
+OTHER_NAMES = """
+import sys
+from pathlib import Path
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from core.models.loading import load_module
+from core.models.merging import checkpoint_weights
+from core.settings.schema import ModelConfig, RunConfig
+from plugins.rollout_vllm import VllmRolloutConfig
+from plugins.rollout_vllm.engine import VllmEngine, unused_names
+
+family, folder = sys.argv[1:]
+size = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "head_dim": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128,
+        "num_experts": 4, "num_experts_per_tok": 2}
+kind = CONFIG_MAPPING[family]
+torch.manual_seed(0)
+AutoModelForCausalLM.from_config(kind(**{k: v for k, v in size.items() if hasattr(kind(), k)})).save_pretrained(folder)
+cfg = RunConfig(stage=None, model=ModelConfig(source=folder))
+module = load_module(Path(folder), cfg, torch.float32, "CAUSAL_LM").eval()
+engine = VllmEngine(VllmRolloutConfig(kv_cache_gb=0.05), Path(folder), "fp32", 0, 96, unused_names(module))
+ids = [5, 9, 33, 71, 100, 8, 61, 3, 12, 4]
+
+def gap():
+    with torch.no_grad():
+        ours = module(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    return max(abs(ours[i, ids[i + 1]].item() - theirs) for i, theirs in enumerate(engine.score([ids])[0]))
+
+assert gap() < 1e-4
+for version in (1, 2):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * parameter.abs().mean() * torch.randn_like(parameter))
+    assert gap() > 0.01, "the update must be visible"
+    engine.sync(checkpoint_weights(module), version)
+    assert gap() < 1e-4, gap()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["gpt_neox", "qwen3_moe"])
+def test_families_with_other_names_in_memory_reach_vllm(family: str, tmp_path: Path) -> None:
+    """In a process of its own: the first sync changes every weight, experts too, and so does the second."""
+    pytest.importorskip("vllm")
+    command = [sys.executable, "-c", OTHER_NAMES, family, str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]

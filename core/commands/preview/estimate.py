@@ -113,9 +113,12 @@ def token_rows(example: Any, codec: ChatCodec) -> list[TokenRow]:
 
 def preview_codec(stage: StagePlan) -> ChatCodec:
     """The tokenizer of the stage's model, also where its weights are not on this machine yet."""
+    from core.models.loading import check_start
+
     cfg = stage.cfg.model
     folder = find_source(cfg)
     if folder is not None:
+        check_start(folder, cfg)
         return load_codec(folder, cfg)
     if stage.cfg.dry_run and cfg.source.startswith("package:"):
         path = package_file(cfg.source)

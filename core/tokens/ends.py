@@ -1,0 +1,30 @@
+"""The tokens that end a completion: the end-of-turn token, and those that the model's files name beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_FILES = ("generation_config.json", "config.json")
+"""Where a model names its ends; the first that does tells. Instruction-tuned families name several: Llama 3, Gemma and
+Phi 3 end a turn with one token and a text with another."""
+
+
+def end_ids(folder: Path, eos: int, rows: int) -> tuple[int, ...]:
+    """Ids at which generation stops, `eos` first. rows: size of the vocabulary; what lies outside is no token."""
+    for name in _FILES:
+        named = _named(folder / name)
+        if named:
+            return tuple(dict.fromkeys((eos, *(end for end in named if 0 <= end < rows))))
+    return (eos,)
+
+
+def _named(path: Path) -> list[int]:
+    """The ids under `eos_token_id`; none where the file does not say, or cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    ends: Any = value.get("eos_token_id") if isinstance(value, dict) else None
+    return [end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int]
