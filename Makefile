@@ -33,6 +33,7 @@ check: lint types test ## all three
 docs: $(READY) ## the references of settings and of the API, and every page as HTML in site/
 	$(BIN)/python -m core reference --own > docs/reference.md
 	$(BIN)/python -m core reference --api > docs/api.md
+	$(BIN)/python -m core.testing.templates > docs/templates.md
 	$(BIN)/mkdocs build --strict
 
 bench: $(READY) ## speed and memory against TRL, side by side

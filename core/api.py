@@ -48,6 +48,7 @@ from core.settings.schema import (
 )
 from core.tables import html_table, markdown_table
 from core.tokens import heatmap
+from core.tokens.rendering import TemplateLimit, render_bounded
 from core.tokens.supervision import TooLong, TrainOn
 from core.types import (
     Batch,
@@ -75,11 +76,11 @@ __all__ = [
     "OptimizerSpec", "PeftConfig", "PeftMethodSpec", "PlanView", "PlannedStage", "PluginError", "PreftuneError",
     "ReaderSpec", "Record", "Retained", "RewardConfig", "RewardSpec", "Rollout", "RolloutConfig", "RolloutEngine",
     "Row", "RowError", "Run", "Sampling", "Schedule", "Score", "ScoreRequest", "Scorer", "ScorerContext", "Section",
-    "Span", "StageConfig", "StageResult", "StageSpec", "Step", "Stop", "TextPart", "TextSetSpec", "TooLong",
-    "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
+    "Span", "StageConfig", "StageResult", "StageSpec", "Step", "Stop", "TemplateLimit", "TextPart", "TextSetSpec",
+    "TooLong", "TrackerConfig", "TrackerSpec", "TrainOn", "TrainingError", "TransformConfig", "TransformContext",
     "TransformSpec", "Transformed", "Work", "check_regex", "disk_guard", "find_files", "heatmap", "hookimpl",
-    "html_table", "markdown_table", "number", "read_rows", "require", "summarise", "text_of", "texts_of", "to_messages",
-    "to_text", "words_of",
+    "html_table", "markdown_table", "number", "read_rows", "render_bounded", "require", "summarise", "text_of",
+    "texts_of", "to_messages", "to_text", "words_of",
 ]  # fmt: skip
 
 RENAMED: dict[str, Renamed] = {}

@@ -18,6 +18,7 @@ from core.platform.deprecation import Renamed, renamed_names
 from core.tokens.codec import ChatCodec, load_codec
 from core.tokens.encoding import ExampleMaker, encoded_prompts
 from core.tokens.examples import Demonstration, Pair, Prompt, StageData, check_trained, split_by_tokens
+from core.tokens.requests import encoded_again, score_request, shown
 from core.tokens.supervision import Supervision
 from core.training.evaluate import score_heldout
 from core.training.log import RunLog
@@ -32,12 +33,12 @@ from core.training.stage import Stage
 
 __all__ = [
     "ChatCodec", "Checkpoints", "Demonstration", "ExampleMaker", "Fitted", "Guest", "Models", "Packed", "Pair",
-    "PairRow", "Parts", "Prompt", "PromptGroup", "Recorder", "RunLog", "ScoreModel", "Stage", "StageData", "StageRun",
-    "Start", "Supervision", "TokenModel", "atomic_folder", "build_rows", "check_trained", "encoded_prompts",
-    "export_model", "frozen_policy", "heldout_prompts", "is_prompt_learning", "linear_logprobs", "load_codec",
-    "load_module", "logits_logprobs", "models_for_roles", "pack", "pack_texts", "pair_rows", "plain_body",
-    "sampling_run", "save_rows", "score_heldout", "split_by_tokens", "step_items", "sum_by_completion",
-    "trainable_policy", "trainable_scorer", "write_text",
+    "PairRow", "Parts", "Prompt", "PromptGroup", "Recorder", "RunLog", "ScoreModel", "Stage", "StageData",
+    "StageRun", "Start", "Supervision", "TokenModel", "atomic_folder", "build_rows", "check_trained",
+    "encoded_again", "encoded_prompts", "export_model", "frozen_policy", "heldout_prompts", "is_prompt_learning",
+    "linear_logprobs", "load_codec", "load_module", "logits_logprobs", "models_for_roles", "pack", "pack_texts",
+    "pair_rows", "plain_body", "sampling_run", "save_rows", "score_heldout", "score_request", "shown",
+    "split_by_tokens", "step_items", "sum_by_completion", "trainable_policy", "trainable_scorer", "write_text",
 ]  # fmt: skip
 
 RENAMED = {

@@ -78,7 +78,8 @@ class ScoreRequest:
     prompt: str
     """Content of the prompt's last message."""
     completion: str
-    """Text without special tokens."""
+    """The answer: text without special tokens, without the thought before it and the chat template's frame. Empty where
+    the thought was cut off."""
     prompt_ids: tuple[int, ...] = ()
     """Token ids of the whole prompt as the policy saw it; empty outside a run."""
     completion_ids: tuple[int, ...] = ()
@@ -87,6 +88,15 @@ class ScoreRequest:
     """Gold answer, where the record has one."""
     meta: dict[str, Any] = field(default_factory=dict)
     """`meta` of the record; its unread columns are under `extra`."""
+    thought: str = ""
+    """What the completion thinks before it answers, without its marks; empty where it does not."""
+    answer_at: int = 0
+    """Place of the answer's first token in `completion_ids`; thought and frame stand before it."""
+    messages: tuple[dict[str, Any], ...] = ()
+    """The whole prompt as chat templates take it: `role`, `content` and where there are any `tool_calls`,
+    `reasoning_content`; empty outside a run."""
+    tools: tuple[str, ...] = ()
+    """Tools that the prompt offers, each the JSON schema of a function."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class LearnedConfig(RewardConfig):
 
 @dataclass
 class RegexConfig(RewardConfig):
-    """1.0 where the completion matches `pattern`, else 0.0."""
+    """1.0 where the completion matches `pattern`, else 0.0. A pattern that names <think> sees the thought too."""
 
     pattern: str = ""
     """Python regular expression; must be set."""
@@ -74,7 +74,8 @@ class RegexConfig(RewardConfig):
 
 @dataclass
 class FormatConfig(RewardConfig):
-    """Weighted share (0..1) of the asked criteria that the completion, stripped of outer white space, meets."""
+    """Weighted share (0..1) of the asked criteria that the completion, stripped of outer white space, meets. Criteria
+    that name <think> see the thought in that tag before the answer."""
 
     prefix: str = ""
     """Text it must start with; weight 1."""
@@ -121,6 +122,8 @@ class LengthConfig(RewardConfig):
     """linear, quadratic, gaussian or step, as functions of u = distance beyond the tolerance / width."""
     side: Side = Side.both
     """Penalise lengths over the target, under it, or both."""
+    thought: bool = False
+    """Count the thought before the answer too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

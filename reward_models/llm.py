@@ -39,7 +39,7 @@ class LlmJudge:
 
     def _written(self, engine: RolloutEngine, codec: Any, prompts: Sequence[Sequence[int]]) -> list[Score]:
         sampling = Sampling(self.config.max_new_tokens, temperature=0.0, stop_token_ids=codec.ends)
-        replies = [codec.text(rollout.completion_ids) for rollout in engine.generate(prompts, sampling)]
+        replies = [codec.said(rollout.completion_ids).answer for rollout in engine.generate(prompts, sampling)]
         return [verdict_score(reply) for reply in replies]
 
     def _engine(self) -> tuple[RolloutEngine, Any, int]:

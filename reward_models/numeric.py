@@ -137,8 +137,11 @@ def boxed(text: str) -> str | None:
 
 
 def final_answer(text: str, require_marker: bool = False) -> str:
-    """The answer in `text`, see the module's docstring, as `clean` leaves it; "" where there is none."""
-    text = clean(text)
+    """The answer in `text`, see the module's docstring, as `clean` leaves it; "" where there is none. A thought in
+    <think> holds no answer, closed or not."""
+    text = clean(text.rpartition("</think>")[2])
+    if text.startswith("<think>"):
+        return ""
     answer = boxed(text)
     if answer is None and "####" in text:
         answer = text[text.rindex("####") + 4 :].strip().split("\n")[0]

@@ -31,30 +31,42 @@ class Rule:
         return [self.function(request) for request in requests]
 
 
+def text_for(request: ScoreRequest, criterion: str) -> str:
+    """The text that a criterion is looked for in: the answer; where the criterion names the tag <think>, the thought in
+    that tag and then the answer, whatever marks the model's family writes. A thought that was cut off is not closed."""
+    if "think>" not in criterion:
+        return request.completion
+    if not request.thought:
+        return request.completion
+    closed = f"\n</think>\n\n{request.completion}" if request.completion else ""
+    return f"<think>\n{request.thought}{closed}"
+
+
 def build_regex(config: RegexConfig, context: ScorerContext) -> Rule:  # noqa: ARG001 - signature of every build
     """1.0 where the completion matches, else 0.0."""
     flags = (re.IGNORECASE if config.ignore_case else 0) | (re.DOTALL if config.dot_all else 0)
     pattern = re.compile(config.pattern, flags)
     match = pattern.fullmatch if config.full else pattern.search
-    return Rule(lambda request: Score(1.0 if match(request.completion) else 0.0))
+    return Rule(lambda request: Score(1.0 if match(text_for(request, config.pattern)) else 0.0))
 
 
 def build_format(config: FormatConfig, context: ScorerContext) -> Rule:  # noqa: ARG001
     """Weighted share of the criteria met; `parts` holds each criterion as 0.0 or 1.0."""
     patterns = [re.compile(pattern, re.DOTALL) for pattern in config.patterns]
     weights = config.weights or [1.0] * len(patterns)
+    tags = "".join(f"<{tag}>" for tag in config.sections)
 
     def score(request: ScoreRequest) -> Score:
-        text = request.completion.strip()
         met: dict[str, tuple[bool, float]] = {}
         if config.prefix:
-            met["prefix"] = text.startswith(config.prefix.strip()), 1.0
+            met["prefix"] = text_for(request, config.prefix).strip().startswith(config.prefix.strip()), 1.0
         if config.suffix:
-            met["suffix"] = text.endswith(config.suffix.strip()), 1.0
+            met["suffix"] = text_for(request, config.suffix).strip().endswith(config.suffix.strip()), 1.0
+        text = text_for(request, tags).strip()
         for tag, good in zip(config.sections, sections_met(text, config.sections), strict=True):
             met[f"section_{tag}"] = good, 1.0
         for index, (pattern, weight) in enumerate(zip(patterns, weights, strict=True)):
-            met[f"pattern_{index}"] = bool(pattern.search(text)), weight
+            met[f"pattern_{index}"] = bool(pattern.search(text_for(request, pattern.pattern).strip())), weight
         total = sum(weight for _, weight in met.values())
         share = sum(weight for good, weight in met.values() if good) / total
         if config.all_or_nothing:
@@ -89,9 +101,14 @@ def build_length(config: LengthConfig, context: ScorerContext) -> Rule:  # noqa:
     width = config.width or target
 
     def score(request: ScoreRequest) -> Score:
-        if config.target_tokens and request.completion and not request.completion_ids:
+        said = request.completion or request.thought
+        if config.target_tokens and said and not request.completion_ids:
             return Score(None, error="reward.target_tokens needs the completion's token ids, the request has none")
-        length = len(request.completion_ids) if config.target_tokens else len(request.completion)
+        whole = config.thought
+        if config.target_tokens:
+            length = len(request.completion_ids) - (0 if whole else request.answer_at)
+        else:
+            length = len(request.completion) + (len(request.thought) if whole else 0)
         distance = length - target
         if (config.side is Side.over and distance < 0) or (config.side is Side.under and distance > 0):
             distance = 0

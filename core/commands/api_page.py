@@ -37,17 +37,19 @@ GROUPS = {
         "texts_of text_of words_of",
     "Tokens and examples":
         "ChatCodec load_codec ExampleMaker Supervision TrainOn TooLong Demonstration check_trained Pair Prompt "
-        "encoded_prompts heldout_prompts heatmap",
+        "encoded_prompts heldout_prompts render_bounded heatmap",
     "Loading and calling models":
         "Start Models TokenModel ScoreModel models_for_roles trainable_policy frozen_policy trainable_scorer "
         "load_module is_prompt_learning export_model Guest plain_body",
     "Packed rows and losses":
         "Packed PromptGroup pack pack_texts PairRow pair_rows linear_logprobs logits_logprobs sum_by_completion",
     "Drawing completions": "Sampling Rollout RolloutEngine build_rows save_rows sampling_run",
-    "Scoring": "Score ScoreRequest Scorer ScorerContext GuardedScorer summarise score_heldout",
+    "Scoring":
+        "Score ScoreRequest Scorer ScorerContext GuardedScorer summarise score_heldout score_request encoded_again "
+        "shown",
     "Reports, files and commands":
         "Section html_table markdown_table read_rows write_text atomic_folder disk_guard CommandParser",
-    "Errors": "PreftuneError ConfigError DataError ModelError TrainingError ArtifactError PluginError",
+    "Errors": "PreftuneError ConfigError DataError ModelError TrainingError ArtifactError PluginError TemplateLimit",
 }  # fmt: skip
 """Heading to core's public names under it, in order. A name that stands nowhere comes under OTHERS. A module of a
 built-in stage is a heading of its own, as its `__all__` orders it."""

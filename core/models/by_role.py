@@ -100,5 +100,6 @@ def models_for_roles(start: Start, roles: Collection[str], shape: Shape | None =
     if "reward_model" in roles and start.reward_model is not None:
         models.reward_model = frozen_scorer(start, start.reward_model)
     if "value_model" in roles:
+        start.check_critic()
         models.value_model = trainable_scorer(start, shape, start.reward_model)
     return models

@@ -3,17 +3,20 @@ asked for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from core.errors import ModelError
 from core.files import atomic_folder
 from core.models.loading import has_plain_names, load_module
 from core.planning.sources import resolve_source
-from core.settings.schema import Device, Dtype, RunConfig
+from core.settings.schema import Device, Dtype, ModelConfig, RunConfig
 from core.tokens.codec import ChatCodec, load_codec
+from core.tokens.tokenizer_files import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,49 @@ class Start:
     def codec(self) -> ChatCodec:
         """The checked tokenizer. Raises ModelError for one that would train the wrong tokens."""
         return self.own_codec or load_codec(self.folder, self.cfg.model)
+
+    @cached_property
+    def reward_codec(self) -> ChatCodec | None:
+        """The reward model's own tokenizer, where its vocabulary or its chat template is another than the policy's: it
+        must read texts then, not the policy's token ids. None where both agree.
+
+        Raises ModelError for one that has to be used and cannot.
+        """
+        tokenizer = self._reward_tokenizer
+        if tokenizer is None:
+            return None
+        template = tokenizer.chat_template or self.codec.tokenizer.chat_template
+        if self._shares_vocabulary and template == self.codec.tokenizer.chat_template:
+            return None
+        return load_codec(Path(self._reward_config.source), self._reward_config)
+
+    def check_critic(self) -> None:
+        """Raise ModelError where a critic that starts from the reward model would read another vocabulary's ids."""
+        if not self._shares_vocabulary:
+            raise ModelError(
+                "the critic starts from the reward model, whose vocabulary is another than the policy's",
+                f"{self.reward_model} and {self.folder}",
+                "choose an algorithm without a critic, whose rewards are read from texts, or a reward model with the "
+                "policy's tokenizer",
+            )
+
+    @property
+    def _reward_config(self) -> ModelConfig:
+        source = str(self.reward_model)
+        return replace(self.cfg.model, source=source, chat_template=None, eos_token=None, pad_token=None)
+
+    @cached_property
+    def _reward_tokenizer(self) -> Any:
+        return (
+            None
+            if self.reward_model is None
+            else load_tokenizer(self.reward_model, bool(self.cfg.model.trust_remote_code))
+        )
+
+    @cached_property
+    def _shares_vocabulary(self) -> bool:
+        theirs = self._reward_tokenizer
+        return theirs is None or theirs.get_vocab() == self.codec.tokenizer.get_vocab()
 
     @cached_property
     def plain(self) -> Path:

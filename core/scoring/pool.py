@@ -45,14 +45,14 @@ def import_path(cls: type[Any]) -> str:
 
 def encode_request(index: int, request: ScoreRequest) -> bytes:
     """One line for a worker. Raises: TypeError when `meta` holds what JSON cannot."""
-    row = [index, request.prompt, request.completion, request.prompt_ids, request.completion_ids, request.answer]
-    return json.dumps([*row, request.meta], separators=(",", ":")).encode() + b"\n"
+    return json.dumps([index, vars(request)], separators=(",", ":")).encode() + b"\n"
 
 
 def decode_request(line: bytes) -> tuple[int, ScoreRequest]:
     """Inverse of encode_request."""
-    index, prompt, completion, prompt_ids, completion_ids, answer, meta = json.loads(line)
-    return index, ScoreRequest(prompt, completion, tuple(prompt_ids), tuple(completion_ids), answer, meta)
+    index, values = json.loads(line)
+    fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
+    return index, ScoreRequest(**fields)
 
 
 class _Worker:

@@ -7,6 +7,8 @@ apart and each is closed by the end-of-turn token, so the boundary is exact and 
 from __future__ import annotations
 
 import json
+import re
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +18,10 @@ from core.data.records import Message
 from core.errors import DataError, ModelError
 from core.settings.schema import ModelConfig
 from core.tokens.ends import end_ids
+from core.tokens.frames import Said
 from core.tokens.pieces import PieceTokenizer
-from core.tokens.templates import PRESETS, ChatLayout, DialogueText, NotPrefix, preset
+from core.tokens.probing import NotPrefix
+from core.tokens.templates import PRESETS, ChatLayout, DialogueText, preset
 from core.tokens.tokenizer_files import load_tokenizer
 
 _PROBE = (Message("user", "Probe."), Message("assistant", "Fine"))
@@ -42,15 +46,16 @@ class ChatCodec:
         vocabulary has another special token.
     rows: rows of the model's embedding; None where unknown.
     notes: what a user should know of how dialogues are written.
+    template: file of the chat template, for messages.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, rows: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, rows: int | None = None, template: str = "") -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.rows = rows
         self.eos: int = tokenizer.eos_token_id
         self.ends: tuple[int, ...] = (self.eos,)
-        self.layout = ChatLayout(tokenizer)
+        self.layout = ChatLayout(tokenizer, template)
         self._pieces = PieceTokenizer(tokenizer)
         self.pad: int = self._padding()
         tokenizer.pad_token_id = self.pad  # saved with the artifact
@@ -68,25 +73,16 @@ class ChatCodec:
         return self.tokenise([self.layout.prompt(*item) for item in zip(dialogues, offered, strict=True)])
 
     def completions(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of completions as final turns, each closed by the end-of-turn token."""
-        layout = self.layout
-        lead = "" if layout.opens_thinking else layout.lead
-        # A text that brings its own <think> block needs no empty one.
-        framed = [
-            f"{'' if text.lstrip().startswith('<think>') else lead}{self._trimmed(text)}{layout.trail}"
-            if not layout.opens_thinking
-            else self._after_thought(text)
-            for text in texts
-        ]
-        return [[*ids, self.eos] for ids in self.tokenise(framed)]
+        """Token ids of completions as final turns, each closed by the end-of-turn token. A text may begin with its
+        thought in <think>.
 
-    def _trimmed(self, text: str) -> str:
-        return text.strip() if self.layout.native.trims else text
+        Raises: DataError for a text that cannot be one: it ends inside, or thinks what the template cannot write.
+        """
+        return self.closed([self.layout.final(Message("assistant", text)) for text in texts])
 
-    def _after_thought(self, text: str) -> str:
-        """A completion after an opening that ends inside a <think> block."""
-        thought = text.lstrip()
-        return thought.removeprefix("<think>").lstrip("\n") if "</think>" in thought else self.layout.lead + text
+    def closed(self, finals: Sequence[str]) -> list[list[int]]:
+        """Token ids of the texts of final turns (`layout.final`), each closed by the end-of-turn token."""
+        return [[*ids, self.eos] for ids in self.tokenise(finals)]
 
     def lay_out(
         self, turns: Sequence[Message], tools: Sequence[str], marked: Collection[int], contents: Collection[int] = ()
@@ -165,8 +161,44 @@ class ChatCodec:
         return next(free, self.eos)
 
     def text(self, ids: Sequence[int]) -> str:
-        """Plain text of token ids, special tokens left out."""
+        """Plain text of token ids, special tokens left out. Of a completion `said` tells what of it is the answer."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def said(self, ids: Sequence[int]) -> Said:
+        """What a completion says: thought and answer, plain text both, without the template's frame.
+
+        A thought that was cut off has no answer.
+        """
+        frame = self.layout.frame
+        own = ids[:-1] if len(ids) and ids[-1] == self.eos else ids
+        read = frame.read(self.tokenizer.decode(own, skip_special_tokens=False))
+        if read is None:
+            return Said("", self.text(ids))
+        if not read.answer:
+            return Said(self._plain(read.thought), "", len(ids))
+        return Said(self._plain(read.thought), self._plain(read.answer), self._answer_at(own))
+
+    def parted(self, text: str) -> Said:
+        """A written completion as thought and answer."""
+        return self.layout.frame.inside(text) or Said("", text)
+
+    def _answer_at(self, ids: Sequence[int]) -> int:
+        """Place of the first token behind the thought and the frame, found by halves; 0 where there is neither."""
+
+        def behind(count: int) -> bool:
+            return self.layout.frame.closing_in(self.tokenizer.decode(ids[:count], skip_special_tokens=False))
+
+        return bisect_left(range(len(ids)), True, key=behind) if behind(len(ids)) else 0
+
+    def _plain(self, text: str) -> str:
+        """A text without the texts of special tokens."""
+        return self._special.sub("", text)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        longest_first = sorted({*added, *self.tokenizer.all_special_tokens}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)))
 
 
 def _not_prefix() -> DataError:
@@ -211,14 +243,15 @@ def load_codec(folder: Path, cfg: ModelConfig, gguf_file: str | None = None) -> 
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer names no end-of-sequence token", where, "set model.eos_token=…")
     notes = _choose_template(tokenizer, cfg)
+    template = _template_file(folder, cfg)
     try:
-        codec = ChatCodec(tokenizer, cfg.max_length, _embedding_rows(folder))
+        codec = ChatCodec(tokenizer, cfg.max_length, _embedding_rows(folder), template)
         codec.ends = end_ids(folder, codec.eos, codec.rows or len(tokenizer))
         _check(codec, where)
     except DataError as error:
         raise ModelError(
-            f"the chat template cannot be rendered: {error.__cause__ or error.what}",
-            where,
+            f"the chat template cannot be rendered: {error.what.partition(': ')[2] or error.what}",
+            f"{where}, {template}" if template else where,
             "set model.chat_template=FILE with a working one",
         ) from error
     except NotPrefix:
@@ -251,6 +284,14 @@ def _choose_template(tokenizer: Any, cfg: ModelConfig) -> list[str]:
     return []
 
 
+def _template_file(folder: Path, cfg: ModelConfig) -> str:
+    """The file that the chat template comes from; empty where it comes from none."""
+    if cfg.chat_template:
+        return "" if cfg.chat_template in PRESETS else cfg.chat_template
+    names = ("chat_template.jinja", "tokenizer_config.json")
+    return next((str(folder / name) for name in names if (folder / name).is_file()), "")
+
+
 def _embedding_rows(folder: Path) -> int | None:
     """Rows of the embedding, from config.json; None where it does not say."""
     try:
@@ -276,21 +317,25 @@ def _check(codec: ChatCodec, where: str) -> None:
     segment = full[len(opened) :]
     if not layout.opens_thinking and (_PROBE[1].content not in segment or not full.startswith(opened)):
         raise NotPrefix
-    if not layout.opens_thinking and layout.eos not in segment.partition(_PROBE[1].content)[2]:
-        tail = tokenizer(segment.partition(_PROBE[1].content)[2], add_special_tokens=False)["input_ids"]
-        ends = tokenizer.convert_ids_to_tokens(tail[:1])[0] if tail else "nothing"
+    behind = full.rpartition(_PROBE[1].content)[2]
+    if not behind.strip():
+        codec.notes.append(f"the chat template writes no end of turn; '{tokenizer.eos_token}' is trained as the end")
+    elif layout.eos not in behind:
+        tail = tokenizer(behind, add_special_tokens=False)["input_ids"]
+        ends = tokenizer.convert_ids_to_tokens(tail[:1])[0]
         raise ModelError(
             f"the chat template ends the assistant's turn with '{ends}', but the tokenizer's EOS is "
             f"'{tokenizer.eos_token}': the model would never learn to stop",
             where,
-            f"set model.eos_token='{ends}'" if tail else "use a template that ends turns with the EOS token",
+            f"set model.eos_token='{ends}'",
         )
     ids = codec.prompts([_PROBE[:1]])[0]
     if doubled_bos(codec, ids):
         raise ModelError("the chat template begins with two BOS tokens", where, "set model.chat_template=FILE")
     check_embedding(codec, max([*ids, codec.eos, codec.pad]), where)
     trained = codec.tokenizer.decode(codec.completions([_PROBE[1].content])[0])
-    if "".join(trained.split()) != "".join(f"{layout.lead}{_PROBE[1].content}{layout.trail}{layout.eos}".split()):
+    written = f"{layout.frame.write('', _PROBE[1].content)}{layout.eos}"
+    if "".join(trained.split()) != "".join(written.split()):
         raise ModelError(
             f"the tokenizer does not give back what it is given: an answer reads {trained!r} afterwards",
             where,

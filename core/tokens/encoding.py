@@ -27,6 +27,9 @@ from core.tokens.supervision import LAST_TURN, Supervision, TooLong
 CACHE_ROWS = 50_000
 """data.token_cache=auto keeps the tokens of more records than this on disk."""
 
+TWO_BOS = "begins with two BOS tokens"
+"""Why an example is left out."""
+
 _SAY_EVERY_SHARDS = 25
 
 
@@ -74,12 +77,23 @@ class ExampleMaker:
 
     def pairs(self, records: Sequence[Record]) -> list[Pair]:
         """Preference records as examples; pairs of which one side is over the limit are dropped."""
-        kept = encoded_prompts(self.codec, records, self.drop)
-        chosen = self.codec.completions([record.chosen or "" for record, _ in kept])
-        rejected = self.codec.completions([record.rejected or "" for record, _ in kept])
+        sides = []
+        for record, prompt in encoded_prompts(self.codec, records, self.drop):
+            try:
+                said = (Message("assistant", text or "") for text in (record.chosen, record.rejected))
+                finals = [self.codec.layout.final(turn) for turn in said]
+            except DataError as error:
+                self.drop(record, f"{error.what} ({error.where})")
+            else:
+                sides.append((record, prompt, finals))
+        texts = self.codec.closed([text for _, _, finals in sides for text in finals])
         examples = []
-        for (record, prompt), better, worse in zip(kept, chosen, rejected, strict=True):
-            if self.fits(record, len(prompt) + max(len(better), len(worse))):
+        for (record, prompt, _), better, worse in zip(sides, texts[::2], texts[1::2], strict=True):
+            if doubled_bos(self.codec, prompt):
+                self.drop(record, TWO_BOS)
+            elif self.codec.pad != self.codec.eos and self.codec.pad in (*better, *worse):
+                self.drop(record, trained_padding(self.codec))
+            elif self.fits(record, len(prompt) + max(len(better), len(worse))):
                 examples.append(Pair(prompt, better, worse, record.margin or 0.0))
         return examples
 
@@ -205,15 +219,18 @@ def fault(example: Demonstration, codec: ChatCodec) -> str:
     if not example.trained:
         return "no token has a weight (cut off, or all weights are 0)"
     if doubled_bos(codec, example.ids):
-        return "begins with two BOS tokens"
+        return TWO_BOS
     filling = (
         codec.pad != codec.eos
         and codec.pad in example.ids
         and any(token == codec.pad and weight for token, weight in zip(example.ids, example.weights, strict=True))
     )
-    return (
-        f"a trained token is the padding token '{codec.tokenizer.convert_ids_to_tokens(codec.pad)}'" if filling else ""
-    )
+    return trained_padding(codec) if filling else ""
+
+
+def trained_padding(codec: ChatCodec) -> str:
+    """Why an example whose trained tokens hold the padding token is left out."""
+    return f"a trained token is the padding token '{codec.tokenizer.convert_ids_to_tokens(codec.pad)}'"
 
 
 def _dialogue(record: Record) -> tuple[Message, ...]:

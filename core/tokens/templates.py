@@ -5,7 +5,11 @@ rendering of everything before it, its opening included, and the end-of-turn tok
 rendering is the beginning of the longer one, which is checked for each dialogue. Where it does not hold, the
 template's training twin is tried, as TRL ships them: the same text, but turn by turn.
 
-What a template cannot say is said in plain text, see `NativeFeatures`. Torch-free; Jinja runs in transformers' sandbox.
+Where that fails too, the last turn is put together: the template's opening, then the turn in the frame that the
+template gives to a plain one (core.tokens.frames), which is what generation sees and must write.
+
+What a template cannot say is said in plain text, see `core.tokens.probing`. Jinja runs in transformers' sandbox, within
+the limits of core.tokens.rendering. Torch-free.
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from core.data.records import Message
-from core.errors import DataError
+from core.errors import DataError, ModelError
+from core.tokens.probing import NotPrefix, Probe
+from core.tokens.rendering import TemplateLimit, check_operators, render_bounded
 
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}{{ eos_token }}\n"
@@ -36,13 +42,6 @@ _ALPACA = (
 )
 PRESETS = {"chatml": _CHATML, "alpaca": _ALPACA}
 """Templates that `model.chat_template` takes by name. `chatml` also stands in for a model that has none."""
-
-_THINK_OPENED = "<think>"
-_THINK_CLOSED = "\n</think>\n\n"
-
-
-class NotPrefix(ValueError):
-    """The rendering of a shorter dialogue is not the beginning of the longer one's."""
 
 
 def preset(name: str, tokenizer: Any) -> str:
@@ -81,42 +80,34 @@ class DialogueText:
     contents: tuple[tuple[int, int, int], ...] = ()
 
 
-@dataclass(frozen=True)
-class NativeFeatures:
-    """What a template says natively. The rest is said in plain text:
-
-    system: else the system message is put before the first user message.
-    tools: else tools are listed in the system message, calls stand as <tool_call> JSON in the assistant's text, and
-        results are user messages in <tool_response>.
-    reasoning: else reasoning stands in <think> before the text.
-    trims: the template drops white space around contents.
-    """
-
-    system: bool = True
-    tools: bool = True
-    reasoning: bool = True
-    trims: bool = False
+_TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template raises in Python when it is wrong."""
 
 
 class ChatLayout:
     """Lays dialogues out with one tokenizer's template.
 
-    lead, trail: text that the template puts between the opening and the answer, and between the answer and the
-        end-of-turn token, in a final turn (an empty <think> block, say).
-    opens_thinking: the opening ends inside a <think> block that the template leaves out of finished turns.
+    file: of the template, for messages.
+    frame: the text of a final turn between its opening and the end-of-turn token.
+    opens_thinking: the opening ends inside a thought that the template leaves out of finished turns.
+
+    Raises: NotPrefix when a plain turn does not continue its opening; DataError for a template that cannot be rendered;
+    ModelError for one that is stopped at a limit.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, file: str = "") -> None:
         self.tokenizer = tokenizer
+        self.file = file
         self.eos: str = tokenizer.eos_token
-        self.lead, self.trail = "", ""
-        self.opens_thinking = False
-        self.native = NativeFeatures()
         own = tokenizer.get_chat_template()
+        try:
+            check_operators(own)
+        except TemplateLimit as error:
+            raise self._stopped(error, "a look at its text") from None
+        probe = Probe(self.render, self.eos)
         twin = training_twin(own)
-        self.twin = twin if twin and self._agrees(twin) else None
-        self.native = self._probe_native()
-        self._probe_frame()
+        self.twin = twin if twin and probe.agrees(twin) else None
+        self.native, self.frame, self.opens_thinking = probe.native_and_frame(own)
 
     # -- rendering ---------------------------------------------------------------------------------------------------
 
@@ -128,22 +119,52 @@ class ChatLayout:
         from jinja2 import TemplateError
 
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, chat_template=template, add_generation_prompt=opened,
-                tokenize=False,
+            return render_bounded(
+                lambda: self.tokenizer.apply_chat_template(
+                    list(messages), tools=list(tools) or None, chat_template=template, add_generation_prompt=opened,
+                    tokenize=False,
+                )
             )  # fmt: skip
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            roles = ", ".join(str(message["role"]) for message in messages)
+        except TemplateLimit as error:  # ends the run: the next row would be stopped too
+            raise self._stopped(error, _where(messages)) from None
+        except (TemplateError, *_TEMPLATE_FAULTS) as error:
             raise DataError(
-                f"the chat template refuses a dialogue: {error}",
-                f"a dialogue with the roles {roles}, beginning {str(messages[0]['content'])[:60]!r}" if roles else "",
+                f"the chat template refuses a dialogue: {_reason(error)}",
+                _where(messages),
                 "correct the row, or set model.chat_template=FILE with a template that takes such turns",
             ) from error
 
+    def _stopped(self, error: TemplateLimit, where: str) -> ModelError:
+        place = f"{self.file}, at {where}" if self.file else where
+        mend = "correct the template, or set model.chat_template=FILE with another one"
+        return ModelError(f"the chat template {error}", place, mend)
+
     def prompt(self, turns: Sequence[Message], tools: Sequence[str] = ()) -> str:
         """Text of a dialogue that ends before the assistant's turn, its opening included."""
-        messages, schemas, _ = self._messages(turns, tools)
+        messages, schemas, _ = self._messages([self.parted(turn) for turn in turns], tools)
         return self.render(messages, schemas, opened=True)
+
+    def parted(self, turn: Message) -> Message:
+        """An assistant's turn with the thought that its text writes out in the field for it, where the template's frame
+        parts them, and without a written end of turn."""
+        if turn.role != "assistant":
+            return turn
+        if turn.content.rstrip().endswith(self.eos):
+            turn = turn._replace(content=turn.content.rstrip().removesuffix(self.eos))
+        said = self.frame.inside(turn.content) if self.frame.parts else None
+        if said is None or (not said.answer and not turn.calls):
+            return turn
+        thoughts = dict.fromkeys(thought for thought in (turn.reasoning.strip(), said.thought) if thought)
+        return turn._replace(content=said.answer, reasoning="\n".join(thoughts))
+
+    def final(self, turn: Message) -> str:
+        """Text of a final turn, between its opening and the end-of-turn token; calls are left out.
+
+        Raises: DataError for a text that would end inside, or a thought that the template has no place for.
+        """
+        turn = self.parted(turn)
+        self._check_text(turn, None)
+        return self.frame.write(turn.reasoning, turn.content.strip() if self.native.trims else turn.content)
 
     # -- layouts -----------------------------------------------------------------------------------------------------
 
@@ -156,17 +177,18 @@ class ChatLayout:
         Raises: NotPrefix when neither the template nor its twin renders turn by turn; DataError when the template
         refuses the dialogue or rewrites the text of a marked turn.
         """
-        turns = turns[: max(marked) + 1]
+        turns = [self.parted(turn) for turn in turns[: max(marked) + 1]]
         for index in marked:
             self._check_text(turns[index], index)
-        try:
-            return self._lay_out(turns, tools, marked, contents, None)
-        except NotPrefix:
-            if self.twin is None:
-                raise
-        return self._lay_out(turns, tools, marked, contents, self.twin)
+        ways = () if self.opens_thinking else (None, self.twin) if self.twin else (None,)
+        for template in ways:
+            try:
+                return self._rendered(turns, tools, marked, contents, template)
+            except NotPrefix:
+                continue
+        return self._put_together(turns, tools, marked, contents)
 
-    def _lay_out(
+    def _rendered(
         self,
         turns: Sequence[Message],
         tools: Sequence[str],
@@ -175,33 +197,50 @@ class ChatLayout:
         template: str | None,
     ) -> DialogueText:
         messages, schemas, places = self._messages(turns, tools)
-        whole = "" if self.opens_thinking else self.render(messages, schemas, template=template)
+        whole = self.render(messages, schemas, template=template)
         spans = []
         for position, turn in enumerate(places):
             if turn not in marked:
                 continue
             opened = self._opening(messages[: position + 1], schemas, template)
             last = position == len(messages) - 1
-            if self.opens_thinking:
-                if not last:
-                    raise NotPrefix
-                said = turns[turn]
-                whole = f"{opened}{said.reasoning.strip()}{_THINK_CLOSED}{messages[position]['content']}{self.eos}"
             closed = whole if last else self.render(messages[: position + 1], schemas, False, template)
             end = closed.find(self.eos, len(opened))
             if not closed.startswith(opened) or end < 0 or not whole.startswith(closed[: end + len(self.eos)]):
                 raise NotPrefix
-            content, segment = messages[position]["content"], closed[len(opened) : end]
-            if content.strip() not in segment and _squeeze(content) not in _squeeze(segment):
-                raise DataError(
-                    f"the chat template rewrites the text of turn {turn + 1}",
-                    f"the text begins {content[:60]!r}",
-                    "correct the row, or set model.chat_template=FILE",
-                )
+            self._check_segment(turns[turn], messages[position]["content"], closed[len(opened) : end], turn)
             spans.append((len(opened), end, turn))
         text = whole[: spans[-1][1] + len(self.eos)]
         found = self._contents(turns, tools, contents, template, text) if contents else ()
         return DialogueText(text, tuple(spans), len(self.eos), found)
+
+    def _check_segment(self, said: Message, content: str, segment: str, turn: int) -> None:
+        """Raise NotPrefix where a marked turn has lost its thought, DataError where its text was changed."""
+        if said.reasoning and _squeeze(said.reasoning) not in _squeeze(segment):
+            raise NotPrefix
+        if content.strip() not in segment and _squeeze(content) not in _squeeze(segment):
+            raise DataError(
+                f"the chat template rewrites the text of turn {turn + 1}",
+                f"the text begins {content[:60]!r}",
+                "correct the row, or set model.chat_template=FILE",
+            )
+
+    def _put_together(
+        self, turns: Sequence[Message], tools: Sequence[str], marked: Collection[int], contents: Collection[int]
+    ) -> DialogueText:
+        """The last turn behind its opening as generation sees it. Raises NotPrefix for more turns than that one, and
+        for calls that only the template can write."""
+        messages, schemas, places = self._messages(turns, tools)
+        *_, last = places
+        said = turns[last]
+        if list(marked) != [last] or (said.calls and self.native.tools):
+            raise NotPrefix
+        opened = self._opening(messages, schemas, None)
+        content = _with_calls(said) if said.calls else said.content
+        written = self.frame.write(said.reasoning, content.strip() if self.native.trims else content)
+        text = f"{opened}{written}{self.eos}"
+        found = self._contents(turns, tools, contents, None, text) if contents else ()
+        return DialogueText(text, ((len(opened), len(text) - len(self.eos), last),), len(self.eos), found)
 
     def _opening(
         self, messages: Sequence[dict[str, Any]], schemas: Sequence[dict[str, Any]], template: str | None
@@ -248,12 +287,21 @@ class ChatLayout:
                 )
         return tuple(spans)
 
-    def _check_text(self, turn: Message, index: int) -> None:
+    def _check_text(self, turn: Message, index: int | None) -> None:
+        """Raise DataError for a turn that cannot be written; index: of a dialogue's turn, None for a completion."""
+        what = "the completion" if index is None else f"the text of turn {index + 1}"
+        begins = f"the text begins {turn.content[:60]!r}"
         if any(self.eos in text for text in (turn.content, turn.reasoning, *turn.calls)):
+            mend = "take the token out of the text: it is added by the template"
+            raise DataError(f"{what} holds the end-of-turn token '{self.eos}'", begins, mend)
+        unclosed = self.frame.inside(turn.content) if self.frame.parts else None
+        if unclosed is not None and not unclosed.answer:
+            raise DataError(f"{what} is a thought without an answer", begins, "close the thought, and answer behind it")
+        if turn.reasoning and self.frame.shut:
             raise DataError(
-                f"the text of turn {index + 1} holds the end-of-turn token '{self.eos}'",
-                f"the text begins {turn.content[:60]!r}",
-                "take the token out of the text: it is added by the template",
+                f"{what} has a thought, and the chat template opens turns behind a closed one",
+                begins,
+                "set model.chat_template=FILE with a template that lets the model think, or take the thoughts out",
             )
 
     # -- messages ----------------------------------------------------------------------------------------------------
@@ -286,70 +334,37 @@ class ChatLayout:
         message = turn.as_dict()
         if not self.native.tools:
             message.pop("tool_calls", None)
-            calls = [f"<tool_call>\n{call}\n</tool_call>" for call in turn.calls]
-            message["content"] = "\n".join(part for part in (turn.content, *calls) if part)
+            message["content"] = _with_calls(turn)
             if turn.role == "tool":
                 message |= {"role": "user", "content": f"<tool_response>\n{turn.content}\n</tool_response>"}
-        if turn.reasoning and not self.native.reasoning and not self.opens_thinking:
+        if turn.reasoning:
             del message["reasoning_content"]
-            message["content"] = f"<think>\n{turn.reasoning.strip()}\n</think>\n\n{message['content']}"
+            if self.native.reasoning:
+                message[self.native.reasoning] = turn.reasoning
+            elif not self.opens_thinking:
+                frame = self.frame
+                message["content"] = f"{frame.before}{turn.reasoning.strip()}{frame.between}{message['content']}"
         return message
 
-    # -- probing -----------------------------------------------------------------------------------------------------
 
-    def _agrees(self, twin: str) -> bool:
-        """Whether a twin opens and closes a single turn as the model's own template does, up to the end of turn."""
-        asked, answer = {"role": "user", "content": "Probe."}, {"role": "assistant", "content": "Fine"}
-        try:
-            if self.render([asked], opened=True) != self.render([asked], opened=True, template=twin):
-                return False
-            own, other = self.render([asked, answer]), self.render([asked, answer], template=twin)
-        except DataError:
-            return False
-        return own.partition(self.eos)[0] == other.partition(self.eos)[0] or own == other
+def _where(messages: Sequence[dict[str, Any]]) -> str:
+    roles = ", ".join(str(message["role"]) for message in messages)
+    return f"a dialogue with the roles {roles}, beginning {str(messages[0]['content'])[:60]!r}" if messages else ""
 
-    def _says(self, *texts: str, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> bool:
-        try:
-            rendered = self.render(messages, tools)
-        except DataError:
-            return False
-        return all(text in rendered for text in texts)
 
-    def _probe_native(self) -> NativeFeatures:
-        user, fine = {"role": "user", "content": "Probe."}, {"role": "assistant", "content": "Fine"}
-        call = {"type": "function", "function": {"name": "probe_call", "arguments": {"place": "probe_argument"}}}
-        tool = {
-            "type": "function",
-            "function": {
-                "name": "probe_call",
-                "description": "probe_description",
-                "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
-            },
-        }
-        called = {"role": "assistant", "content": "", "tool_calls": [call]}
-        result = {"role": "tool", "content": "probe_result", "name": "probe_call"}
-        return NativeFeatures(
-            system=self._says("probe_system", messages=[{"role": "system", "content": "probe_system"}, user, fine]),
-            tools=self._says("probe_description", messages=[user, fine], tools=[tool])
-            and self._says("probe_call", "probe_argument", "probe_result", messages=[user, called, result, fine]),
-            reasoning=self._says("probe_thought", messages=[user, {**fine, "reasoning_content": "probe_thought"}]),
-            trims=not self._says(" probe_space \n", messages=[{"role": "user", "content": " probe_space \n"}, fine]),
-        )
+def _reason(error: Exception) -> str:
+    """What went wrong in a template, with the line where that is known."""
+    line = getattr(error, "lineno", None)
+    said = str(error) or type(error).__name__
+    if isinstance(error, ArithmeticError | RecursionError):
+        said = f"{type(error).__name__}: {error}"
+    return f"line {line}: {said}" if line else said
 
-    def _probe_frame(self) -> None:
-        """Find lead and trail from one turn. Raises NotPrefix when the turn does not continue its opening."""
-        asked, answer = {"role": "user", "content": "Probe."}, {"role": "assistant", "content": "Fine"}
-        opened, closed = self.render([asked], opened=True), self.render([asked, answer])
-        segment = closed[len(opened) :]
-        if not closed.startswith(opened):
-            if not opened.rstrip().endswith(_THINK_OPENED):
-                raise NotPrefix
-            self.opens_thinking, self.lead = True, _THINK_CLOSED
-            # The turn is put together here, so its calls must be text.
-            self.native = replace(self.native, tools=False)
-        elif self.eos in segment and "Fine" in segment.partition(self.eos)[0]:
-            self.lead, _, tail = segment.partition("Fine")
-            self.trail = tail.partition(self.eos)[0]
+
+def _with_calls(turn: Message) -> str:
+    """The text of a turn with its calls as text."""
+    calls = [f"<tool_call>\n{call}\n</tool_call>" for call in turn.calls]
+    return "\n".join(part for part in (turn.content, *calls) if part)
 
 
 def _squeeze(text: str) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 from core.models.roles import Models
 from core.results import MetricChange
 from core.scoring.guarded import summarise
+from core.tokens.requests import score_request, shown
 from core.training.run import StageRun, heldout_prompts
-from core.types import Evaluation, Sampling, ScoreRequest
+from core.types import Evaluation, Sampling
 
 _RESAMPLES = 2000
 
@@ -53,14 +54,7 @@ def score_heldout(run: StageRun, models: Models) -> Evaluation:
     )  # fmt: skip
     rollouts = run.parts.evaluation_engine().generate([ids for _, ids in held], sampling)
     requests = [
-        ScoreRequest(
-            prompt=record.prompt[-1].content,
-            completion=models.codec.text(rollout.completion_ids),
-            prompt_ids=tuple(rollout.prompt_ids),
-            completion_ids=tuple(rollout.completion_ids),
-            answer=record.answer,
-            meta=dict(record.meta),
-        )
+        score_request(record, models.codec.said(rollout.completion_ids), rollout.prompt_ids, rollout.completion_ids)
         for (record, _), rollout in zip(held, rollouts, strict=True)
     ]
     metrics = {
@@ -81,9 +75,7 @@ def score_heldout(run: StageRun, models: Models) -> Evaluation:
     samples = [
         {
             "index": index,
-            "prompt": request.prompt,
-            "completion": request.completion,
-            "answer": request.answer,
+            **shown(request),
             **{name: values[index] for name, values in columns.items()},
         }
         for index, request in enumerate(requests[: run.cfg.eval.samples])

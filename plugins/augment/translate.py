@@ -193,10 +193,11 @@ def _filled(template: str, asked: Namespace, text: str) -> str:
 
 
 def _answer(run: StageRun, rollout: Rollout) -> Answer:
-    text = run.codec.text(rollout.completion_ids).strip()
+    said = run.codec.said(rollout.completion_ids)
+    text = said.answer.strip()
     special = set(run.codec.tokenizer.all_special_ids)
     if not rollout.finished:
         return Answer(text, "cut off")
     if not text:
         return Answer(text, "empty")
-    return Answer(text, "template remnant" if special.intersection(rollout.completion_ids[:-1]) else "")
+    return Answer(text, "template remnant" if special.intersection(rollout.completion_ids[said.answer_at : -1]) else "")

@@ -84,7 +84,7 @@ def written_directives(
         )  # fmt: skip
         rollouts = run.parts.evaluation_engine().generate(run.codec.prompts(requests), sampling)
         rows = [
-            judged(index, kinds[index], run.codec.text(rollout.completion_ids), passages[index], answers[index])
+            judged(index, kinds[index], run.codec.said(rollout.completion_ids).answer, passages[index], answers[index])
             for index, rollout in enumerate(rollouts)
         ]
         _save(file, rows)

@@ -18,7 +18,7 @@ import yaml
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from core.api import ConfigError, Message, Record
+from core.api import ConfigError, Message, Record, TemplateLimit, render_bounded
 
 BUILTIN = Path(__file__).with_name("phrasings.yaml")
 _SEPARATOR = "|||"
@@ -48,26 +48,33 @@ _JINJA = _environment()
 
 @dataclass(frozen=True)
 class Phrasing:
-    """One template. `shows_options`: the prompt lists the answer options."""
+    """One template. `shows_options`: the prompt lists the answer options; `where`: it comes from, for messages."""
 
     name: str
     jinja: str
     answer_choices: str | None = None
     shows_options: bool = False
+    where: str = "stage.templates"
 
     @cached_property
     def _compiled(self) -> tuple[Any, Any]:
         return _JINJA.from_string(self.jinja), _JINJA.from_string(self.answer_choices or "")
 
     def render(self, variables: Mapping[str, Any]) -> tuple[str, str] | None:
-        """Prompt and completion; None where the template does not fit the variables."""
+        """Prompt and completion; None where the template does not fit the variables.
+
+        Raises: ConfigError for a template that is stopped: it would hang, or take all memory.
+        """
         text, choices = self._compiled
         try:
             known = dict(variables)
             if self.answer_choices is not None:
-                known["answer_choices"] = [part.strip() for part in choices.render(known).split(_SEPARATOR)]
-            parts = text.render(known).split(_SEPARATOR)
-        except (TemplateError, LookupError, TypeError, ValueError, ArithmeticError):
+                listed = render_bounded(lambda: choices.render(known), self.answer_choices)
+                known["answer_choices"] = [part.strip() for part in listed.split(_SEPARATOR)]
+            parts = render_bounded(lambda: text.render(known), self.jinja).split(_SEPARATOR)
+        except TemplateLimit as error:
+            raise ConfigError(f"the template '{self.name}' {error}", self.where, "correct the template") from None
+        except (TemplateError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
             return None
         prompt, completion = (parts[0].strip(), parts[1].strip()) if len(parts) == 2 else ("", "")
         return (prompt, completion) if prompt and completion else None
@@ -166,4 +173,4 @@ def _phrasing(entry: Any, number: int, where: str) -> Phrasing:
     except TemplateError as error:
         raise ConfigError(f"the template '{name}' is not Jinja: {error}", where, "correct the template") from error
     shows = bool(metadata.get("choices_in_prompt")) if isinstance(metadata, dict) else False
-    return Phrasing(name, entry["jinja"], str(choices) if choices else None, shows)
+    return Phrasing(name, entry["jinja"], str(choices) if choices else None, shows, where)

@@ -86,7 +86,7 @@ def _answered(run: StageRun, cfg: NlftConfig, items: Sequence[Attempt]) -> list[
     for item in items:
         if item.answer is None:
             ids = next(rollouts).completion_ids
-            answered.append(replace(item, answer=run.codec.text(ids), answer_ids=tuple(ids)))
+            answered.append(replace(item, answer=run.codec.said(ids).answer, answer_ids=tuple(ids)))
         else:
             answered.append(item)
     return answered

@@ -28,6 +28,7 @@ from core.api import (
     DataError,
     Evaluation,
     LossOutput,
+    Message,
     Record,
     Section,
     StageResult,
@@ -221,8 +222,12 @@ def _example(codec: ChatCodec, item: Attempt, cfg: NlftConfig) -> Example:
     answer = list(item.answer_ids) or codec.completions([text])[0]
     marks = None
     if spans := marked(item.record, cfg):
-        offsets = codec.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        marks = (*tokens_of_spans(text, offsets, spans), False)  # the end of the turn was not marked
+        # The spans are places of the text; what is trained begins with the template's frame.
+        final = codec.layout.final(Message("assistant", text))
+        shift = max(final.find(text), 0)
+        placed = [(start + shift, end + shift) for start, end in spans]
+        offsets = codec.tokenizer(final, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        marks = (*tokens_of_spans(final, offsets, placed), False)  # the end of the turn was not marked
     dialogues = {"base": list(prompt)}
     if item.right is False and marks is None:
         dialogues["judge"] = conditioned(prompt, cfg.judge_system, cfg.judge_prompt, judgement=item.judgement or "")

@@ -25,6 +25,8 @@ from core.torch_api import (
     heldout_prompts,
     pack,
     score_heldout,
+    score_request,
+    shown,
     split_by_tokens,
 )
 from plugins.online import KlEstimator, OnlineConfig
@@ -173,7 +175,14 @@ def sample_rollouts(run: StageRun, models: Models, prompts: Sequence[Prompt], st
     with run.log.timed("rollout"):
         rollouts = run.parts.engine().generate([prompt.ids for prompt in prompts], sampling)
     with run.log.timed("score"):
-        scores, metrics = _score(run, models, prompts, rollouts)
+        requests = [
+            score_request(
+                prompts[rollout.prompt_index].record, models.codec.said(rollout.completion_ids),
+                rollout.prompt_ids, rollout.completion_ids,
+            )
+            for rollout in rollouts
+        ]  # fmt: skip
+        scores, metrics = _score(run, requests)
     groups = []
     for start in range(0, len(rollouts), cfg.group_size):
         members = range(start, start + cfg.group_size)
@@ -193,9 +202,7 @@ def sample_rollouts(run: StageRun, models: Models, prompts: Sequence[Prompt], st
     samples = [
         {
             "index": i,
-            "prompt": prompts[rollouts[i].prompt_index].record.prompt[-1].content,
-            "completion": models.codec.text(rollouts[i].completion_ids),
-            "answer": prompts[rollouts[i].prompt_index].record.answer,
+            **shown(requests[i]),
             "reward": scores[i].value,
         }
         for i in kept[:_SAMPLE_ROWS]
@@ -203,21 +210,8 @@ def sample_rollouts(run: StageRun, models: Models, prompts: Sequence[Prompt], st
     return Rollouts(_laid_out(run, models, rollouts, scores, groups, cfg), metrics, samples)
 
 
-def _score(
-    run: StageRun, models: Models, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
-) -> tuple[list[Score], dict[str, float]]:
+def _score(run: StageRun, requests: Sequence[ScoreRequest]) -> tuple[list[Score], dict[str, float]]:
     """Scores of the run's reward, and metrics; the true score beside it where there is one."""
-    requests = [
-        ScoreRequest(
-            prompt=prompts[rollout.prompt_index].record.prompt[-1].content,
-            completion=models.codec.text(rollout.completion_ids),
-            prompt_ids=tuple(rollout.prompt_ids),
-            completion_ids=tuple(rollout.completion_ids),
-            answer=prompts[rollout.prompt_index].record.answer,
-            meta=dict(prompts[rollout.prompt_index].record.meta),
-        )
-        for rollout in rollouts
-    ]
     reward = run.parts.reward()
     assert reward is not None
     scores = reward.score(requests)

@@ -19,22 +19,30 @@ WRONG, ERROR = "judged wrong", "judge error"
 
 @dataclass(frozen=True)
 class PromptItem:
-    """A prompt and its gold answer: token ids as they are trained on, the end-of-turn token included."""
+    """A prompt and its gold answer: token ids as they are trained on, the end-of-turn token included.
+
+    gold_text: the answer alone; gold_thought: what stands before it.
+    """
 
     record: Record
     prompt: list[int]
     gold_text: str
     gold: list[int]
+    gold_thought: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote: token ids as they were drawn, their text without special tokens, and whether the
-    end-of-turn token ended it."""
+    """What the model wrote: token ids as they were drawn, what they say, and whether the end-of-turn token ended it.
+
+    text: the answer alone; thought: what it thinks before; answer_at: place of the answer's first token.
+    """
 
     ids: list[int]
     text: str
     finished: bool
+    thought: str = ""
+    answer_at: int = 0
 
 
 @dataclass
@@ -45,6 +53,7 @@ class Target:
     branch: str
     ids: list[int]
     text: str
+    thought: str = ""
     rejected: dict[str, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
@@ -93,9 +102,10 @@ def route(
         picked = likeliest([(items[place], answers) for place, answers in right.items()])
         for (place, answers), index in zip(right.items(), picked, strict=True):
             rejected[place].pop(branch, None)
-            targets[place] = Target(branch, answers[index].ids, answers[index].text, rejected[place], errors[place])
+            best = answers[index]
+            targets[place] = Target(branch, best.ids, best.text, best.thought, rejected[place], errors[place])
     return [
-        target or Target(GOLD, item.gold, item.gold_text, rejected[place], errors[place])
+        target or Target(GOLD, item.gold, item.gold_text, item.gold_thought, rejected[place], errors[place])
         for place, (target, item) in enumerate(zip(targets, items, strict=True))
     ]
 
@@ -124,7 +134,8 @@ class Filters:
             return "empty"
         if len(item.prompt) + len(answer.ids) > self.max_length:
             return "too long"
-        if not self.special.isdisjoint(answer.ids[:-1]) or any(p.search(answer.text) for p in self.remnants):
+        own = answer.ids[answer.answer_at : -1]
+        if not self.special.isdisjoint(own) or any(pattern.search(answer.text) for pattern in self.remnants):
             return "template remnant"
         if branch == PARAPHRASE:
             if any(pattern.search(answer.text) for pattern in self.leaks):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from typing_extensions import TypeVar, override
 
-from core.api import Message, Rollout, Sampling, Score, ScoreRequest, Section, StageResult
+from core.api import DataError, Message, Rollout, Sampling, Score, Section, StageResult
 from core.torch_api import (
     Demonstration,
     Models,
@@ -23,6 +23,7 @@ from core.torch_api import (
     encoded_prompts,
     pack,
     save_rows,
+    score_request,
     split_by_tokens,
     sum_by_completion,
 )
@@ -63,13 +64,20 @@ class SelfSupervised(Sft[C, BuiltData]):
         """The items with their gold answers as demonstrations; `make_data` puts the targets in their place."""
         run = self.run
         encoded = encoded_prompts(run.codec, run.plan.dataset.train, run.log.drop)
-        texts = [record.completion or record.chosen or "" for record, _ in encoded]
         items = []
-        for (record, prompt), text, gold in zip(encoded, texts, run.codec.completions(texts), strict=True):
-            if record.calls or record.reasoning:
-                run.log.drop(record, "a final turn with tool calls or reasoning, which no judge can compare")
-            elif run.examples.fits(record, len(prompt) + len(gold)):
-                items.append(PromptItem(record, prompt, text, gold))
+        for record, prompt in encoded:
+            if record.calls:
+                run.log.drop(record, "a final turn with tool calls, which no judge can compare")
+                continue
+            turn = Message("assistant", record.completion or record.chosen or "", reasoning=record.reasoning)
+            try:
+                (gold,) = run.codec.closed([run.codec.layout.final(turn)])
+            except DataError as error:
+                run.log.drop(record, error.what)
+                continue
+            if run.examples.fits(record, len(prompt) + len(gold)):
+                said = run.codec.parted(turn.content)
+                items.append(PromptItem(record, prompt, said.answer, gold, record.reasoning or said.thought))
         heldout = [record for record in run.plan.dataset.heldout if record.completion or record.chosen]
         train = [Demonstration.of(item.prompt, item.gold) for item in items]
         return BuiltData(train, run.examples.demonstrations(heldout), items=items)
@@ -199,7 +207,7 @@ class Sdft(Rewriting):
 def _row(item: PromptItem, target: Target, means: Sequence[float]) -> dict[str, Any]:
     turns = [message.as_dict() for message in item.record.prompt]
     row = {
-        "messages": [*turns, {"role": "assistant", "content": target.text}],
+        "messages": [*turns, Message("assistant", target.text, reasoning=target.thought).as_dict()],
         "branch": target.branch,
         "gold": item.gold_text,
         "logprob": means[0],
@@ -213,7 +221,8 @@ def _row(item: PromptItem, target: Target, means: Sequence[float]) -> dict[str, 
 
 
 def _answer(run: StageRun, rollout: Rollout) -> Answer:
-    return Answer(rollout.completion_ids, run.codec.text(rollout.completion_ids), rollout.finished)
+    thought, answer, at = run.codec.said(rollout.completion_ids)
+    return Answer(rollout.completion_ids, answer, rollout.finished, thought, at)
 
 
 def _rewriting(item: PromptItem, template: str) -> tuple[Message, ...]:
@@ -228,13 +237,13 @@ def _rewriting(item: PromptItem, template: str) -> tuple[Message, ...]:
 def _judge(run: StageRun, candidates: Sequence[Candidate]) -> list[Score]:
     """Scores of the run's judge against the record's short answer where it has one, else the gold answer."""
     requests = [
-        ScoreRequest(
-            prompt=item.record.prompt[-1].content,
-            completion=answer.text,
-            prompt_ids=tuple(item.prompt),
-            completion_ids=tuple(answer.ids),
-            answer=item.gold_text if item.record.answer is None else item.record.answer,
-            meta={**item.record.meta, "reference": item.gold_text},
+        score_request(
+            item.record,
+            run.codec.said(answer.ids),
+            item.prompt,
+            answer.ids,
+            item.gold_text if item.record.answer is None else item.record.answer,
+            {"reference": item.gold_text},
         )
         for item, answer in candidates
     ]

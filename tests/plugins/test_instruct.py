@@ -132,6 +132,19 @@ def test_what_stays_as_it_is():
         assert book.phrase(record, 1, 0.5, {}) is record
 
 
+def test_templates_that_would_not_end_are_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    for jinja, said in (
+        ("{{ 9 ** 9 ** 9 }} ||| x", "a power in line 1"),
+        ("{{ 'a' * 99999999999 }} ||| x", "of memory"),
+    ):
+        path.write_text(json.dumps({"templates": [{"name": "bad", "jinja": jinja}]}))
+        (phrasing,) = Phrasebook.read([str(path)]).phrasings
+        with pytest.raises(ConfigError, match=f"the template 'bad' .*{said}") as caught:
+            phrasing.render({})
+        assert str(path) in str(caught.value)
+
+
 def test_templates_run_in_a_sandbox(tmp_path):
     path = tmp_path / "t.yaml"
     path.write_text("templates: [{name: bad, jinja: \"{{ ''.__class__.__mro__ }} ||| x\"}]")

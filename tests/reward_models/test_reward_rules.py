@@ -247,3 +247,34 @@ def test_bad_configs_name_the_key(name, params, key):
     with pytest.raises(ConfigError) as error:
         from_plain(SPECS[name].config, params, key="reward", part="reward").check()
     assert f"'{key}'" in str(error.value)
+
+
+# ---- a thought before the answer -----------------------------------------------------------------------------------
+
+
+def test_a_thought_is_seen_by_those_who_ask_for_it():
+    def of(name, params, completion="4", thought="two and two"):
+        return score(name, params, completion, thought=thought).value
+
+    assert of("regex", {"pattern": "4", "full": True}) == 1.0
+    assert of("regex", {"pattern": "two"}) == 0.0
+    assert of("regex", {"pattern": r"^<think>.+</think>\s*4$", "dot_all": True}) == 1.0
+    assert of("regex", {"pattern": r"^<think>.+</think>\s*4$", "dot_all": True}, thought="") == 0.0
+    assert of("json", {}, '{"a": 1}', "[") == 1.0
+    tagged = "<answer>4</answer>"
+    both = {"sections": ["think", "answer"]}
+    assert of("format", both, tagged) == 1.0
+    assert of("format", both, tagged, "") == 0.5
+    assert of("format", both, "") == 0.0  # cut off inside the thought
+    assert of("format", {"prefix": "<answer>", "suffix": "</answer>"}, tagged) == 1.0
+    assert of("format", {"prefix": "<think>"}, tagged) == 1.0
+    assert of("format", {"patterns": [r"</think>\s*<answer>", "^<answer>"]}, tagged) == 1.0
+
+
+@pytest.mark.parametrize(("params", "length"), [
+    ({"target_chars": 3}, 1.0), ({"target_chars": 3, "thought": True}, 12.0),
+    ({"target_tokens": 3}, 2.0), ({"target_tokens": 3, "thought": True}, 5.0),
+])  # fmt: skip
+def test_the_length_of_an_answer_is_without_its_thought(params, length):
+    found = score("length", params, "4", thought="two and two", completion_ids=(1, 2, 3, 4, 5), answer_at=3)
+    assert found.parts["length"] == length

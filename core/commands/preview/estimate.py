@@ -58,10 +58,12 @@ def add_previews(plan: Plan, registry: Registry) -> None:
     for stage in waiting:
         sample = stage.dataset.train[:_SAMPLE]
         try:
-            examples, _ = stage_examples(plan, stage, registry, codec, sample)
+            examples, refused = stage_examples(plan, stage, registry, codec, sample)
         except DataError as error:  # of a few rows only; the run itself looks at all of them
             stage.warnings.append(f"no preview of the first {len(sample)} records: {error.what}")
-            examples = []
+            examples, refused = [], []
+        if refused and not examples:
+            stage.warnings.append(f"none of the first {len(sample)} records can be trained on: {refused[0].reason}")
         stage.rows = [row for example in examples[:3] for row in token_rows(example, codec)]
         stage.preview = estimate(stage, examples)
 
