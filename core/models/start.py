@@ -75,11 +75,9 @@ class Start:
 
     @cached_property
     def _reward_tokenizer(self) -> Any:
-        return (
-            None
-            if self.reward_model is None
-            else load_tokenizer(self.reward_model, bool(self.cfg.model.trust_remote_code))
-        )
+        if self.reward_model is None:
+            return None
+        return load_tokenizer(self.reward_model, bool(self.cfg.model.trust_remote_code))
 
     @cached_property
     def _shares_vocabulary(self) -> bool:
