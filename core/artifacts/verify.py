@@ -21,40 +21,36 @@ rounds to the number format, and int8 layers round their inputs, which merged on
 
 def _load(job: dict[str, Any], dtype: Any) -> tuple[Any, list[str]]:
     """The model, and the names of the weights that no file of the artifact holds."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     from core.models.adapters import keep_differentiable, quantization_config
     from core.settings.schema import Quant
 
     folder = Path(job["folder"])
-    causal = job["makes"] == "policy"
-    kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-    extra: dict[str, Any] = {"trust_remote_code": job["remote_code"], **({} if causal else {"num_labels": 1})}
+    extra: dict[str, Any] = {"trust_remote_code": job["remote_code"]}
     adapter = folder / "adapter_config.json"
     if (quantization := quantization_config(Quant(job["quant"]), dtype)) is not None:
         extra["quantization_config"] = quantization
     if not adapter.is_file():
-        loaded: Any = kind.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **extra
-        )
-        model, info = loaded
+        model, info = _plain(job, folder, dtype, output_loading_info=True, **extra)
         return model, sorted(info["missing_keys"])
     from peft import PeftModel
 
     base = json.loads(adapter.read_text())["base_model_name_or_path"]
     # The same road through 4-bit layers as in training; the CPU's other one rounds to bf16.
-    model = keep_differentiable(kind.from_pretrained(base, dtype=dtype, attn_implementation="sdpa", **extra))
+    model = keep_differentiable(_plain(job, Path(base), dtype, **extra))
     return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False), []
 
 
-def _plain(job: dict[str, Any], folder: Path, dtype: Any) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+def _plain(job: dict[str, Any], folder: Path, dtype: Any, **extra: Any) -> Any:
+    """The model in a folder of transformers' format, in the attention that it had in memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    from core.models.heads import score_class
+
+    extra |= {"dtype": dtype, "attn_implementation": job["attention"]}
     if job["makes"] == "policy":
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
-    return AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", num_labels=1
-    )
+        return AutoModelForCausalLM.from_pretrained(folder, **extra)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=bool(extra.get("trust_remote_code")))
+    return score_class(config).from_pretrained(folder, num_labels=1, **extra)
 
 
 def _compare(name: str, ours: Any, theirs: Any, tolerance: float) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from torch import nn
 from core.config.combinations import changes_base
 from core.errors import ModelError
 from core.models.adapters import add_adapter
+from core.models.judge import judge
 from core.models.loading import has_head, load_module
-from core.models.roles import Models, ScoreModel, TokenModel, check_packed
+from core.models.roles import Models, ScoreModel, TokenModel
 from core.models.start import Start
 
 Shape = Callable[[nn.Module], None]
@@ -39,11 +40,15 @@ def _plain_start(start: Start) -> Path:
     return start.plain if start.cfg.peft.method != "none" else start.folder
 
 
+def _judge(start: Start, model: TokenModel | ScoreModel) -> None:
+    judge(model, start.max_length, start.cfg.model.rows)
+
+
 def trainable_policy(start: Start, shape: Shape | None = None) -> TokenModel:
-    """The policy to be trained, checked for packed rows."""
+    """The policy to be trained, on the road that the judge found for it."""
     module = load_module(_plain_start(start), start.cfg, start.dtype, "CAUSAL_LM", start.cfg.quant)
     model = TokenModel(_adapted(start, module, "CAUSAL_LM", shape)).to(start.device).eval()
-    check_packed(model)
+    _judge(start, model)
     return model
 
 
@@ -54,13 +59,17 @@ def trainable_scorer(start: Start, shape: Shape | None = None, folder: Path | No
     """
     place = _plain_start(start) if folder is None else folder
     module = load_module(place, start.cfg, start.dtype, "SEQ_CLS", start.cfg.quant)
-    return ScoreModel(_adapted(start, module, "SEQ_CLS", shape)).to(start.device).eval()
+    model = ScoreModel(_adapted(start, module, "SEQ_CLS", shape)).to(start.device).eval()
+    _judge(start, model)
+    return model
 
 
 def frozen_policy(start: Start) -> TokenModel:
     """A frozen copy of the starting policy."""
     module = load_module(_plain_start(start), start.cfg, start.dtype, "CAUSAL_LM", start.cfg.quant)
-    return TokenModel(module).to(start.device).eval().requires_grad_(False)
+    model = TokenModel(module).to(start.device).eval().requires_grad_(False)
+    _judge(start, model)
+    return model
 
 
 def frozen_scorer(start: Start, folder: Path) -> ScoreModel:
@@ -70,7 +79,9 @@ def frozen_scorer(start: Start, folder: Path) -> ScoreModel:
             "the reward model has no scoring head in its weights", str(folder), "name a folder that stage=reward made"
         )
     module = load_module(folder, start.cfg, start.dtype, "SEQ_CLS")
-    return ScoreModel(module).to(start.device).eval().requires_grad_(False)
+    model = ScoreModel(module).to(start.device).eval().requires_grad_(False)
+    _judge(start, model)
+    return model
 
 
 def models_for_roles(start: Start, roles: Collection[str], shape: Shape | None = None) -> Models:

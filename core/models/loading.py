@@ -12,6 +12,8 @@ from torch import nn
 
 from core.errors import ModelError
 from core.models.adapters import keep_differentiable, merged_weights, quantization_config
+from core.models.heads import score_class
+from core.models.kinds import check_causal, read_config
 from core.planning.sources import resolve_source
 from core.settings.schema import ModelConfig, Quant, RunConfig
 
@@ -33,6 +35,9 @@ def load_module(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, qua
         return _load_merged(folder, cfg, dtype, task)
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    config = read_config(folder)
+    if config is not None:
+        check_causal(config, str(folder / "config.json"))
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": bool(cfg.model.trust_remote_code)}
     quantization = quantization_config(quant, dtype)
     if quantization is not None:
@@ -40,7 +45,8 @@ def load_module(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, qua
     try:
         if task == "CAUSAL_LM":
             return keep_differentiable(AutoModelForCausalLM.from_pretrained(folder, **kwargs))
-        module = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **kwargs)
+        kind = AutoModelForSequenceClassification if config is None else score_class(config)
+        module = kind.from_pretrained(folder, num_labels=1, **kwargs)
     except Exception as error:  # transformers and safetensors raise whatever they like for a damaged file
         raise ModelError(
             f"the model could not be loaded: {type(error).__name__}: {error}".splitlines()[0],
