@@ -57,7 +57,9 @@ class _OneScore:
         from transformers.modeling_outputs import SequenceClassifierOutput
 
         body = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
-        scores_BL1 = self.score(body(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state)
+        hidden_BLd = body(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
+        # Some bodies keep their residual stream in fp32.
+        scores_BL1 = self.score(hidden_BLd.to(self.dtype))  # type: ignore[attr-defined]
         place_L = torch.arange(input_ids.shape[1], device=scores_BL1.device)
         last_B = (place_L if attention_mask is None else place_L * attention_mask).expand(input_ids.shape).argmax(dim=1)
         return SequenceClassifierOutput(logits=scores_BL1[torch.arange(len(last_B)), last_B])

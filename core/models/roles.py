@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from core.errors import ModelError
 from core.models.adapters import base_model, is_prompt_learning
@@ -17,6 +18,7 @@ from core.models.logprobs import linear_logprobs, logits_logprobs
 from core.models.packed import Packed, longest
 from core.models.padded import padded_batches, pick
 from core.models.road import Road
+from core.models.router import Router
 from core.models.start import Start
 from core.settings.schema import Rows
 from core.tokens.codec import ChatCodec
@@ -163,6 +165,7 @@ class TokenModel(_RowModel):
         extras = any(getattr(text, name, None) not in (None, 1, 1.0) for name in _HEAD_EXTRAS)
         self.plain_head = type(head) is nn.Linear and head.bias is None and not extras and not self.prompted
         """The head is a matrix and nothing else, so that the logits need never stand whole."""
+        self.router = Router(self.base)
 
     def forward(
         self,
@@ -193,6 +196,12 @@ class TokenModel(_RowModel):
         hidden = self.hidden(packed, noise_Td).index_select(0, predict)
         weight = self.base.get_output_embeddings().weight
         return linear_logprobs(hidden, weight, targets, temperature, want_entropy, smoothing)
+
+    @override
+    def _run(self, module: Any, **inputs: Any) -> Any:
+        if self.router.coefficient and (self.router.collecting or module is self.module):
+            return self.router.run(self.module, self.body, whole=module is self.module, **inputs)
+        return super()._run(module, **inputs)
 
     def logits(self, packed: Packed, only_M: Tensor | None = None, noise_Td: Tensor | None = None) -> Tensor:
         """Logits [M, V] that predict the completion tokens, in the model's number format; whole, so M must be small."""
