@@ -64,11 +64,14 @@ def trainable_scorer(start: Start, shape: Shape | None = None, folder: Path | No
     return model
 
 
-def frozen_policy(start: Start) -> TokenModel:
-    """A frozen copy of the starting policy."""
+def frozen_policy(start: Start, like: TokenModel | None = None) -> TokenModel:
+    """A frozen copy of the starting policy. like: a policy from the same weights, whose road it takes."""
     module = load_module(_plain_start(start), start.cfg, start.dtype, "CAUSAL_LM", start.cfg.quant)
     model = TokenModel(module).to(start.device).eval().requires_grad_(False)
-    _judge(start, model)
+    if like is None or like.prompted:
+        _judge(start, model)
+    else:
+        model.follow(like)
     return model
 
 
@@ -98,7 +101,7 @@ def models_for_roles(start: Start, roles: Collection[str], shape: Shape | None =
         if start.cfg.peft.method != "none" and not changes_base(start.cfg.peft):
             models.reference_is_adapter_off = True
         else:
-            models.reference = frozen_policy(start)
+            models.reference = frozen_policy(start, models.policy)
     if "reward_model" in roles and start.reward_model is not None:
         models.reward_model = frozen_scorer(start, start.reward_model)
     if "value_model" in roles:

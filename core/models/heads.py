@@ -18,11 +18,12 @@ def score_class(config: Any) -> Any:
     linear `score`, else a class of that form on the family's body. It has `from_pretrained` and `from_config`."""
     from transformers import AutoModel, AutoModelForSequenceClassification
 
-    known = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
-    body = AutoModel._model_mapping.get(type(config), None)
+    kind: Any = type(config)
+    known: Any = AutoModelForSequenceClassification._model_mapping.get(kind, None)
+    body: Any = AutoModel._model_mapping.get(kind, None)
     if body is None or (known is not None and _has_linear_score(known, config)):
         return AutoModelForSequenceClassification  # which also says what it does not know
-    return _own_class(body[0] if isinstance(body, (tuple, list)) else body, type(config))
+    return _own_class(body[0] if isinstance(body, (tuple, list)) else body, kind)
 
 
 def _has_linear_score(known: Any, config: Any) -> bool:

@@ -167,6 +167,12 @@ class TokenModel(_RowModel):
         """The head is a matrix and nothing else, so that the logits need never stand whole."""
         self.router = Router(self.base)
 
+    def follow(self, other: TokenModel) -> None:
+        """Take the road of a model of the same architecture, and its attention."""
+        self.road, self.plain_head = other.road, other.plain_head
+        if self.config._attn_implementation != other.config._attn_implementation:
+            self.base.set_attn_implementation(other.config._attn_implementation)
+
     def forward(
         self,
         packed: Packed,

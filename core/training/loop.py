@@ -319,7 +319,7 @@ class StepLoop:
 
     @contextmanager
     def _router_loss(self) -> Iterator[Callable[[], Tensor | None]]:
-        """Yields what says the policy's router loss in the block; a config without one, or a frozen policy, has none."""
+        """Yields what says the policy's router loss in the block: None without one in the config, and when frozen."""
         policy = self.models.policy
         if policy is None or not policy.router.coefficient or not policy.trainable():
             yield lambda: None
