@@ -63,8 +63,7 @@ def judge(model: TokenModel | ScoreModel, max_length: int, rows: Rows = Rows.aut
                 bench = _causal_bench(model, limit, max_length, exact)
                 road = _first_equal(bench, rows, limit, alone, max_length)
             model.road = road
-            if road.rows is Rows.packed:
-                _try_as_it_runs(bench, rows)
+            _try_as_it_runs(bench, rows)
     finally:
         model.train(was_training)
 
@@ -113,17 +112,34 @@ def _first_equal(bench: _Bench, rows: Rows, limit: int | None, alone: bool, max_
 
 
 def _try_as_it_runs(bench: _Bench, rows: Rows) -> None:
-    """A packed row in the model's own number format, which may take another kernel."""
+    """A row in the model's own number format, which may take other kernels; what fails there takes another road.
+    Raises ModelError where none is left."""
     model = bench.model
+    fault = _fault_as_it_runs(bench)
+    if fault and model.road.rows is Rows.packed and rows is not Rows.packed:
+        model.road = Road(Rows.padded, f"packed rows fail in {_name(model.dtype)} ({fault})")
+        fault = _fault_as_it_runs(bench)
+    if fault and isinstance(model, TokenModel) and model.plain_head:
+        model.plain_head = False
+        fault = _fault_as_it_runs(bench)
+    if fault:
+        raise ModelError(
+            f"{model.road.rows.value} rows fail in {_name(model.dtype)}: {fault}",
+            f"model type {model.config.model_type}",
+            "set model.rows=auto" if rows is Rows.packed else "set runtime.dtype=fp32",
+        )
+
+
+def _fault_as_it_runs(bench: _Bench) -> str | None:
     try:
-        finite = all(bool(torch.isfinite(bench.run(row)).all()) for row in bench.rows[:1])
-        fault = None if finite else "packed rows give values that are not finite"
+        finite = bool(torch.isfinite(bench.run(bench.rows[0])).all())
     except (NotPackable, RuntimeError, NotImplementedError) as error:
-        fault = _first_line(error)
-    if fault is not None:
-        if rows is Rows.packed:
-            raise ModelError(f"packed rows fail: {fault}", "model.rows", "set model.rows=auto")
-        model.road = Road(Rows.padded, f"packed rows fail in {str(model.dtype).removeprefix('torch.')} ({fault})")
+        return _first_line(error)
+    return None if finite else "values that are not finite"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class _Bench:

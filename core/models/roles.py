@@ -199,8 +199,9 @@ class TokenModel(_RowModel):
                 )
             logits_MV = self.logits(packed, only_M, noise_Td)
             return logits_logprobs(logits_MV, targets, temperature, want_entropy, smoothing)
-        hidden = self.hidden(packed, noise_Td).index_select(0, predict)
         weight = self.base.get_output_embeddings().weight
+        # Some bodies keep their residual stream in fp32.
+        hidden = self.hidden(packed, noise_Td).index_select(0, predict).to(weight.dtype)
         return linear_logprobs(hidden, weight, targets, temperature, want_entropy, smoothing)
 
     @override
@@ -227,7 +228,8 @@ class TokenModel(_RowModel):
         if not self.plain_head:
             return self(packed)[0], states
         weight = self.base.get_output_embeddings().weight
-        return linear_logprobs(hidden.index_select(0, packed.predict_M), weight, packed.targets_M)[0], states
+        predicting = hidden.index_select(0, packed.predict_M).to(weight.dtype)
+        return linear_logprobs(predicting, weight, packed.targets_M)[0], states
 
 
 class ScoreModel(_RowModel):

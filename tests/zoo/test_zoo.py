@@ -74,7 +74,7 @@ def _scores(plain: torch.nn.Module, prompt: list[int], own: list[int]) -> Tensor
     """At the completion's tokens, [n]."""
     ids = torch.tensor([prompt + own])
     hidden = plain.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
-    return plain.score(hidden)[0, len(prompt) :, 0]
+    return plain.score(hidden.to(plain.dtype))[0, len(prompt) :, 0]
 
 
 def _same_gradients(ours: torch.nn.Module, theirs: torch.nn.Module, close: float = CLOSE) -> None:
@@ -186,6 +186,30 @@ def test_a_handful_gives_the_plain_models_values(name):
 def test_a_handful_makes_the_plain_models_steps():
     for name in ("llama", "gpt_oss", "qwen3_5_text", "mistral"):
         check_steps(by_name[name])
+
+
+def check_bf16(variant: Variant) -> None:
+    """In bf16 values follow the plain model's in bf16, and there is a gradient."""
+    batch = _batch()
+    for scorer in (False, True):
+        plain = variant.model(scorer=scorer).to(torch.bfloat16)
+        model = (ScoreModel if scorer else TokenModel)(copy.deepcopy(plain)).eval()
+        judge(model, LONGEST)
+        plain.set_attn_implementation(model.config._attn_implementation)
+        packed = pack([PromptGroup(pair.prompt, [pair.chosen, pair.rejected]) for pair in batch])
+        one = _scores if scorer else _logprobs
+        with torch.no_grad():
+            expected = torch.cat([one(plain, *text).float() for text in _texts(batch)])
+        ours = model(packed, packed.taken_M) if scorer else model(packed)[0]
+        assert (ours - expected).abs().mean().item() < 0.1
+        ours.sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.module.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["mamba2", "deepseek_v3"])
+def test_bf16_follows_the_plain_model(name):
+    # A residual stream in fp32; values that are narrower than keys.
+    check_bf16(by_name[name])
 
 
 @pytest.mark.long
