@@ -100,6 +100,8 @@ class StageResult:
     time_by_plugin: dict[str, float] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
     """What the stage has to tell of the examples that it made."""
+    rows: dict[str, str] = field(default_factory=dict)
+    """How sequences went through the model of each role, and why not packed."""
     reward_errors: int = 0
     run_dir: str = ""
     data: dict[str, Any] = field(default_factory=dict)

@@ -167,7 +167,7 @@ def seal(
     try:
         with disk_guard(expected):
             save_file(tensors, expected)
-        verification = verify_in_fresh_process(_verification_job(plan, start, folder, expected))
+        verification = verify_in_fresh_process(_verification_job(plan, model, start, folder, expected))
     finally:
         expected.unlink(missing_ok=True)
     artifact = {
@@ -209,7 +209,9 @@ def _python_path() -> str:
     return os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
 
 
-def _verification_job(plan: StagePlan, start: Start, folder: Path, expected: Path) -> dict[str, Any]:
+def _verification_job(
+    plan: StagePlan, model: TokenModel | ScoreModel, start: Start, folder: Path, expected: Path
+) -> dict[str, Any]:
     """What core.artifacts.verify needs to know."""
     return {
         "folder": str(folder.resolve()),
@@ -221,6 +223,7 @@ def _verification_job(plan: StagePlan, start: Start, folder: Path, expected: Pat
         "offset_key": OFFSET_KEY,
         "threads": torch.get_num_threads(),
         "quant": plan.cfg.quant.value,
+        "attention": model.config._attn_implementation,
         "remote_code": bool(plan.cfg.model.trust_remote_code),
         "device": str(start.device),
     }

@@ -19,22 +19,22 @@ MERGED_SHARE = {"none": 0.02, "nf4": 0.02, "int8": 0.1}
 rounds to the number format, and int8 layers round their inputs, which merged ones do not."""
 
 
-def _class(job: dict[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    return AutoModelForCausalLM if job["makes"] == "policy" else AutoModelForSequenceClassification
-
-
 def _read(job: dict[str, Any], folder: str | Path, dtype: Any, **extra: Any) -> tuple[Any, list[str]]:
-    """The model in a folder, in the attention of its own class, and the names of the weights that no file holds."""
+    """The model in a folder, in the attention that it had in memory, and the names of the weights that no file holds."""
+    from transformers import AutoModelForCausalLM
+
     from core.models.architecture import read_config
+    from core.models.heads import score_class
 
     config = read_config(Path(folder), job["remote_code"])
-    if job["makes"] != "policy":
+    if job["makes"] == "policy":
+        kind: Any = AutoModelForCausalLM
+    else:
         config.num_labels = 1
-    model, info = _class(job).from_pretrained(
+        kind = score_class(config)
+    model, info = kind.from_pretrained(
         folder, config=config, dtype=dtype, trust_remote_code=job["remote_code"], use_safetensors=True,
-        output_loading_info=True, **extra,
+        attn_implementation=job["attention"], output_loading_info=True, **extra,
     )  # fmt: skip
     return model, sorted(info["missing_keys"])
 

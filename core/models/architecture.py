@@ -6,9 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from core.errors import ConfigError, ModelError
+from core.errors import ModelError
 from core.files import read_object
 
 _KINDS = (
@@ -42,7 +40,7 @@ def read_config(folder: Path, remote_code: bool) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
-        _check_kind(config, path, remote_code)
+        check_kind(config, path, remote_code)
         _take_choices_back(config)
     except ModelError:
         raise
@@ -95,8 +93,8 @@ def _parts(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from (value for name, value in raw.items() if name.endswith("_config") and isinstance(value, dict))
 
 
-def _check_kind(config: Any, path: Path, remote_code: bool) -> None:
-    """Raise ModelError for what is no causal language model."""
+def check_kind(config: Any, path: Path, remote_code: bool = False) -> None:
+    """Raise ModelError for what is no causal language model. path: of the config's file, for the message."""
     from transformers.models.auto import modeling_auto
 
     tables = {name: getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING", {}) for name, _ in _KINDS}
@@ -134,21 +132,4 @@ def check_layers(config: Any, tensors: Collection[str], folder: Path) -> None:
         raise ModelError(
             f"the config asks for {layers} layers, and the weights hold {len(tensors)} tensors",
             str(folder / "config.json"), "take the config.json that belongs to the weights",
-        )  # fmt: skip
-
-
-def check_length(module: Any, longest: int) -> None:
-    """Raise ConfigError where rows may be longer than a model with learned positions has places for.
-
-    longest: tokens of a row, model.max_length. Positions that are computed have no last one.
-    """
-    places = getattr(module.config.get_text_config(), "max_position_embeddings", None)
-    tables = [
-        part for name, part in module.named_modules()
-        if isinstance(part, nn.Embedding) and (name.endswith("wpe") or "position" in name.rpartition(".")[2])
-    ]  # fmt: skip
-    if tables and isinstance(places, int) and longest > places:
-        raise ConfigError(
-            f"'model.max_length' is {longest} tokens, and the model has {places} positions",
-            "model.max_length", f"set model.max_length={places} or less",
         )  # fmt: skip

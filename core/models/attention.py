@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.models.packed import Packed
+from core.models.packed import Packed, longest
 
 ATTENTION = "preftune_packed"
 """Name under which transformers knows it."""
@@ -62,7 +62,9 @@ class _CpuAttention(torch.autograd.Function):
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Attention [N, H, Q, D] of padded segments; mask True where a query may look, None for causal."""
     short = key.shape[-2] <= _LONGEST_MATMUL_BACKWARD
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and short:
+    # The fused kernel wants values as wide as keys, which multi-head latent attention has not.
+    even = value.shape[-1] == key.shape[-1]
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and short and even:
         additive = None
         if mask is not None:
             additive = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
@@ -76,6 +78,10 @@ def take_rows(rows: Tensor, index: Tensor) -> Tensor:
     return rows.flatten(1).index_select(0, index.flatten()).reshape(*index.shape, *rows.shape[1:])
 
 
+class NotPackable(ValueError):
+    """The model's attention does something that packed rows do not."""
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -87,20 +93,24 @@ def packed_attention(
     packed: Packed | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Attention of a packed row in the form transformers calls it: query [1, H, T, D], key and value [1, G, T, D].
 
-    Without `packed` (generation, the padded path) it is the plain SDPA of transformers.
+    Raises NotPackable for soft-capping, for a sequence beyond the window, and for what else enters the attention
+    weights, such as sinks and position biases.
     """
+    del module, attention_mask, dropout
     if packed is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **_)
+        raise NotPackable("layers that do not hand the row's layout on")
     if softcap:
-        raise ValueError("packed rows cannot serve a model with attention soft-capping")
-    if sliding_window and int(packed.position_ids_T.max()) >= sliding_window:
-        raise ValueError(f"a sequence is longer than the model's sliding window of {sliding_window} tokens")
+        raise NotPackable("attention soft-capping")
+    if sliding_window and longest(packed) > sliding_window:
+        raise NotPackable(f"a sequence is longer than the sliding window of {sliding_window} tokens")
+    for name, given in more.items():
+        # Positions and the like are whole numbers.
+        if isinstance(given, Tensor) and given.is_floating_point():
+            raise NotPackable(f"attention with {name}")
     heads, tokens = query.shape[1], query.shape[2]
     q_THD, k_TGD, v_TGD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -134,3 +144,31 @@ def register_attention() -> None:
 
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, mask)
+
+
+def switch_attention(base: torch.nn.Module) -> None:
+    """Let every part of a transformers model use packed attention in calls that hand it a packed row, and its own in
+    all others: in generation, in padded batches. A layer that is run again in the backward pass finds the same."""
+    register_attention()
+    for part in base.modules():
+        if hasattr(part, "config") and not hasattr(part, _BEFORE):
+            setattr(part, _BEFORE, [])
+            part.register_forward_pre_hook(_enter, with_kwargs=True)
+            part.register_forward_hook(_leave, with_kwargs=True, always_call=True)
+
+
+_BEFORE = "_preftune_attention_before"
+"""Attribute of a module: the attention outside of its calls that are under way."""
+
+
+def _enter(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    del args
+    if kwargs.get("packed") is not None:
+        getattr(module, _BEFORE).append(module.config._attn_implementation_internal)
+        module.config._attn_implementation_internal = ATTENTION
+
+
+def _leave(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    del args, output
+    if kwargs.get("packed") is not None and getattr(module, _BEFORE):
+        module.config._attn_implementation_internal = getattr(module, _BEFORE).pop()

@@ -11,11 +11,10 @@ from torch import nn
 from core.config.combinations import changes_base
 from core.errors import ModelError
 from core.models.adapters import add_adapter
-from core.models.architecture import check_length
+from core.models.judge import judge
 from core.models.loading import has_head, load_module
-from core.models.roles import Models, ScoreModel, TokenModel, check_packed
+from core.models.roles import Models, ScoreModel, TokenModel
 from core.models.start import Start
-from core.settings.schema import Quant
 
 Shape = Callable[[nn.Module], None]
 """What a plugin's peft method does to a model with its fresh adapter."""
@@ -41,18 +40,15 @@ def _plain_start(start: Start) -> Path:
     return start.plain if start.cfg.peft.method != "none" else start.folder
 
 
-def _loaded(start: Start, folder: Path, task: str, quant: Quant = Quant.none) -> nn.Module:
-    """The plain model in a folder, which takes rows of the run's length."""
-    module = load_module(folder, start.cfg, start.dtype, task, quant)
-    check_length(module, start.max_length)
-    return module
+def _judge(start: Start, model: TokenModel | ScoreModel) -> None:
+    judge(model, start.max_length, start.cfg.model.rows)
 
 
 def trainable_policy(start: Start, shape: Shape | None = None) -> TokenModel:
-    """The policy to be trained, checked for packed rows."""
-    module = _loaded(start, _plain_start(start), "CAUSAL_LM", start.cfg.quant)
+    """The policy to be trained, on the road that the judge found for it."""
+    module = load_module(_plain_start(start), start.cfg, start.dtype, "CAUSAL_LM", start.cfg.quant)
     model = TokenModel(_adapted(start, module, "CAUSAL_LM", shape)).to(start.device).eval()
-    check_packed(model)
+    _judge(start, model)
     return model
 
 
@@ -62,14 +58,21 @@ def trainable_scorer(start: Start, shape: Shape | None = None, folder: Path | No
     folder: a reward model, whose head and offset it keeps; None takes the starting weights with a new head.
     """
     place = _plain_start(start) if folder is None else folder
-    module = _loaded(start, place, "SEQ_CLS", start.cfg.quant)
-    return ScoreModel(_adapted(start, module, "SEQ_CLS", shape)).to(start.device).eval()
+    module = load_module(place, start.cfg, start.dtype, "SEQ_CLS", start.cfg.quant)
+    model = ScoreModel(_adapted(start, module, "SEQ_CLS", shape)).to(start.device).eval()
+    _judge(start, model)
+    return model
 
 
-def frozen_policy(start: Start) -> TokenModel:
-    """A frozen copy of the starting policy."""
-    module = _loaded(start, _plain_start(start), "CAUSAL_LM", start.cfg.quant)
-    return TokenModel(module).to(start.device).eval().requires_grad_(False)
+def frozen_policy(start: Start, like: TokenModel | None = None) -> TokenModel:
+    """A frozen copy of the starting policy. like: a policy from the same weights, whose road it takes."""
+    module = load_module(_plain_start(start), start.cfg, start.dtype, "CAUSAL_LM", start.cfg.quant)
+    model = TokenModel(module).to(start.device).eval().requires_grad_(False)
+    if like is None or like.prompted:
+        _judge(start, model)
+    else:
+        model.follow(like)
+    return model
 
 
 def frozen_scorer(start: Start, folder: Path) -> ScoreModel:
@@ -78,8 +81,10 @@ def frozen_scorer(start: Start, folder: Path) -> ScoreModel:
         raise ModelError(
             "the reward model has no scoring head in its weights", str(folder), "name a folder that stage=reward made"
         )
-    module = _loaded(start, folder, "SEQ_CLS")
-    return ScoreModel(module).to(start.device).eval().requires_grad_(False)
+    module = load_module(folder, start.cfg, start.dtype, "SEQ_CLS")
+    model = ScoreModel(module).to(start.device).eval().requires_grad_(False)
+    _judge(start, model)
+    return model
 
 
 def models_for_roles(start: Start, roles: Collection[str], shape: Shape | None = None) -> Models:
@@ -96,10 +101,9 @@ def models_for_roles(start: Start, roles: Collection[str], shape: Shape | None =
         if start.cfg.peft.method != "none" and not changes_base(start.cfg.peft):
             models.reference_is_adapter_off = True
         else:
-            models.reference = frozen_policy(start)
+            models.reference = frozen_policy(start, models.policy)
     if "reward_model" in roles and start.reward_model is not None:
         models.reward_model = frozen_scorer(start, start.reward_model)
     if "value_model" in roles:
-        start.check_critic()
         models.value_model = trainable_scorer(start, shape, start.reward_model)
     return models

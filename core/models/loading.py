@@ -25,6 +25,7 @@ from core.models.checkpoint import (
     wrappers,
 )
 from core.models.fit import check_fit, check_ties, saved_names
+from core.models.heads import score_class
 from core.models.merging import merged_weights
 from core.models.saved_adapter import check_mergeable, load_adapter
 from core.planning.sources import resolve_source
@@ -107,7 +108,8 @@ def _load_plain(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, qua
         if task == "CAUSAL_LM" and (folder / GENERATION).is_file():
             module.generation_config = GenerationConfig.from_pretrained(folder)
     else:
-        module, info = _class(task).from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
+        kind = _class(config, task)
+        module, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **kwargs)
     missing = {name for name in info["missing_keys"] if not (new_head and _is_head(name))}
     if missing or info["mismatched_keys"]:
         raise ModelError(f"the weights of the model are missing: {', '.join(sorted(missing)[:4])}", str(folder))
@@ -123,17 +125,18 @@ def _load_plain(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, qua
     return keep_differentiable(module)
 
 
-def _class(task: str) -> Any:
-    """The class of transformers that makes models for a task."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+def _class(config: Any, task: str) -> Any:
+    """The class that makes models of a config for a task."""
+    from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM if task == "CAUSAL_LM" else AutoModelForSequenceClassification
+    return AutoModelForCausalLM if task == "CAUSAL_LM" else score_class(config)
 
 
 def _skeleton(config: Any, cfg: RunConfig, task: str) -> Any:
     """The model without weights."""
+    remote_code = bool(cfg.model.trust_remote_code)
     with torch.device("meta"):
-        return _class(task).from_config(copy.deepcopy(config), trust_remote_code=bool(cfg.model.trust_remote_code))
+        return _class(config, task).from_config(copy.deepcopy(config), trust_remote_code=remote_code)
 
 
 def _is_head(name: str) -> bool:

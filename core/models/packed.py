@@ -84,7 +84,7 @@ class Packed:
         longest one for a prompt that several completions share."""
         lengths_T = torch.zeros(self.tokens, dtype=torch.long)
         for root, own in self.leaves:
-            length = root[1] - root[0] + own[1] - own[0]
+            length = leaf_tokens((root, own))
             for start, end in (root, own):
                 lengths_T[start:end] = lengths_T[start:end].clamp_min(length)
         return lengths_T
@@ -111,6 +111,16 @@ class Packed:
             return value
 
         return Packed(**{name: move(item) for name, item in vars(self).items()})
+
+
+def leaf_tokens(leaf: tuple[tuple[int, int], tuple[int, int]]) -> int:
+    """Tokens of a completion and of its prompt, from their places in the row."""
+    return sum(end - start for start, end in leaf)
+
+
+def longest(packed: Packed) -> int:
+    """Tokens of the longest sequence (prompt and completion) in the row."""
+    return max(map(leaf_tokens, packed.leaves))
 
 
 def pack(sequences: Sequence[PromptGroup]) -> Packed:
@@ -170,7 +180,7 @@ def pack_texts(texts: Sequence[Sequence[int]]) -> Packed:
     return pack([PromptGroup(text[:1], [text[1:]]) for text in texts])
 
 
-def _buckets(lengths: Sequence[int]) -> list[list[int]]:
+def alike(lengths: Sequence[int]) -> list[list[int]]:
     """Indices grouped so that lengths in a group are alike, longest group first."""
     groups: list[list[int]] = []
     longest = 0
@@ -198,7 +208,7 @@ def _call(query: Tensor, valid: Tensor, key: Tensor, mask: Tensor | None) -> Att
 
 def _root_calls(roots: Sequence[tuple[int, int]]) -> list[AttentionCall]:
     calls = []
-    for group in _buckets([end - start for start, end in roots]):
+    for group in alike([end - start for start, end in roots]):
         index, valid = _spans([roots[i] for i in group])
         calls.append(_call(index, valid, index, None))
     return calls
@@ -206,7 +216,7 @@ def _root_calls(roots: Sequence[tuple[int, int]]) -> list[AttentionCall]:
 
 def _child_calls(children: Sequence[tuple[int, int, int, int]]) -> list[AttentionCall]:
     calls = []
-    for group in _buckets([end - root_start for root_start, _, _, end in children]):
+    for group in alike([end - root_start for root_start, _, _, end in children]):
         root, root_valid = _spans([children[i][:2] for i in group])
         own, own_valid = _spans([children[i][2:] for i in group])
         width = own.shape[1]

@@ -9,38 +9,45 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from core.errors import ModelError
 from core.models.adapters import base_model, is_prompt_learning
-from core.models.attention import ATTENTION, register_attention
+from core.models.attention import switch_attention
 from core.models.logprobs import linear_logprobs, logits_logprobs
-from core.models.packed import Packed, PromptGroup, pack
+from core.models.packed import Packed, longest
+from core.models.padded import padded_batches, pick
+from core.models.road import Road
+from core.models.router import Router
 from core.models.start import Start
+from core.settings.schema import Rows
 from core.tokens.codec import ChatCodec
 
 _HEAD_EXTRAS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_soft_cap")
 """Config keys that say that the logits are more than hidden @ weight.T."""
 
-PACKED_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
-"""Largest accepted difference in logits between packed and plain forward, by number format."""
 
-
-class _PackedModel(nn.Module):
-    """A transformers model whose body is run on packed rows."""
+class _RowModel(nn.Module):
+    """A transformers model that takes packed rows. Outside of them it stands in its own attention, as transformers
+    made it; `road` says which rows are run packed and which in padded batches."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        register_attention()
         self.module = module
-        self.padded = is_prompt_learning(module)
-        base = base_model(module)
-        if not self.padded:
-            base.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+        self.prompted = is_prompt_learning(module)
+        """A peft method puts virtual tokens before each sequence, so no row can be packed."""
+        self.road = Road(Rows.padded, "a prompt method of peft") if self.prompted else Road()
+        switch_attention(self.base)
 
     @property
     def base(self) -> Any:
         """The plain transformers model."""
         return base_model(self.module)
+
+    @property
+    def body(self) -> Any:
+        """The plain model without its head."""
+        return getattr(self.base, self.base.base_model_prefix)
 
     @property
     def config(self) -> Any:
@@ -57,18 +64,72 @@ class _PackedModel(nn.Module):
         """Number format of the forward pass."""
         return self.base.dtype
 
-    def hidden(self, packed: Packed) -> Tensor:
-        """Last hidden states of the row, [T, d]."""
-        body = getattr(self.base, self.base.base_model_prefix)
-        out = body(
-            input_ids=packed.input_ids_T[None],
-            position_ids=packed.position_ids_T[None],
-            # A four-dimensional mask is handed through unread; packed_attention has its own plan.
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device),
-            use_cache=False,
-            packed=packed,
-        )
-        return out.last_hidden_state[0]
+    def hidden(self, packed: Packed, noise_Td: Tensor | None = None) -> Tensor:
+        """Last hidden states of the row, [T, d]. noise_Td: added to the input embeddings."""
+        if self.prompted:
+            raise ModelError(
+                "a prompt method's hidden states cannot be had from packed rows", mend="take another peft="
+            )
+        packed = packed.to(self.device)
+        if self._is_packed(packed):
+            with self._noisy_embeddings(noise_Td):
+                return self._run(self.body, **_packed_inputs(packed)).last_hidden_state[0]
+        every_T = torch.arange(packed.tokens)
+        return self._padded(self.body, "last_hidden_state", packed, every_T, noise_Td)
+
+    def _is_packed(self, packed: Packed) -> bool:
+        """Whether the row goes through the model as it stands."""
+        limit = self.road.limit
+        return self.road.rows is Rows.packed and (limit is None or longest(packed) <= limit)
+
+    def _run(self, module: Any, **inputs: Any) -> Any:
+        """A forward pass of the body or of the whole model."""
+        return module(**inputs, use_cache=False)
+
+    def _padded(
+        self, module: Any, output: str, packed: Packed, wanted_W: Tensor, noise_Td: Tensor | None = None
+    ) -> Tensor:
+        """The output [W, ...] of the module at the tokens `wanted_W` of the row, from padded batches."""
+        alone = self.road.rows is Rows.single or (self.road.rows is Rows.packed and self.road.alone)
+        batches, place_T = padded_batches(packed, alone=alone)
+
+        def outputs() -> Iterator[Tensor]:
+            for batch in batches:
+                index_BL = batch.index_BL.to(self.device)
+                with self._noisy_embeddings(noise_Td, index_BL):
+                    out_BLX = getattr(
+                        self._run(
+                            module,
+                            input_ids=packed.input_ids_T[index_BL],
+                            attention_mask=batch.mask_BL.long().to(self.device),
+                        ),
+                        output,
+                    )
+                # Virtual prompt tokens come first in the output.
+                yield out_BLX[:, out_BLX.shape[1] - index_BL.shape[1] :].flatten(0, 1)
+
+        return pick(outputs(), place_T[wanted_W.cpu()])
+
+    @contextmanager
+    def _noisy_embeddings(self, noise_Td: Tensor | None, index_BL: Tensor | None = None) -> Iterator[None]:
+        """Add the noise to what the embedding gives inside the block.
+
+        index_BL: tokens of the packed row that the batch is made of; None for the row itself.
+        The noise is drawn before the forward pass, so running a layer again in the backward pass adds nothing new.
+        """
+        if noise_Td is None:
+            yield
+            return
+        noise_BLd = noise_Td[None] if index_BL is None else noise_Td[index_BL]
+
+        def add(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
+            return embedded + noise_BLd.to(embedded)
+
+        handle = self.base.get_input_embeddings().register_forward_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
@@ -83,14 +144,34 @@ class _PackedModel(nn.Module):
         return [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
 
 
-class TokenModel(_PackedModel):
+def _packed_inputs(packed: Packed) -> dict[str, Any]:
+    """A packed row as keywords of a transformers model."""
+    return {
+        "input_ids": packed.input_ids_T[None],
+        "position_ids": packed.position_ids_T[None],
+        # A four-dimensional mask is handed through unread; packed_attention has its own plan.
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.input_ids_T.device),
+        "packed": packed,
+    }
+
+
+class TokenModel(_RowModel):
     """A causal language model: packed row to the log-probability of each completion token."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         head = self.base.get_output_embeddings()
-        extras = any(getattr(self.config, name, None) not in (None, 1, 1.0) for name in _HEAD_EXTRAS)
-        self.plain_head = isinstance(head, nn.Linear) and type(head) is nn.Linear and head.bias is None and not extras
+        text = self.config.get_text_config(decoder=True)
+        extras = any(getattr(text, name, None) not in (None, 1, 1.0) for name in _HEAD_EXTRAS)
+        self.plain_head = type(head) is nn.Linear and head.bias is None and not extras and not self.prompted
+        """The head is a matrix and nothing else, so that the logits need never stand whole."""
+        self.router = Router(self.base)
+
+    def follow(self, other: TokenModel) -> None:
+        """Take the road of a model of the same architecture, and its attention."""
+        self.road, self.plain_head = other.road, other.plain_head
+        if self.config._attn_implementation != other.config._attn_implementation:
+            self.base.set_attn_implementation(other.config._attn_implementation)
 
     def forward(
         self,
@@ -111,98 +192,47 @@ class TokenModel(_PackedModel):
         targets, predict = packed.targets_M, packed.predict_M
         if only_M is not None:
             targets, predict = targets[only_M], predict[only_M]
-        if self.padded:
-            if noise_Td is not None:
+        if not self.plain_head:
+            if self.prompted and noise_Td is not None:
                 raise ModelError(
                     "a prompt method of peft takes no embedding noise", "stage.neftune_alpha", "set it to 0"
                 )
-            logits_MV = self._padded_logits(packed, only_M)
+            logits_MV = self.logits(packed, only_M, noise_Td)
             return logits_logprobs(logits_MV, targets, temperature, want_entropy, smoothing)
-        if not self.plain_head:
-            with self._noisy_embeddings(noise_Td):
-                logits_MV = self.logits(packed, only_M)
-            return logits_logprobs(logits_MV, targets, temperature, want_entropy, smoothing)
-        with self._noisy_embeddings(noise_Td):
-            hidden = self.hidden(packed).index_select(0, predict)
         weight = self.base.get_output_embeddings().weight
+        # Some bodies keep their residual stream in fp32.
+        hidden = self.hidden(packed, noise_Td).index_select(0, predict).to(weight.dtype)
         return linear_logprobs(hidden, weight, targets, temperature, want_entropy, smoothing)
 
-    @contextmanager
-    def _noisy_embeddings(self, noise_Td: Tensor | None) -> Iterator[None]:
-        """Add the noise to what the embedding gives inside the block.
+    @override
+    def _run(self, module: Any, **inputs: Any) -> Any:
+        if self.router.coefficient and (self.router.collecting or module is self.module):
+            return self.router.run(self.module, self.body, whole=module is self.module, **inputs)
+        return super()._run(module, **inputs)
 
-        The noise is drawn before the forward pass, so running a layer again in the backward pass adds nothing new.
-        """
-        if noise_Td is None:
-            yield
-            return
-
-        def add(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
-            return embedded + noise_Td.to(embedded)[None]
-
-        handle = self.base.get_input_embeddings().register_forward_hook(add)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def logits(self, packed: Packed, only_M: Tensor | None = None) -> Tensor:
+    def logits(self, packed: Packed, only_M: Tensor | None = None, noise_Td: Tensor | None = None) -> Tensor:
         """Logits [M, V] that predict the completion tokens, in the model's number format; whole, so M must be small."""
         packed = packed.to(self.device)
-        if self.padded:
-            return self._padded_logits(packed, only_M)
-        out = self.module(
-            input_ids=packed.input_ids_T[None],
-            position_ids=packed.position_ids_T[None],
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device),
-            use_cache=False,
-            logits_to_keep=packed.predict_M if only_M is None else packed.predict_M[only_M],
-            packed=packed,
-        )
-        return out.logits[0]
+        predict_M = packed.predict_M if only_M is None else packed.predict_M[only_M]
+        if self._is_packed(packed):
+            with self._noisy_embeddings(noise_Td):
+                return self._run(self.module, **_packed_inputs(packed), logits_to_keep=predict_M).logits[0]
+        return self._padded(self.module, "logits", packed, predict_M, noise_Td)
 
     def logprobs_and_states(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Log-probability of the completion tokens in nats, float32 [M], and the last hidden state at each of them,
         float32 [M, d], detached. Raises ModelError for a prompt method, whose rows are not packed."""
-        if self.padded:
-            raise ModelError(
-                "a prompt method's hidden states cannot be had from packed rows", mend="take another peft="
-            )
         packed = packed.to(self.device)
         hidden = self.hidden(packed)
         states = hidden.detach()[packed.taken_M].float()
         if not self.plain_head:
             return self(packed)[0], states
         weight = self.base.get_output_embeddings().weight
-        return linear_logprobs(hidden.index_select(0, packed.predict_M), weight, packed.targets_M)[0], states
-
-    def _padded_logits(self, packed: Packed, only_M: Tensor | None) -> Tensor:
-        """Logits [M, V] that predict the completion tokens, one padded row a completion."""
-        rows = [
-            torch.cat([packed.input_ids_T[root[0] : root[1]], packed.input_ids_T[own[0] : own[1]]])
-            for root, own in packed.leaves
-        ]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows], device=ids.device)
-        mask = torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
-        logits = self.module(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
-        # Virtual prompt tokens come first in the output.
-        logits = logits[:, logits.shape[1] - ids.shape[1] :]
-        picked = [
-            logits[row, root[1] - root[0] - 1 : root[1] - root[0] - 1 + own[1] - own[0]]
-            for row, (root, own) in enumerate(packed.leaves)
-        ]
-        # All completion tokens in the order of the leaves; `packed.keep` may have left some of them out.
-        place_T = torch.zeros(packed.tokens, dtype=torch.long, device=ids.device)
-        at = 0
-        for _, (start, end) in packed.leaves:
-            place_T[start:end] = torch.arange(at, at + end - start, device=ids.device)
-            at += end - start
-        flat = torch.cat(picked)[place_T[packed.taken_M]]
-        return flat if only_M is None else flat[only_M]
+        predicting = hidden.index_select(0, packed.predict_M).to(weight.dtype)
+        return linear_logprobs(predicting, weight, packed.targets_M)[0], states
 
 
-class ScoreModel(_PackedModel):
+class ScoreModel(_RowModel):
     """A sequence-classification model with one output: packed row to one score a token.
 
     A reward model reads it at the last token of each completion, a value model at every token.
@@ -216,43 +246,23 @@ class ScoreModel(_PackedModel):
         self.offset = float(getattr(self.config, "preftune_reward_offset", 0.0) or 0.0)
 
     @property
-    def head_weight(self) -> Tensor:
-        """Weight [1, d] of the scoring head; the trained one inside peft's wrapper where an adapter is on."""
+    def head(self) -> nn.Linear:
+        """The scoring head d -> 1; the trained one inside peft's wrapper where an adapter is on."""
         head = self.base.score
         saved = getattr(head, "modules_to_save", None)
-        return head.weight if saved is None else saved[head.active_adapters[0]].weight
+        return head if saved is None else saved[head.active_adapters[0]]
 
     def forward(self, packed: Packed, at: Tensor | None = None) -> Tensor:
         """Score, float32, at the tokens `at` of the row; by default at the last token of each completion, [C]."""
         packed = packed.to(self.device)
         hidden = self.hidden(packed).index_select(0, packed.last_C if at is None else at)
+        return self.score_of(hidden)
+
+    def score_of(self, hidden: Tensor) -> Tensor:
+        """Scores, float32 [N], of hidden states [N, d]."""
         # In fp32: a score rounded to bf16 near 2 knows steps of 0.016 only.
-        return nn.functional.linear(hidden.float(), self.head_weight.float()).squeeze(-1) - self.offset
-
-
-def check_packed(model: TokenModel) -> None:
-    """Refuse a model whose packed forward differs from its plain forward: it would train on wrong logits.
-
-    Raises ModelError naming the largest difference.
-    """
-    if model.padded:
-        return
-    vocabulary = model.config.vocab_size
-    ids = [1 + (7 * i) % max(vocabulary - 1, 1) for i in range(12)]
-    row = pack([PromptGroup(ids[:4], [ids[4:9], ids[5:12]]), PromptGroup(ids[2:5], [ids[6:10]])])
-    with torch.no_grad():
-        was_training = model.training
-        model.eval()
-        fast, _ = model(row)
-        slow, _ = logits_logprobs(model._padded_logits(row.to(model.device), None), row.targets_M.to(model.device))
-        model.train(was_training)
-    difference = (fast - slow).abs().max().item()
-    if not difference <= PACKED_TOLERANCE[model.dtype]:
-        raise ModelError(
-            f"packed rows give other log-probabilities than the plain forward pass (by up to {difference:.3g})",
-            where=f"model type {model.config.model_type}",
-            mend="the model's attention or head is not of the common form; please report the model type",
-        )
+        bias = None if self.head.bias is None else self.head.bias.float()
+        return nn.functional.linear(hidden.float(), self.head.weight.float(), bias).squeeze(-1) - self.offset
 
 
 @dataclass
@@ -275,12 +285,12 @@ class Models:
         """The tokenizer that belongs to the policy."""
         return self.start.codec
 
-    def by_role(self) -> dict[str, _PackedModel]:
+    def by_role(self) -> dict[str, _RowModel]:
         """The roles that exist."""
         roles = ("policy", "reference", "reward_model", "value_model")
         return {role: getattr(self, role) for role in roles if getattr(self, role) is not None}
 
-    def trained(self) -> dict[str, _PackedModel]:
+    def trained(self) -> dict[str, _RowModel]:
         """The roles with parameters that train."""
         return {role: model for role, model in self.by_role().items() if model.trainable()}
 

@@ -92,7 +92,7 @@ def collect(run_dir: Path) -> Facts:
         time_parts=time_parts_of(result),
         charts=charts_of(series),
         samples=_samples(list(read_rows(run_dir / SAMPLES_FILE))),
-        trained=_trained(plan, artifact),
+        trained=_trained(plan, artifact, result),
         tables=_tables(plan, result),
         lineage=_lineage(plan, artifact, run_dir),
         checks=_checks(verification, verified),
@@ -170,7 +170,7 @@ def _winner(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
     return ""
 
 
-def _trained(plan: PlanRecord, artifact: dict[str, Any]) -> dict[str, Any]:
+def _trained(plan: PlanRecord, artifact: dict[str, Any], result: StageResult | None) -> dict[str, Any]:
     trained = dict(as_dict(artifact.get("trained")))
     trainable, total = number(trained.pop("trainable", None)), number(trained.pop("total", None))
     pairs = [("model", plan.model)] if plan.model else []
@@ -180,6 +180,7 @@ def _trained(plan: PlanRecord, artifact: dict[str, Any]) -> dict[str, Any]:
         pairs.append(("all parameters", count(total)))
     pairs.extend(flat(trained))
     pairs.extend((f"role {role} from", source) for role, source in plan.roles.items() if source)
+    pairs.extend((f"rows of {role}", road) for role, road in (result.rows if result else {}).items())
     share = trainable / total if trainable is not None and total else None
     return {
         "pairs": pairs,

@@ -43,6 +43,19 @@ class Quant(str, Enum):
     int8 = "int8"
 
 
+class Rows(str, Enum):
+    """How sequences go through a model."""
+
+    auto = "auto"
+    """Packed rows where they give what the plain model gives, else padded rows."""
+    packed = "packed"
+    """Many sequences in one row without padding; refused where the plain model gives something else."""
+    padded = "padded"
+    """One sequence a row, padded to the longest."""
+    single = "single"
+    """One sequence at a time."""
+
+
 class Schedule(str, Enum):
     """Shape of the learning rate after warm-up."""
 
@@ -130,6 +143,8 @@ class ModelConfig(Checked):
     """`chatml`, `alpaca`, or a file with a Jinja chat template, in place of the tokenizer's own."""
     max_length: int = number(1024, above=1, at_most=MANY)
     """Longest sequence in tokens."""
+    rows: Rows = Rows.auto
+    """How sequences go through the model; every road gives the same numbers, packed rows are the fastest."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

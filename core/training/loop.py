@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from core import signals
 from core.config.combinations import has_dropout
@@ -275,13 +276,18 @@ class StepLoop:
             # Noise differs between the processes, and does not depend on what they did before.
             torch.manual_seed(run.seed_for("noise", self.step, number, peers.rank))
         for micro_batch in peers.share(micro_batches):
-            with self._dropout():
+            with self._dropout(), self._router_loss() as router_loss:
                 output = run.hooks.compute_loss(run=run, models=self.models, micro_batch=micro_batch)
+                balance = router_loss()
             check_returned(output, "compute_loss", run.plan.spec.impl)
-            if not torch.isfinite(output.loss):
-                self._not_finite("loss", output.loss.item(), output.metrics)
-            if output.loss.requires_grad:
-                output.loss.backward()
+            loss = output.loss
+            if balance is not None:
+                loss = loss + balance / len(micro_batches)
+                sums["router_loss"] += balance.item() / len(micro_batches)
+            if not torch.isfinite(loss):
+                self._not_finite("loss", loss.item(), output.metrics)
+            if loss.requires_grad:
+                loss.backward()
             sums["loss"] += output.loss.item()
             for name, value in output.metrics.items():
                 sums[name] += value
@@ -310,6 +316,16 @@ class StepLoop:
                 for model in self.models.trained().values():
                     stack.enter_context(adapter_dropout(model.module))
             yield
+
+    @contextmanager
+    def _router_loss(self) -> Iterator[Callable[[], Tensor | None]]:
+        """Yields what says the policy's router loss in the block: None without one in the config, and when frozen."""
+        policy = self.models.policy
+        if policy is None or not policy.router.coefficient or not policy.trainable():
+            yield lambda: None
+            return
+        with policy.router.collect():
+            yield policy.router.loss
 
     def _penalize(self, sums: dict[str, float]) -> None:
         """Add what an adapter asks for beside the stage's loss, once an update."""

@@ -16,6 +16,7 @@ from core.data.records import write_quarantine
 from core.errors import ArtifactError, DataError, TrainingError
 from core.files import disk_guard, write_json, write_text
 from core.jsonl import METRICS_FILE, SAMPLES_FILE
+from core.models.road import PACKED
 from core.models.roles import Models
 from core.planning.ledger import Ledger
 from core.platform.spec_checks import check_returned
@@ -46,6 +47,7 @@ def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
             check_returned(data, "build_data", run.plan.spec.impl)
             _check_train(run, data.train)
             models = hooks.build_models(run=run)
+        rows = _tell_rows(run, models)
         run.parts.hold(models, 0)
         recorder.started()
         with run.log.timed("make data"):
@@ -69,7 +71,7 @@ def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
                 run.plan, models, run.folder, lambda folder: hooks.export(run=run, models=models, folder=folder),
                 held[0][1] if held else None,
             )  # fmt: skip
-        result = _result(run, recorder, fitted, artifact, began)
+        result = replace(_result(run, recorder, fitted, artifact, began), rows=rows)
         _tell(run, recorder, result)
     except BaseException as error:
         _tell_end(run, recorder, phase, error)
@@ -130,6 +132,15 @@ def _open_folder(run: StageRun) -> None:
     write_json(run.folder / "plan.json", run.plan_json)
     write_json(run.folder / "config.json", {"version": 1, **run.config_json})
     _write_yaml(run.folder / "config.yaml", dict(run.config_json))
+
+
+def _tell_rows(run: StageRun, models: Models) -> dict[str, str]:
+    """Say on which road the sequences go through each model; returns it by role."""
+    rows = {role: model.road.title for role, model in models.by_role().items()}
+    for road in dict.fromkeys(rows.values()):
+        line = f"{', '.join(role for role in rows if rows[role] == road)}: {road}"
+        run.log.write(line) if road == PACKED else run.log.say(line)
+    return rows
 
 
 def _check_train(run: StageRun, train: Sequence[Any]) -> None:

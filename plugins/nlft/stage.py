@@ -90,7 +90,7 @@ class Nlft(Stage[NlftConfig, NlftData, NlftRow]):
         """The answers, judgements and token weights of the model as it starts."""
         run, cfg = self.run, self.cfg
         assert models.policy is not None
-        if models.policy.padded and (cfg.cluster or cfg.negative_nll is NegativeNll.misaligned):
+        if models.policy.prompted and (cfg.cluster or cfg.negative_nll is NegativeNll.misaligned):
             raise ConfigError(
                 "a prompt method puts virtual tokens before the row, whose hidden states and positions NLFT would read",
                 f"peft={run.cfg.peft.method}",

@@ -30,9 +30,10 @@ from core.models.adapters import (
     plan_ranks,
     quantization_config,
 )
+from core.models.judge import judge
 from core.models.merging import is_quantized, merged_weights
 from core.models.packed import PromptGroup, pack
-from core.models.roles import Models, ScoreModel, TokenModel, check_packed
+from core.models.roles import Models, ScoreModel, TokenModel
 from core.models.saved_adapter import load_adapter
 from core.settings.peft_methods import methods
 from core.settings.schema import PeftConfig, Quant, RunConfig
@@ -211,7 +212,7 @@ def test_method_trains_saves_reloads_and_merges(item: Case, configure, folder: P
     base = load(folder)
     start, model = logits(base), adapted(cfg, folder)
     fresh = logits(model.module)
-    check_packed(model)
+    judge(model, 64)
     if item.start is not None:
         assert gap(fresh, start) <= item.start
     keeps_base = item.method not in ("pissa", "olora")
@@ -254,7 +255,7 @@ def test_method_in_bf16(item: Case, configure, folder: Path, tmp_path: Path):
 
     cfg = configure(*item.words, "runtime.dtype=bf16")
     model = adapted(cfg, folder, torch.bfloat16)
-    check_packed(model)
+    judge(model, 64)
     assert not torch.is_autocast_enabled("cpu")
     train(model)
     after = logits(model.module)
@@ -361,7 +362,7 @@ def test_an_untied_head_can_be_adapted(folder: Path, tmp_path: Path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     for words in ({"targets": ["q_proj", "lm_head"]}, {"options": {"modules_to_save": ["lm_head"]}}):
         model = TokenModel(add_adapter(load(tmp_path), PeftConfig(method="lora", **words), "CAUSAL_LM")).eval()
-        check_packed(model)
+        judge(model, 64)
         train(model)
         assert gap(logits(plain_from(tmp_path, dict(merged_weights(model.module)))), logits(model.module)) <= 1e-5
 
@@ -389,7 +390,7 @@ def test_method_on_quantised_weights(method: str, quant: str, dtype: str, config
     cfg = configure(*_QUANT_WORDS[method], f"quant={quant}")
     base = load(folder, number_format, cfg.quant)
     start, model = logits(base), adapted(cfg, folder, number_format, cfg.quant)
-    check_packed(model)
+    judge(model, 64)
     packed = {name: part.weight for name, part in model.base.named_modules() if is_quantized(part)}
     assert packed and all(weight.dtype in (torch.uint8, torch.int8) for weight in packed.values())
     bytes_before = {name: weight.detach().clone() for name, weight in packed.items()}

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from core.errors import ConfigError, ModelError, PreftuneError
 from core.models.adapters import add_adapter
-from core.models.architecture import check_length, read_config
+from core.models.architecture import read_config
+from core.models.judge import judge
 from core.models.loading import check_start, has_plain_names, load_module
 from core.models.merging import checkpoint_weights, merged_weights
+from core.models.roles import TokenModel
 from core.models.start import Start
 from core.settings.schema import ModelConfig, PeftConfig, RunConfig
 from core.testing import tiny_model
@@ -380,13 +382,13 @@ def test_an_encoder_that_was_made_a_decoder_is_let_through(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("kind", "learned"), [("gpt2", True), ("opt", True), ("gpt_neox", False)])
 def test_rows_longer_than_learned_positions_are_refused(kind: str, learned: bool, tmp_path: Path) -> None:
-    module = load(family(kind, tmp_path / "model"))  # of 64 positions
-    check_length(module, 64)
+    model = TokenModel(load(family(kind, tmp_path / "model"))).eval()  # of 64 positions
+    judge(model, 64)
     if not learned:  # computed from the place
-        check_length(module, 65)
+        judge(model, 65)
         return
-    with pytest.raises(ConfigError, match="is 65 tokens, and the model has 64 positions"):
-        check_length(module, 65)
+    with pytest.raises(ModelError, match=r"64 positions, fewer than model\.max_length=65"):
+        judge(model, 65)
 
 
 # ---- damaged files ------------------------------------------------------------------------------------------------

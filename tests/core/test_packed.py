@@ -9,16 +9,29 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 import core.models.attention
 import core.models.logprobs
 import core.models.packed
 from core.data.records import Message, Record
 from core.errors import ModelError
+from core.models.judge import judge
 from core.models.logprobs import linear_logprobs, logits_logprobs, sum_by_completion
 from core.models.packed import PromptGroup, pack, pack_texts
-from core.models.roles import ScoreModel, TokenModel, check_packed
+from core.models.road import Road
+from core.models.roles import ScoreModel, TokenModel
+from core.settings.schema import Rows
 from core.testing.tiny import tiny_tokenizer
 from core.tokens.codec import ChatCodec
 from core.tokens.encoding import ExampleMaker
@@ -401,31 +414,36 @@ def attention() -> Iterator[None]:
     core.models.attention.register_attention()
 
 
-def test_a_whole_model_passes(model):
+PAIR = groups(SHAPES["a pair"])
+
+
+def test_a_whole_model_is_packed(model):
     model.train()
-    check_packed(model)
+    judge(model, 64)
     assert model.training
+    assert model.road == Road()
+    assert model.road.title == "packed rows"
 
 
-def test_attention_that_sees_neighbours_is_refused(attention, monkeypatch, plain):
-    whole = core.models.attention.packed_attention
-
+def test_attention_that_sees_neighbours_is_not_taken(attention, monkeypatch, plain):
     def leaking(module, query, key, value, attention_mask, packed=None, **more):
-        if packed is not None:
-            groups_ = query.shape[1] // key.shape[1]
-            key, value = (x.repeat_interleave(groups_, dim=1) for x in (key, value))
-            out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-            return out.transpose(1, 2), None
-        return whole(module, query, key, value, attention_mask, **more)
+        groups_ = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups_, dim=1) for x in (key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return out.transpose(1, 2), None
 
     monkeypatch.setattr(core.models.attention, "packed_attention", leaking)
-    model = TokenModel(plain)
-    with pytest.raises(ModelError, match="packed rows give other log-probabilities"):
-        check_packed(model)
+    model = TokenModel(copy.deepcopy(plain))
+    assert (model(pack(PAIR))[0] - all_plain(plain, PAIR)).abs().max() > 0.01
+    judge(model, 64)
+    assert model.road.rows is Rows.padded
+    assert "packed rows differ from the plain model by" in model.road.why
+    with torch.no_grad():
+        same(model(pack(PAIR))[0], all_plain(plain, PAIR), 1e-5)
     monkeypatch.undo()
 
 
-def test_a_body_that_ignores_positions_is_refused(model):
+def test_a_body_that_ignores_positions_takes_padded_rows(plain, model):
     forward = model.base.model.forward
 
     def ignoring(*args, **more):
@@ -433,39 +451,123 @@ def test_a_body_that_ignores_positions_is_refused(model):
         return forward(*args, **more)
 
     model.base.model.forward = ignoring
-    with pytest.raises(ModelError, match="model type llama"):
-        check_packed(model)
+    judge(model, 64)
+    assert model.road.rows is Rows.padded
+    with torch.no_grad():
+        same(model(pack(PAIR))[0], all_plain(plain, PAIR), 1e-5)
+    with pytest.raises(ModelError, match="packed rows give what the plain model gives: packed rows differ"):
+        judge(model, 64, Rows.packed)
 
 
-def test_a_head_that_does_more_unseen_is_refused(model):
-    head = model.base.lm_head
-    forward = head.forward
-    head.forward = lambda hidden: 1.2 * forward(hidden)
-    with pytest.raises(ModelError, match="packed rows give other"):
-        check_packed(model)
+def test_a_head_that_does_more_unseen_is_run_as_it_is(plain, model):
+    for each in (plain, model.base):
+        head = each.lm_head
+        head.forward = lambda hidden, forward=head.forward: 1.2 * forward(hidden)
+    judge(model, 64)
+    assert (model.road.rows, model.plain_head) == (Rows.packed, False)
+    with torch.no_grad():
+        same(model(pack(PAIR))[0], all_plain(plain, PAIR), 1e-5)
 
 
 def test_not_a_number_is_refused(model):
     with torch.no_grad():
         model.base.lm_head.weight[5] = float("nan")
-    with pytest.raises(ModelError):
-        check_packed(model)
+    with pytest.raises(ModelError, match="not finite"):
+        judge(model, 64)
 
 
-def test_a_sequence_beyond_the_sliding_window_is_refused():
+def test_an_encoder_is_refused_however_small_its_weights():
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, initializer_range=0.002,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = TokenModel(BertLMHeadModel(config))
+    with pytest.raises(ModelError, match="no causal language model, but sees the whole text as an encoder does"):
+        judge(model, 32)
+
+
+def test_a_low_precision_model_is_judged_in_fp32_and_keeps_its_bits(plain):
+    model = TokenModel(copy.deepcopy(plain).to(torch.bfloat16))
+    before = copy.deepcopy(model.module.state_dict())
+    seen = []
+    model.base.model.layers[0].register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    judge(model, 64)
+    assert seen[0] == torch.float32 and seen[-1] == torch.bfloat16
+    for name, tensor in model.module.state_dict().items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_more_tokens_than_positions_are_refused():
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=4, n_positions=24)
+    model = TokenModel(GPT2LMHeadModel(config))
+    judge(model, 24)
+    with pytest.raises(ModelError, match=r"has 24 positions, fewer than model\.max_length=25"):
+        judge(model, 25)
+
+
+def test_packed_attention_refuses_what_it_does_not_do():
     packed = pack(groups([(6, [6])]))
     query = torch.randn(1, 2, 12, 4)
-    core.models.attention.packed_attention(
-        torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=12
-    )
-    with pytest.raises(ValueError, match="sliding window of 11"):
-        core.models.attention.packed_attention(
-            torch.nn.Module(), query, query, query, None, packed=packed, sliding_window=11
-        )
-    with pytest.raises(ValueError, match="soft-capping"):
-        core.models.attention.packed_attention(
-            torch.nn.Module(), query, query, query, None, packed=packed, softcap=30.0
-        )
+
+    def attend(**more):
+        core.models.attention.packed_attention(torch.nn.Module(), query, query, query, None, packed=packed, **more)
+
+    attend(sliding_window=12, softcap=None, position_ids=torch.zeros(1, 12, dtype=torch.long))
+    for more, said in (
+        ({"sliding_window": 11}, "sliding window of 11"),
+        ({"softcap": 30.0}, "soft-capping"),
+        ({"s_aux": torch.zeros(2)}, "attention with s_aux"),
+        ({"position_bias": torch.zeros(1, 2, 12, 12)}, "attention with position_bias"),
+    ):
+        with pytest.raises(core.models.attention.NotPackable, match=said):
+            attend(**more)
+
+
+# ---- padded rows -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [Rows.padded, Rows.single])
+@pytest.mark.parametrize("plain_head", [True, False])
+def test_every_road_gives_the_same_values_and_gradients(plain, model, rows, plain_head):
+    sequences = groups(SHAPES["singles and groups mixed"] + SHAPES["unlike prompts"])
+    other = TokenModel(copy.deepcopy(plain)).eval()
+    other.road, other.plain_head = Road(rows, "asked for"), plain_head
+    packed = pack(sequences)
+    source = torch.Generator().manual_seed(2)
+    keep = torch.rand(len(packed.targets_M), generator=source) < 0.6
+    noise = 0.1 * torch.randn(packed.tokens, 32, generator=source)
+    results = []
+    for each in (model, other):
+        logprob, entropy = each(packed.keep(keep), 0.8, want_entropy=True, noise_Td=noise)
+        (logprob * torch.linspace(-1, 2, len(logprob))).sum().backward()
+        results.append((logprob.detach(), entropy, {name: p.grad for name, p in each.module.named_parameters()}))
+    same(results[0][0], results[1][0], 1e-5)
+    same(results[0][1], results[1][1], 1e-5)
+    for name, gradient in results[0][2].items():
+        assert (gradient - results[1][2][name]).abs().max() <= 1e-5 * max(1.0, gradient.abs().max().item()), name
+    same(model.logprobs_and_states(packed)[1], other.logprobs_and_states(packed)[1], 1e-5)
+
+
+def test_rows_beyond_the_window_are_padded_and_others_packed():
+    torch.manual_seed(0)
+    windowed = MistralForCausalLM(
+        MistralConfig(**{**config().to_dict(), "sliding_window": 12, "head_dim": 8, "model_type": "mistral"})
+    ).eval()
+    model = TokenModel(copy.deepcopy(windowed)).eval()
+    judge(model, 64)
+    assert (model.road.rows, model.road.limit) == (Rows.packed, 12)
+    assert model.road.title.startswith("packed rows; sequences of more than 12 tokens in padded rows: they are longer")
+    ran: list[bool] = []
+    model.body.register_forward_hook(lambda *args: ran.append("packed" in args[2]), with_kwargs=True)
+    for shape, packed in (([(5, [7, 3])], True), ([(5, [8, 3])], False), ([(30, [9])], False)):
+        sequences = groups(shape)
+        with torch.no_grad():
+            same(model(pack(sequences))[0], all_plain(windowed, sequences), 1e-5)
+        assert ran.pop() is packed
+    judge(model, 12)
+    assert model.road == Road()
 
 
 # ---- what is trained, decoded ------------------------------------------------------------------------------------
