@@ -66,7 +66,7 @@ class BradleyTerry:
         start = self.parts.models.start
         if start.reward_codec is None:
             return request
-        return encoded_again(request, start.reward_codec, request.completion_ids[-1] == start.codec.eos)
+        return encoded_again(request, start.reward_codec, request.completion_ids[-1] in start.codec.ends)
 
 
 def build(config: LearnedConfig, context: ScorerContext) -> BradleyTerry:

@@ -20,7 +20,7 @@ rounds to the number format, and int8 layers round their inputs, which merged on
 
 
 def _read(job: dict[str, Any], folder: str | Path, dtype: Any, **extra: Any) -> tuple[Any, list[str]]:
-    """The model in a folder, in the attention that it had in memory, and the names of the weights that no file holds."""
+    """The model in a folder, in the attention that it had in memory, and the names of weights that no file holds."""
     from transformers import AutoModelForCausalLM
 
     from core.models.architecture import read_config

@@ -170,7 +170,7 @@ class ChatCodec:
         A thought that was cut off has no answer.
         """
         frame = self.layout.frame
-        own = ids[:-1] if len(ids) and ids[-1] == self.eos else ids
+        own = ids[:-1] if len(ids) and ids[-1] in self.ends else ids
         read = frame.read(self.tokenizer.decode(own, skip_special_tokens=False))
         if read is None:
             return Said("", self.text(ids))
