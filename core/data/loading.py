@@ -253,7 +253,7 @@ def _sample(
             key=COLUMNS, lost=lost[0], names=names, near=near, place=where,
         )  # fmt: skip
     what = "no known layout fits the columns {names}" + (" with {key}={asked}" if columns else "")
-    told = {"key": COLUMNS, "names": names, "asked": dict(columns), "place": where}
+    told: dict[str, Any] = {"key": COLUMNS, "names": names, "asked": dict(columns), "place": where}
     if len(objects) >= SAMPLE_MOST:
         raise DataError(f"{what}, in {len(objects):,} rows", "{place}", NAME_COLUMNS, **told)
     return read, None, _Unusable(what, "{place}", NAME_COLUMNS, **told)

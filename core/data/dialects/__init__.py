@@ -219,7 +219,8 @@ class _Columns:
         fill it.
 
         prompt: column of the prompt; `context` is the input of an `instruction`."""
-        there, filled = [], []
+        there: list[str] = []
+        filled: list[str] = []
         for alias in self._aliases(spec, name):
             if alias in taken or alias not in self.names:
                 continue
