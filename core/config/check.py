@@ -22,7 +22,7 @@ from core.settings import peft_methods
 from core.settings.convert import placed
 from core.settings.fields import FieldDoc, field_docs, field_names
 from core.settings.ranges import check_number, check_numbers
-from core.settings.rules import require, shown
+from core.settings.rules import require, shortened, shown
 from core.settings.schema import PeftConfig, RunConfig, ShapedPeftConfig
 from core.suggest import did_you_mean, nearest
 
@@ -173,7 +173,8 @@ def _object(node: Any, prefix: str) -> Any:
             raise own from None
         if isinstance(error, OmegaConfBaseException | ValueError | TypeError):
             key = getattr(error, "full_key", None) or prefix
-            raise ConfigError(f"'{key}' is not accepted: {str(error).splitlines()[0]}") from error
+            what = f"'{key}' is not accepted: {shortened(str(error))}"
+            raise ConfigError(what, mend=f"set {key}=… to another value, or leave it out") from error
         raise
 
 
@@ -252,7 +253,8 @@ def accept(cfg: DictConfig, registry: Registry) -> RunConfig:
         check_choices(cfg, registry)
         typed = to_typed(cfg)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise ConfigError(f"'{error.full_key}' cannot be read: {str(error).splitlines()[0]}") from error
+        what = f"'{error.full_key}' cannot be read: {str(error).splitlines()[0]}"
+        raise ConfigError(what, mend=f"set {error.full_key}=… to a value, or to the key of another setting") from error
     require(bool(typed.model.source.strip()), "model.source", "a hub id, a folder or a file", typed.model.source)
     check_folder("runs_dir", typed.runs_dir)
     named = {"data.path": typed.data.path, "model.source": typed.model.source, "retention.texts": typed.retention.texts}

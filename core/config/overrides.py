@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from core.errors import ConfigError
 from core.platform.kinds import KINDS
 from core.platform.registry import Registry
+from core.settings.fields import field_names
 from core.settings.rules import shown, text_fault
 from core.settings.schema import RunConfig
 from core.suggest import did_you_mean, nearest
@@ -28,8 +29,8 @@ _VALUE_FLAGS = frozenset(
 _WORD = re.compile(r"[\w-]+")
 _NO_NAME = re.compile(r"null|true|false|[-+]?(inf|nan|\d[\d_.e+-]*)", re.IGNORECASE)
 """What Hydra reads as something else than a text."""
-_ENDLESS = re.compile(r"\d{4000}")
-"""Python reads no whole number of more than 4300 digits."""
+_ENDLESS = re.compile(r"\d{300}")
+"""More digits than a number with a fraction can have."""
 _ITEM = re.compile(r"\.\d+\.")
 """A key of a part in a list, `data.transforms.0.share`: the part's class is known by its name alone."""
 
@@ -105,12 +106,48 @@ def _is_free(path: str, registry: Registry) -> bool:
     part, _, rest = path.partition(".")
     if part == "upstream":
         part, rest = "stage", rest.partition(".")[2]
-    tables: dict[str, dict[Any, Any]] = {"stage": registry.stages}
-    tables |= {group: registry.table(kind) for kind in KINDS if kind.base for group in kind.groups}
+    tables = _tables(registry)
     configs: list[type] = [RunConfig]
     if part in tables:
         path, configs = rest, [entry.spec.config for entry in tables[part].values()]
     return any(f"{path}.".startswith(f"{free}.") for config in configs for free in _free_paths(config))
+
+
+def _inside_a_value(path: str, registry: Registry) -> str:
+    """The setting in `path` that is a value, though keys follow it; empty where there is none."""
+    part, _, rest = path.partition(".")
+    before = part
+    if part == "upstream":
+        name, _, rest = rest.partition(".")
+        part, before = "stage", f"upstream.{name}"
+    if part in (tables := _tables(registry)):
+        configs: list[type] = [entry.spec.config for entry in tables[part].values()]
+    else:
+        configs, rest, before = [RunConfig], path, ""
+    found = [_value_in(config, rest.split(".")) for config in configs if rest.partition(".")[0] in field_names(config)]
+    return f"{before}.{found[0]}".lstrip(".") if found and all(found) else ""
+
+
+def _value_in(config: type, names: list[str]) -> str:
+    """Where a path through a class comes to a field that holds neither keys nor items; empty where it does not."""
+    try:
+        hint = get_type_hints(config).get(names[0])
+    except Exception:  # a plugin's annotation that cannot be read
+        return ""
+    given = [one for one in get_args(hint) if one is not type(None)]
+    hint = given[0] if type(None) in get_args(hint) and given else hint
+    if len(names) == 1 or hint in (None, Any, dict) or get_origin(hint) is dict:
+        return ""
+    if is_dataclass(hint) and isinstance(hint, type):
+        inner = _value_in(hint, names[1:])
+        return f"{names[0]}.{inner}" if inner else ""
+    return "" if get_origin(hint) in (list, tuple) and names[1].isdigit() else names[0]
+
+
+def _tables(registry: Registry) -> dict[str, dict[Any, Any]]:
+    """Part of the configuration to what can be chosen for it."""
+    tables: dict[str, dict[Any, Any]] = {"stage": registry.stages}
+    return tables | {group: registry.table(kind) for kind in KINDS if kind.base for group in kind.groups}
 
 
 def _algorithm(value: str, stages: list[str], overrides: list[str], registry: Registry) -> str:
@@ -155,6 +192,9 @@ def rewrite(overrides: list[str], registry: Registry) -> list[str]:
     for override in overrides:
         key, mark, value = override.partition("=")
         check_word(key, value)
+        if plain := _inside_a_value(key.lstrip("+~"), registry):
+            raise ConfigError(f"'{plain}' holds no settings of its own, so there is no '{shown(key)[1:-1]}'",
+                              mend=f"write {plain}=…")  # fmt: skip
         if not mark:
             if not override.startswith("~"):
                 raise bare_word(override, registry)
@@ -188,7 +228,7 @@ def check_word(key: str, value: str) -> None:
     """Raise ConfigError for what Hydra's reader would fail at without naming the key."""
     fault = text_fault(key) or text_fault(value)
     if not fault and _ENDLESS.search(value):
-        fault = "a number of thousands of digits"
+        fault = "a number of hundreds of digits"
     if fault:
         named = shown(key)[1:-1]
         raise ConfigError(f"'{named}' holds {fault}", mend=f"write {named}=… anew")
