@@ -28,6 +28,7 @@ from core.models.fit import check_fit, check_ties, saved_names
 from core.models.heads import score_class
 from core.models.merging import merged_weights
 from core.models.saved_adapter import check_mergeable, load_adapter
+from core.planning import model_folder
 from core.planning.sources import resolve_source
 from core.settings.schema import ModelConfig, Quant, RunConfig
 
@@ -184,11 +185,10 @@ def adapter_base(folder: Path) -> Path:
     path = folder / ADAPTER_CONFIG
     adapter = read_object(path)
     recorded, revision = str(adapter.get("base_model_name_or_path") or ""), adapter.get("revision")
-    beside = read_record(folder).get("base")
-    for place in (Path(recorded), (folder / str(beside)).resolve() if beside else None):
-        if recorded and place is not None and (place / "config.json").is_file():
-            _check_no_circle(place, folder)
-            return place
+    read_record(folder)  # a damaged record is told, not taken for none
+    if (place := model_folder.adapter_base(folder)) is not None:
+        _check_no_circle(place, folder)
+        return place
     if recorded.count("/") == 1 and not recorded.startswith((".", "/", "~")):
         return resolve_source(ModelConfig(source=recorded, revision=str(revision) if revision else None))
     raise ModelError(
