@@ -116,28 +116,25 @@ def main(arguments: list[str] | None = None) -> int:
     0 done, 2 what the user named or wrote (configuration, records, models), 130 or 143 interrupted by SIGINT or
     SIGTERM, 1 everything else; an unexpected exception keeps its traceback.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     with signals.obeyed():
-        return _answered(sys.argv[1:] if arguments is None else arguments)
+        try:
+            with switched(given):
+                return work_of(given)()
+        except PreftuneError as error:
+            from core.platform.providers import tell
 
-
-def _answered(given: list[str]) -> int:
-    try:
-        with switched(given):
-            return work_of(given)()
-    except PreftuneError as error:
-        from core.platform.providers import tell
-
-        tell(error)
-        number = signals.pending()  # whose end may have been the cause of the error
-        return 128 + number if number else error.exit_code
-    except Reported as reported:
-        return reported.exit_code
-    except KeyboardInterrupt as error:
-        sys.stderr.write("interrupted\n")
-        return signals.exit_code(error)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+            tell(error)
+            number = signals.pending()  # whose end may have been the cause of the error
+            return 128 + number if number else error.exit_code
+        except Reported as reported:
+            return reported.exit_code
+        except KeyboardInterrupt as error:
+            sys.stderr.write("interrupted\n")
+            return signals.exit_code(error)
+        except BrokenPipeError:
+            sys.stderr.close()
+            return 1
 
 
 if __name__ == "__main__":

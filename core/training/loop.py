@@ -116,7 +116,21 @@ class StepLoop:
             self._resume()
             self._agree()
             self.began = time.perf_counter()
-            self._make_steps()
+            with ExitStack() as all_steps:
+                if run.peers.count > 1:  # no process may leave the others waiting for it
+                    all_steps.enter_context(signals.held())
+                if self.step == 0 or self.unevaluated:
+                    self._evaluate()
+                self._mark()
+                while self.step < self.total and not self._ends():
+                    self.one_step()
+                    self._look_back()
+                if self.stopped:
+                    run.log.warn(f"stopped at step {self.step} of {self.total}: {self.stopped}")
+                if self.cfg.save_every_steps and self.checkpoints.saved_step != self.step:
+                    self._save()  # what is still to come may fail
+                self.recorder.done = self.step
+                self._agree()
             self._evaluate(last=True)
         except KeyboardInterrupt:
             self._leave()
@@ -128,30 +142,14 @@ class StepLoop:
             self.metrics.names,
         )  # fmt: skip
 
-    def _make_steps(self) -> None:
-        """All steps but those that were made, the evaluations between them, and the checkpoints, of the last step
-        too: what is still to come may fail."""
-        run = self.run
-        with ExitStack() as all_steps:
-            if run.peers.count > 1:  # signals come at any time, and no process may leave the others waiting for it
-                all_steps.enter_context(signals.held())
-            if self.step == 0 or self.unevaluated:
-                self._evaluate()
+    def _look_back(self) -> None:
+        """After a step: the evaluation and the checkpoint that are due."""
+        if self.unevaluated:
+            self._evaluate()
             self._mark()
-            while self.step < self.total and not self._ends():
-                self.one_step()
-                if self.unevaluated:
-                    self._evaluate()
-                    self._mark()
-                every = self.cfg.save_every_steps
-                if every and self.step % every == 0:
-                    self._save()
-            if self.stopped:
-                run.log.warn(f"stopped at step {self.step} of {self.total}: {self.stopped}")
-            if self.cfg.save_every_steps and self.checkpoints.saved_step != self.step:
-                self._save()
-            self.recorder.done = self.step
-            self._agree()
+        every = self.cfg.save_every_steps
+        if every and self.step % every == 0:
+            self._save()
 
     def _ends(self) -> bool:
         """Whether the run ends before its last step. Raises Interrupted where a signal asked for it; of several
@@ -221,43 +219,42 @@ class StepLoop:
             raise TrainingError("a step had no work", f"{run.name}, step {self.step + 1}")
         factor = lr_factor(self.cfg.schedule, self.step, self.total, self.cfg.warmup_frac)
         self.optimizer.set_lr_factor(factor)
-        with ExitStack() as self._whole:
-            metrics = self._make_updates(batch, began, factor)
-            every = self.cfg.eval_every_steps
-            self.unevaluated = bool(every) and self.step % every == 0 and self.step < self.total
-            self._mark()
-        return metrics
-
-    def _make_updates(self, batch: Batch[Any], began: float, factor: float) -> dict[str, float]:
-        """Make the updates of a step, and record it. Returns its metrics."""
-        run = self.run
         totals: dict[str, float] = defaultdict(float)
         seen: dict[str, int] = defaultdict(int)
         peaks: dict[str, float] = {}
         done = 0
-        with run.log.timed("update"):
-            for number, micro_batches in enumerate(batch.updates, 1):
-                sums, highest = self.update(micro_batches, number, last=number == len(batch.updates))
-                for name, value in sums.items():
-                    totals[name] += value
-                    seen[name] += 1
-                peaks = highest_of(peaks, highest)
-                done += 1
-                if batch.skip_rest is not None and batch.skip_rest.exceeded(sums):
-                    break
+        with ExitStack() as self._whole:  # what the first update opens
+            with run.log.timed("update"):
+                for number, micro_batches in enumerate(batch.updates, 1):
+                    sums, highest = self.update(micro_batches, number, last=number == len(batch.updates))
+                    for name, value in sums.items():
+                        totals[name] += value
+                        seen[name] += 1
+                    peaks = highest_of(peaks, highest)
+                    done += 1
+                    if batch.skip_rest is not None and batch.skip_rest.exceeded(sums):
+                        break
+            metrics = {name: value / seen[name] for name, value in totals.items()} | peaks
+            metrics |= {"lr": self.cfg.lr * factor, "updates": done, **batch.metrics}
+            metrics["tokens_per_s"] = batch.tokens / (time.perf_counter() - began)
+            self._made(batch, metrics)
+        return metrics
+
+    def _made(self, batch: Batch[Any], metrics: dict[str, float]) -> None:
+        """Record the step whose updates were made: from here on the run can be resumed behind it."""
+        run = self.run
         self.step += 1
         self.tokens += batch.tokens
         run.parts.hold(self.models, self.step)
-        metrics = {name: value / seen[name] for name, value in totals.items()} | peaks
-        metrics |= {"lr": self.cfg.lr * factor, "updates": done, **batch.metrics}
-        metrics["tokens_per_s"] = batch.tokens / (time.perf_counter() - began)
         if batch.stop is not None:
             self.stopped = batch.stop.exceeded(metrics)
         asked = self.recorder.step(self.step, self.tokens, self.elapsed(), metrics)
         self.stopped = self.stopped or asked
         if batch.samples:
             self.recorder.samples(self.step, "step", batch.samples)
-        return metrics
+        every = self.cfg.eval_every_steps
+        self.unevaluated = bool(every) and self.step % every == 0 and self.step < self.total
+        self._mark()
 
     def update(
         self, micro_batches: list[Any], number: int = 1, last: bool = True

@@ -59,7 +59,8 @@ def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
             ledger.enter(run.key, run.folder)
         recorder.begin(run.plan.title, hooks.total_steps(run=run, data=data))
         phase = "fit"
-        fitted = _fit(run, models, data, recorder)
+        fitted = hooks.fit(run=run, models=models, data=data, recorder=recorder)
+        _check_fitted(run, recorder, fitted)
         hooks.finish(run=run, models=models, data=data)
         if not run.peers.first:
             return None
@@ -88,15 +89,13 @@ def run_stage(opened: OpenStage, ledger: Ledger) -> StageResult | None:
     return result
 
 
-def _fit(run: StageRun, models: Models, data: Any, recorder: Recorder) -> Fitted:
-    """The stage's loop. Raises TrainingError for one that made no step."""
-    fitted: Fitted = run.hooks.fit(run=run, models=models, data=data, recorder=recorder)
+def _check_fitted(run: StageRun, recorder: Recorder, fitted: Fitted) -> None:
+    """Raise what a loop of the stage's own may have swallowed, and TrainingError for one that made no step."""
     signals.check()
     if run.plan.state == "resume" and not recorder.taken_up:
         run.log.warn("the stage's own fit does not resume, so it started anew: see Checkpoints in docs/plugins.md")
     if fitted.steps < 1:
         raise TrainingError("the run made no step", run.name, "give more records or steps")
-    return fitted
 
 
 def _tell_end(run: StageRun, recorder: Recorder, phase: str, error: BaseException) -> None:

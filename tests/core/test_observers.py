@@ -10,7 +10,7 @@ import pytest
 
 from core.platform.hookspecs import PROJECT, ObserverHooks, hookimpl
 from core.platform.observers import Observers
-from core.types import Section
+from core.types import Section, Stop
 
 
 def make(*plugins: tuple[str, Any]) -> tuple[Observers, list[str]]:
@@ -134,3 +134,18 @@ def test_every_observer_hook_can_be_called() -> None:
     hooks = {name for name in vars(ObserverHooks) if name.startswith("on_")}
     assert hooks <= set(vars(Observers))
     assert "report_section" in vars(ObserverHooks)
+
+
+class Stopper:
+    @hookimpl
+    def on_step_end(self, step: int) -> Stop | None:
+        return Stop("enough") if step == 2 else None
+
+
+def test_a_stop_counts_where_the_plugin_may_give_it() -> None:
+    observers, told = make(("stopper", Stopper()))
+    assert observers.on_step_end(None, 2, {}) == ""
+    assert len(told) == 1 and "does not answer key_parts" in told[0]
+    observers.may_stop = lambda plugin: plugin == "stopper"
+    assert observers.on_step_end(None, 1, {}) == ""
+    assert observers.on_step_end(None, 2, {}) == "observer 'stopper': enough"
