@@ -35,8 +35,7 @@ from core.settings.schema import ModelConfig, Quant, RunConfig
 OFFSET_KEY = "preftune_reward_offset"
 """Key of the transformers config under which a reward model's offset is saved."""
 GENERATION = "generation_config.json"
-RECORD = "preftune.json"
-"""File beside an artifact's weights: what transformers and peft have no place for."""
+RECORD = model_folder.RECORD
 
 
 def load_module(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, quant: Quant = Quant.none) -> nn.Module:
