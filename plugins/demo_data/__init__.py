@@ -12,7 +12,7 @@ def register_data_sources() -> list[DataSourceSpec]:
         DataSourceSpec(
             name="demo",
             impl="plugins.demo_data.words:write",
-            version="4",
+            version="5",
             summary="pick the word of a category out of three; held-out words never occur in training",
         ),
         DataSourceSpec(

@@ -29,8 +29,12 @@ CATEGORIES = {
     "harmonica tuba ukulele oboe",
 }
 
-SIZES = {"sft": 112, "preference": 400, "prompts": 80, "heldout": 100}
-"""Rows of each file; held-out rows serve every stage: answers to check, pairs to rank, replies to predict."""
+SIZES = {"sft": 48, "preference": 480, "prompts": 160, "heldout": 100}
+"""Rows of each file; held-out rows serve every stage: answers to check, pairs to rank, replies to predict.
+
+As where people write them, demonstrations are few and comparisons many: what a reward model learns of the latter is more
+than the former teach the policy.
+"""
 
 SYSTEM = 'Choose one word. Begin with "The answer is:"'
 
@@ -84,17 +88,24 @@ def _row(name: str, rng: random.Random, words: dict[str, list[str]]) -> tuple[di
     if name == "sft":
         row["completion"] = _reply(right)
     if name in ("preference", "heldout"):
-        row |= {"chosen": _reply(right), "rejected": _rejected(rng, category, right, options[1:])}
+        others = [word for word in words[category] if word != right]
+        row |= {"chosen": _reply(right), "rejected": _rejected(rng, category, right, options[1:], others)}
     if name in ("prompts", "heldout"):
         row["answer"] = _reply(right)
     return row, (category, *sorted(options))
 
 
-def _rejected(rng: random.Random, category: str, right: str, wrong: list[str]) -> str:
-    """A worse reply of a kind that small models give: mostly a wrong word, at times the right one in another form."""
+def _rejected(rng: random.Random, category: str, right: str, wrong: list[str], others: list[str]) -> str:
+    """A worse reply of a kind that small models give: mostly a wrong word, one of the category that was not offered (a
+    reward model that never saw one would prize it above the right word), or the right word in another form.
+
+    wrong: the other words of the question. others: words of the category that are not in it.
+    """
     kind = rng.random()
-    if kind < 0.6:
+    if kind < 0.45:
         return _reply(rng.choice(wrong))
+    if kind < 0.7:
+        return _reply(rng.choice(others))
     other = rng.choice(wrong)
     return rng.choice(
         [

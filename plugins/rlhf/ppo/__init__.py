@@ -12,9 +12,9 @@ from plugins.online import ROLES, KlEstimator, OnlineConfig, online_spec
 class PpoConfig(OnlineConfig):
     """Settings of `stage=rlhf algorithm=ppo`."""
 
-    temperature: float = 0.7
+    temperature: float = 1.0
     """Sampling temperature, the same in rollout and update (0.7 in the N+ study and lm-human-preferences)."""
-    lr: float = 2e-5
+    lr: float = 5e-6
     """Peak learning rate of the policy; for models of about 100M parameters (3e-6 in the N+ study, for 1B to 7B)."""
     batch_size: int = 8
     """Prompts in one iteration."""
