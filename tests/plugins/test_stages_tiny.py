@@ -459,7 +459,7 @@ def test_a_loss_that_is_no_number_names_stage_and_step_and_keeps_the_checkpoint(
     monkeypatch.setattr(plugins.sft.stage, "weighted_nll", failing)
     weights: list[dict[str, torch.Tensor]] = []
     record = stage.recorder.step
-    monkeypatch.setattr(stage.recorder, "step", lambda *a: (record(*a), weights.append(stage.weights())))
+    monkeypatch.setattr(stage.recorder, "step", lambda *a: (record(*a), weights.append(stage.weights()))[0])
     with pytest.raises(TrainingError, match=f"the loss is {bad}") as raised:
         stage.fit()
     assert "stage sft, step 4" in str(raised.value)

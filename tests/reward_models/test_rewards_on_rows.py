@@ -18,6 +18,7 @@ from core.data.views import as_schema
 from core.settings.convert import from_plain
 from core.settings.data_schema import DataConfig
 from core.testing.run import StageRunner, make_lab
+from core.tokens.frames import Said
 from reward_models import register_reward_models
 from reward_models.sandbox import Limits, Sandbox
 from reward_models.verdict import question_of
@@ -183,10 +184,13 @@ def test_a_judge_of_programs_runs_the_tests_of_the_record(tmp_path: Path, sandbo
     path.write_text(json.dumps(row) + "\n")
     record = load_dataset(DataConfig(heldout_frac=0.0), path, "sft", 0).train[0]
     item = SimpleNamespace(record=record, prompt=[1], gold_text=record.completion)
-    answers = [SimpleNamespace(text=text, ids=[2]) for text in ("twice = lambda x: x + x", "twice = abs")]
+    texts = ("twice = lambda x: x + x", "twice = abs")
+    answers = [SimpleNamespace(ids=[place]) for place in range(2)]
+    codec = SimpleNamespace(said=lambda ids: Said("", texts[ids[0]]))
     config = from_plain(SPECS["code"].config, {"name": "code", **CODE})
     judge = GuardedScorer(SPECS["code"], config, ScorerContext(specs=SPECS))
-    run: Any = SimpleNamespace(log=SimpleNamespace(timed=_untimed), parts=SimpleNamespace(judge=lambda: judge))
+    parts = SimpleNamespace(judge=lambda: judge)
+    run: Any = SimpleNamespace(log=SimpleNamespace(timed=_untimed), parts=parts, codec=codec)
     try:
         assert [score.value for score in _judge(run, [(item, answer) for answer in answers])] == [1.0, 0.0]
     finally:

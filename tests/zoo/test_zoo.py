@@ -134,7 +134,7 @@ def check_steps(variant: Variant) -> None:
         weighted_nll(Models(None, policy=model), row).backward()
     for text in _texts(batch):
         (-_logprobs(plain, *text).sum() / tokens).backward()
-    _step_both(variant.family, model.module, plain)
+    assert _step_both(variant.family, model.module, plain) > 0
 
     start = _again(variant, plain)
     with torch.no_grad():
@@ -166,15 +166,19 @@ def check_steps(variant: Variant) -> None:
     _step_both(variant.family, scorer.module, plain)
 
 
-def _step_both(family: str, ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
-    """One step of gradient descent on each side; the weights must agree."""
+def _step_both(family: str, ours: torch.nn.Module, theirs: torch.nn.Module) -> int:
+    """One step of gradient descent on each side; the weights must agree. How many tensors had a gradient."""
     close = ROUNDING.get(family, 3 * CLOSE)
     _same_gradients(ours, theirs, close)
+    count = 0
     for module in (ours, theirs):
-        torch.optim.SGD([p for p in module.parameters() if p.grad is not None], lr=0.1).step()
+        moved = [p for p in module.parameters() if p.grad is not None]
+        torch.optim.SGD(moved, lr=0.1).step()
+        count = len(moved)
     others = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
         assert torch.allclose(parameter, others[name], rtol=1e-4, atol=close), name
+    return count
 
 
 @pytest.mark.parametrize("name", HANDFUL)
