@@ -8,16 +8,16 @@ import re
 CUT = "***"
 """What stands for a secret."""
 
-_ADDRESS = re.compile(r"(?<!\w)[a-z][a-z0-9+.-]*:/{2}[^\s'\"<>]+", re.IGNORECASE)
-_USER = re.compile(r"(?<=://)[^/?#]+(?=@)")
+# Patterns as texts: compiled when first needed, which is no start of a command.
+_ADDRESS = r"(?i)(?<!\w)[a-z][a-z0-9+.-]*:/{2}[^\s'\"<>]+"
+_USER = r"(?<=://)[^/?#]+(?=@)"
 """USER:PASSWORD or TOKEN before the host."""
-_NAME_ALONE = re.compile(r"(?:git\+)?(?:ssh|git|sftp)://[^:/?#@]+@", re.IGNORECASE)
-_QUERY = re.compile(
-    r"(?<=[?&;#])([\w.%-]*(?:token|secret|passwd|password|pwd|key|sig|signature|auth|authorization|credentials?))"
-    r"=[^&;#]+",
-    re.IGNORECASE,
+_NAME_ALONE = r"(?i)(?:git\+)?(?:ssh|git|sftp)://[^:/?#@]+@"
+_QUERY = (
+    r"(?i)(?<=[?&;#])([\w.%-]*(?:token|secret|passwd|password|pwd|key|sig|signature|auth|authorization|credentials?))"
+    r"=[^&;#]+"
 )
-_KNOWN = re.compile(
+_KNOWN = (
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{20,}"
     r"|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16})"
 )
@@ -26,7 +26,7 @@ _KNOWN = re.compile(
 
 def without_secrets(text: str) -> str:
     """The text with `***` for each password and token: those in addresses, and those known by their form."""
-    return _KNOWN.sub(CUT, _ADDRESS.sub(_clean, text))
+    return re.sub(_KNOWN, CUT, re.sub(_ADDRESS, _clean, text))
 
 
 def holds_secret(text: str) -> bool:
@@ -35,5 +35,5 @@ def holds_secret(text: str) -> bool:
 
 
 def _clean(found: re.Match[str]) -> str:
-    address = found[0] if _NAME_ALONE.match(found[0]) else _USER.sub(CUT, found[0])
-    return _QUERY.sub(rf"\1={CUT}", address)
+    address = found[0] if re.match(_NAME_ALONE, found[0]) else re.sub(_USER, CUT, found[0])
+    return re.sub(_QUERY, rf"\1={CUT}", address)
