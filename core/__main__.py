@@ -17,6 +17,7 @@ from core.builtin import COMMANDS
 from core.errors import ConfigError, PreftuneError, Reported
 from core.platform.specs import CommandSpec
 from core.platform.switches import is_switch, switched
+from core.startup import starting
 
 if TYPE_CHECKING:
     from core.platform.registry import Registered, Registry
@@ -120,7 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
     with signals.obeyed():
         try:
             with switched(given):
-                return work_of(given)()
+                with starting():
+                    work = work_of(given)
+                return work()
         except PreftuneError as error:
             from core.platform.providers import tell
 

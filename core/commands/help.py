@@ -14,6 +14,7 @@ from core.platform.registry import Registry
 from core.platform.switches import is_switch
 from core.settings.fields import field_docs
 from core.settings.schema import RunConfig
+from core.startup import starting
 from core.suggest import did_you_mean
 
 WIDTH = 110
@@ -68,11 +69,12 @@ def _examples(registry: Registry) -> list[tuple[str, str]]:
 def command(arguments: list[str]) -> int:
     """The command `help`, and `--help`: the overview, or every setting of the stage that is named."""
     arguments = [argument for argument in arguments if not is_switch(argument)]
-    registry = Registry.load(strict=False)
-    for line in registry.warnings:
-        sys.stderr.write(f"warning: {line}\n")
-    named = [argument for argument in arguments if argument.startswith(("stage=", "algorithm="))]
-    sys.stdout.write(stage_help(named, registry) if named else overview(registry))
+    with starting():
+        registry = Registry.load(strict=False)
+        for line in registry.warnings:
+            sys.stderr.write(f"warning: {line}\n")
+        named = [argument for argument in arguments if argument.startswith(("stage=", "algorithm="))]
+        sys.stdout.write(stage_help(named, registry) if named else overview(registry))
     return 0
 
 

@@ -19,6 +19,7 @@ from core.config.typed import accept, print_warnings
 from core.errors import ConfigError, PreftuneError, Reported
 from core.platform.providers import tell
 from core.platform.registry import Registry
+from core.startup import starting
 
 _exit_codes: list[int] = []
 """Exit codes of the jobs that ran in this process."""
@@ -31,15 +32,16 @@ def run(arguments: list[str]) -> int:
 
     Raises PreftuneError for what is wrong with the command line, and with a single run.
     """
-    registry = Registry.load()
-    print_warnings(registry)
-    if not registry.stages:
-        mend = registry.left_out("") or "reinstall preftune; 'plugins' tells what was found"
-        raise ConfigError("no stage is installed", mend=mend)
-    flags, overrides = split(arguments)
-    folders = user_folders(flags)
-    rewritten = rewrite(overrides, registry)
-    compose.install(registry, folders)
+    with starting():
+        registry = Registry.load()
+        print_warnings(registry)
+        if not registry.stages:
+            mend = registry.left_out("") or "reinstall preftune; 'plugins' tells what was found"
+            raise ConfigError("no stage is installed", mend=mend)
+        flags, overrides = split(arguments)
+        folders = user_folders(flags)
+        rewritten = rewrite(overrides, registry)
+        compose.install(registry, folders)
     _exit_codes.clear()
     _launching.add(os.getpid())
     try:
@@ -65,7 +67,8 @@ def _composed(overrides: list[str]) -> DictConfig | None:
     """The configuration of a single run; None where it asks for Hydra's own runner, which would compose it twice."""
     if any(override.startswith("hydra") for override in overrides):
         return None
-    cfg = compose.compose(overrides)
+    with starting():
+        cfg = compose.compose(overrides)
     if cfg.hydra.mode == RunMode.MULTIRUN or cfg.hydra.callbacks:
         return None
     return compose.without_hydra(cfg)
