@@ -32,8 +32,8 @@ CATEGORIES = {
 SIZES = {"sft": 48, "preference": 480, "prompts": 160, "heldout": 100}
 """Rows of each file; held-out rows serve every stage: answers to check, pairs to rank, replies to predict.
 
-As where people write them, demonstrations are few and comparisons many: what a reward model learns of the latter is more
-than the former teach the policy.
+As where people write them, demonstrations are few and comparisons many: what a reward model learns of the latter is
+more than the former teach the policy.
 """
 
 SYSTEM = 'Choose one word. Begin with "The answer is:"'
