@@ -27,11 +27,11 @@ GROUPS = {
         "TransformSpec ReaderSpec DialectSpec TextSetSpec CommandSpec",
     "Settings":
         "StageConfig RewardConfig RolloutConfig OptimizerConfig PeftConfig MetricConfig TrackerConfig TransformConfig "
-        "Schedule require check_regex",
+        "Schedule number require check_regex",
     "A stage and its loop":
-        "Stage StageRun StageData Batch LossOutput Limit Evaluation Work Fitted Recorder RunLog Parts step_items "
-        "split_by_tokens",
-    "What everyone sees of a run": "Run PlanView PlannedStage StageResult MetricChange Retained ChainStep",
+        "Stage StageRun StageData Batch LossOutput Limit Evaluation Work Fitted Recorder RunLog Checkpoints Parts "
+        "step_items split_by_tokens",
+    "What everyone sees of a run": "Run PlanView PlannedStage StageResult MetricChange Retained ChainStep Stop",
     "Records and data":
         "Record Message Span Step Row RowError to_messages to_text find_files TransformContext Transformed TextPart "
         "texts_of text_of words_of",

@@ -65,7 +65,9 @@ class _RowModel(nn.Module):
         return self.base.dtype
 
     def hidden(self, packed: Packed, noise_Td: Tensor | None = None) -> Tensor:
-        """Last hidden states of the row, [T, d]. noise_Td: added to the input embeddings."""
+        """Last hidden states of the row, [T, d]. noise_Td: added to the input embeddings.
+
+        Raises ModelError for a prompt method, whose rows are not packed."""
         if self.prompted:
             raise ModelError(
                 "a prompt method's hidden states cannot be had from packed rows", mend="take another peft="

@@ -103,9 +103,14 @@ def artifact_folder(folder: Path) -> Path:
     return inner if inner.is_dir() else folder
 
 
+def has_config(folder: Path) -> bool:
+    """Whether the folder says what model it holds; one with a tokenizer alone does not."""
+    return any((folder / name).is_file() for name in _CONFIGS)
+
+
 def _check_folder(folder: Path, cfg: ModelConfig) -> None:
     where = f"model.source={cfg.source}"
-    if not any((folder / name).is_file() for name in _CONFIGS):
+    if not has_config(folder):
         raise ModelError(f"the folder '{folder}' has no config.json", where, "name a folder in transformers' format")
     if not list(folder.glob("*.safetensors")):
         raise ModelError(

@@ -315,7 +315,7 @@ class Registry:
                 )
 
     def resolve(self, spec: LoadedSpec) -> Any:
-        """Import what `spec.impl` names, after looking for `requires`; PluginError when that fails."""
+        """Import what `spec.impl` names, after `check_requires`; PluginError when the import fails."""
         self.check_requires(spec)
         module_name, _, attribute = spec.impl.partition(":")
         where = f"{self.owner_of(spec)}, impl '{spec.impl}'"

@@ -9,7 +9,7 @@ import pytest
 
 from core.data.dataset import load_dataset
 from core.data.formats import formats_of
-from core.errors import DataError, PluginError
+from core.errors import ConfigError, DataError, PluginError
 from core.platform.registry import Registry
 from core.settings.data_schema import DataConfig
 
@@ -116,7 +116,7 @@ def test_a_reader_that_is_not_there_is_named(plugin, tmp_path: Path) -> None:
     path = tmp_path / "rows.pairs"
     path.write_text("Hi=Hello")
     registry = plugin(source(more=', requires=("not_a_package",)'))
-    with pytest.raises(PluginError, match="needs the package 'not_a_package'"):
+    with pytest.raises(ConfigError, match="needs the package 'not_a_package'"):
         load_dataset(DataConfig(), path, "sft", 0, formats_of(registry))
 
 

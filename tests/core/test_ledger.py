@@ -170,7 +170,7 @@ def test_an_altered_artifact_is_not_taken_as_model_or_reward(
     shutil.rmtree(tmp_path / "more")
     for arguments in (good, lab.rlhf(tmp_path / "more", "grpo", f"reward.source={reward}")):
         outcome = tiny_cli(arguments)
-        assert outcome.code == 1
+        assert outcome.code == 2
         assert "may not be read" in outcome.err and "was altered after it was verified" in outcome.err
     assert not (tmp_path / "more").exists()
 

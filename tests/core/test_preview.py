@@ -52,6 +52,11 @@ def test_what_is_too_long_is_counted(place, capsys):
     assert re.search(r"refused: \d+ × more than model.max_length=31", capsys.readouterr().out)
 
 
+def test_a_run_asks_for_more_than_a_tokenizer(place, capsys):
+    assert main(settings(place, "stage=sft", "dry_run=true")[1:]) == 2
+    assert "config.json" in capsys.readouterr().err and not (place / "runs").exists()
+
+
 @pytest.mark.parametrize("wrong", [["--rows", "many"], ["--pages"], ["--sample", "0"]])
 def test_wrong_flags_are_errors_of_the_user(place, capsys, wrong):
     assert main(settings(place, *wrong)) == 2

@@ -21,7 +21,7 @@ from core.planning.plan_record import (
 from core.readback import read_back
 from core.results import ChainStep, MetricChange, Retained, StageResult
 
-PART = PartInfo(9, 1, None, None, "alpaca", {"prompt": "q"}, ["n"], ["a.jsonl"])
+PART = PartInfo(9, 1, None, None, "alpaca", {"prompt": "q"}, 10, {"n": 3}, {"name": 2}, ["a.jsonl"])
 DATA = DatasetInfo(
     PART, PartInfo(2, prompts=2), 3, "7c1e",
     {"a": SourceInfo(12, 10, 0.25, 9, 0.9, 2, PART)}, "fixed",

@@ -31,7 +31,8 @@ def command(arguments: list[str]) -> int:
     hush()
     plan = make_plan(cfg, registry)
     stage = plan.target
-    found = collect(plan, stage, registry, preview_codec(stage), asked.sample, asked.rows)
+    codec = preview_codec(stage, tokenizer_alone=True)
+    found = collect(plan, stage, registry, codec, asked.sample, asked.rows)
     show(found, Console())
     if asked.html:
         from core.commands.preview.page import page

@@ -21,7 +21,7 @@ from core.data.records import BadRow, Record
 from core.errors import DataError, ModelError
 from core.planning.plan import Plan, StagePlan
 from core.planning.plan_record import StagePreview, StepBatch, TrainedRow
-from core.planning.sources import find_source, gguf_read_once, package_file, resolve_source
+from core.planning.sources import find_source, gguf_read_once, has_config, package_file, resolve_source
 from core.platform.registry import Registry
 from core.platform.spec_checks import check_returned
 from core.tokens.codec import ChatCodec, load_codec
@@ -113,14 +113,19 @@ def token_rows(example: Any, codec: ChatCodec) -> list[TokenRow]:
     ]
 
 
-def preview_codec(stage: StagePlan) -> ChatCodec:
-    """The tokenizer of the stage's model, also where its weights are not on this machine yet."""
+def preview_codec(stage: StagePlan, *, tokenizer_alone: bool = False) -> ChatCodec:
+    """The tokenizer of the stage's model, also where its weights are not on this machine yet.
+
+    tokenizer_alone: take a folder that holds no model too.
+    Raises ModelError for a folder that no stage can start from.
+    """
     from core.models.loading import check_start
 
     cfg = stage.cfg.model
     folder = find_source(cfg)
     if folder is not None:
-        check_start(folder, cfg)
+        if has_config(folder) or not tokenizer_alone:
+            check_start(folder, cfg)
         return load_codec(folder, cfg)
     if stage.cfg.dry_run and cfg.source.startswith("package:"):
         path = package_file(cfg.source)
