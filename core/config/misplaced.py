@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -139,11 +140,16 @@ def _settings(config: type, prefix: str) -> Iterator[tuple[str, str]]:
 
 def _nested(config: type | None, name: str) -> type | None:
     """The dataclass that a field holds, where it holds one."""
-    try:
-        hint = get_type_hints(config).get(name)
-    except Exception:  # a plugin's annotation that cannot be read
-        return None
+    hint = None if config is None else _hints(config).get(name)
     return hint if isinstance(hint, type) and is_dataclass(hint) else None
+
+
+@cache
+def _hints(config: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(config)
+    except Exception:  # a plugin's annotation that cannot be read
+        return {}
 
 
 def _typed(key: str, config: type | None = None, name: str = "") -> str:
