@@ -10,7 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 FLOORS = (
-    "core core.errors core.secrets core.stopwatch core.quiet core.signals core.startup core.tables core.types core.suggest",
+    "core core.errors core.secrets core.stopwatch core.quiet core.signals core.startup "
+    "core.tables core.types core.suggest",
     "core.files core.jsonl core.proof core.readback",
     "core.results",
     "core.settings",
