@@ -379,8 +379,8 @@ def test_asked_at_random_moments_every_stage_ends_as_if_left_alone(lab: Lab, tmp
     draw, asked = random.Random(stage), 0
     for number in range(4):
         runs, output = tmp_path / f"runs-{number}", tmp_path / f"out-{number}.txt"
-        output.touch()  # a process may end before it has opened it
         for _ in range(2 if number % 2 else 1):
+            output.write_text("")  # a process may end before it has opened it
             sent = draw.choice([signal.SIGTERM, signal.SIGINT])
             reached = MOMENTS[draw.choice(list(MOMENTS))]
             code = ask_when(words(runs), partial(reached, runs), draw.uniform(0, 0.15), output, sent)
