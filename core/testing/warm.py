@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -24,13 +25,17 @@ _server: Any = forkserver._forkserver
 
 
 class _Parent:
-    """What a process from the server takes over from the one that asked for it: terminal, environment, the server."""
+    """What a process from the server takes over from the one that asked for it: terminal, environment, whether it
+    ignores SIGINT, the server."""
 
-    def __getstate__(self) -> tuple[list[Any], dict[str, str], str]:
-        return [reduction.DupFd(number) for number in (1, 2)], dict(os.environ), _server._forkserver_address
+    def __getstate__(self) -> tuple[list[Any], dict[str, str], bool, str]:
+        terminal = [reduction.DupFd(number) for number in (1, 2)]
+        ignoring = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        return terminal, dict(os.environ), ignoring, _server._forkserver_address
 
-    def __setstate__(self, sent: tuple[list[Any], dict[str, str], str]) -> None:
-        terminal, environment, address = sent
+    def __setstate__(self, sent: tuple[list[Any], dict[str, str], bool, str]) -> None:
+        terminal, environment, ignoring, address = sent
+        signal.signal(signal.SIGINT, signal.SIG_IGN if ignoring else signal.default_int_handler)
         for number, fd in zip((1, 2), terminal, strict=True):
             given = fd.detach()
             os.dup2(given, number)

@@ -11,16 +11,39 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from run_kit import FAKES, Lab, ask_at, ask_when, assert_same, kill_at, only_folder, read_json, run_apart, run_folders
+from run_kit import (
+    FAKES,
+    Lab,
+    ask_at,
+    ask_when,
+    assert_same,
+    finish,
+    kill_at,
+    only_folder,
+    read_json,
+    run_apart,
+    run_folders,
+)
 
 from core import signals
+from core.testing import warm
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def sigint_is_heeded() -> Iterator[None]:
+    """For the processes that a test starts. A shell that runs a script starts what it puts into the background with
+    SIGINT ignored, and all that is started from there ignores it too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 # ---- a process by itself --------------------------------------------------------------------------------------------
 
@@ -127,12 +150,17 @@ def test_a_second_signal_ends_it_at_once_with_its_children() -> None:
         time.sleep(0.02)
 
 
-def test_what_was_ignored_stays_ignored() -> None:
-    child = Child(OBEYING.format('time.sleep(0.5); print("still here")'),
-                  preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # fmt: skip
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_what_was_ignored_stays_ignored(number: int) -> None:
+    """SIGHUP under nohup, SIGINT in the background of a script. The others are heeded."""
+    child = Child(OBEYING.format("time.sleep(60)"), preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))
     assert child.ready() == "ready"
-    child.ask(signal.SIGHUP)
-    assert child.end()[:2] == (0, "still here\n")
+    child.ask(number)
+    time.sleep(0.3)
+    assert child.process.poll() is None
+    other = signal.SIGHUP if number == signal.SIGTERM else signal.SIGTERM
+    child.ask(other)
+    assert child.end()[:2] == (128 + other, f"{other.name} after nothing\n")
 
 
 def test_a_forked_process_does_not_answer_for_its_parent() -> None:
@@ -262,20 +290,29 @@ def test_the_main_process_of_a_chain_passes_it_on(lab: Lab, tmp_path: Path) -> N
     assert "resumed from step-00000002" in (tmp_path / "out.txt").read_text()
 
 
+def _lead_a_group(words: list[str], output: Path) -> None:
+    os.setsid()
+    with output.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from core.__main__ import main
+
+    sys.exit(main(words))
+
+
 @pytest.mark.slow
 def test_the_command_in_a_process_group(lab: Lab, tmp_path: Path) -> None:
-    """As a terminal sends Ctrl-C: every process of a chain gets it, and the parent's word on top."""
-    words = lab.rlhf(tmp_path / "runs", "dpo", "upstream.sft.max_steps=400")
-    command = [sys.executable, "-m", "core", *words]
-    with (tmp_path / "out.txt").open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+    """As a terminal sends Ctrl-C: every process of a chain gets it, and the parent's word on top. The stage's process
+    is a fresh one, for those of the warm server belong to its group."""
+    output = tmp_path / "out.txt"
+    process = warm.start(_lead_a_group, lab.rlhf(tmp_path / "runs", "dpo", "upstream.sft.max_steps=400"), output)
     until = time.monotonic() + 240
     while not any('"step": 3,' in path.read_text() for path in (tmp_path / "runs").glob("*/*/metrics.jsonl")):
-        assert process.poll() is None and time.monotonic() < until, (tmp_path / "out.txt").read_text()
+        assert process.exitcode is None and time.monotonic() < until, output.read_text()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130
-    text = (tmp_path / "out.txt").read_text()
+    assert finish(process) == 130
+    text = output.read_text()
     assert "the same command resumes from step-" in text and "Traceback" not in text
     while _group_lives(process.pid):
         assert time.monotonic() < until
@@ -342,8 +379,8 @@ def test_asked_at_random_moments_every_stage_ends_as_if_left_alone(lab: Lab, tmp
     draw, asked = random.Random(stage), 0
     for number in range(4):
         runs, output = tmp_path / f"runs-{number}", tmp_path / f"out-{number}.txt"
-        output.touch()  # a process may end before it has opened it
         for _ in range(2 if number % 2 else 1):
+            output.write_text("")  # a process may end before it has opened it
             sent = draw.choice([signal.SIGTERM, signal.SIGINT])
             reached = MOMENTS[draw.choice(list(MOMENTS))]
             code = ask_when(words(runs), partial(reached, runs), draw.uniform(0, 0.15), output, sent)

@@ -36,6 +36,21 @@ def test_it_takes_over_what_a_fresh_process_would(work, tmp_path, monkeypatch, c
     assert capfd.readouterr().out.split()[-3:] == [str(tmp_path), str(tmp_path / "first"), "True"]
 
 
+def tell_sigint() -> None:
+    print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
+def test_it_ignores_sigint_where_a_fresh_process_would(handler, capfd):
+    """However the server was started."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        warm.start(tell_sigint).join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().out.split()[-1] == str(handler == signal.SIG_IGN)
+
+
 def test_stages_have_processes_of_their_own(tmp_path, capfd):
     with warm.warm_stages():
         stage_process.run_apart(write_pid, tmp_path / "pid")
