@@ -163,6 +163,10 @@ class BadRow:
     row: str
     """The row's first characters."""
 
+    def __post_init__(self) -> None:
+        """A reason may quote half a surrogate pair of the row, which no file can hold: it is written as its code."""
+        object.__setattr__(self, "reason", self.reason.encode("utf-8", "backslashreplace").decode())
+
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
 

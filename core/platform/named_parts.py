@@ -18,6 +18,8 @@ def named_configs(items: Sequence[Any], key: str, registry: Registry) -> list[An
     Raises ConfigError for a wrong name, field or value, naming its place.
     """
     what, table = LISTED[key].label, registry.table(LISTED[key])
+    if isinstance(items, str) or not isinstance(items, Sequence):
+        raise ConfigError(f"'{key}' must be a list, got {items!r}", key, f"write {key}=[NAME, …]")
     configs = []
     for place, item in enumerate(items):
         at = f"{key}[{place}]"

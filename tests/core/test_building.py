@@ -253,6 +253,7 @@ def test_a_preset_names_sources_and_the_command_line_changes_them(tmp_path, cli,
             ["'data.transforms[0].min_chars' must be >= 0", "set data.transforms.0.min_chars="],
         ),
         (["data.transforms=[{min_chars: 3}]"], ["must be a transform with a name"]),
+        (["data.transforms=${stage.lr}"], ["must be a list", "data.transforms=[NAME, …]"]),
     ],
 )
 def test_what_is_refused_before_anything_is_read(words, texts):

@@ -698,3 +698,7 @@ def test_import_loads_nothing_heavy() -> None:
 def test_an_end_written_out_is_no_part_of_the_completion(tmp_path: Path, written: str, kept: str) -> None:
     (record,) = load_records([write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": written}])]).records
     assert record.completion == kept
+
+
+def test_the_reason_of_a_bad_row_can_be_written():
+    assert BadRow("a", 1, "label is '\udcff'", "{}").reason == "label is '\\udcff'"
