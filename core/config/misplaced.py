@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from functools import cache
-from typing import Any, get_type_hints
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.base import Container
@@ -13,7 +12,7 @@ from omegaconf.base import Container
 from core.errors import ConfigError
 from core.platform.kinds import TYPED_GROUPS
 from core.settings.data_schema import DataConfig
-from core.settings.fields import field_names
+from core.settings.fields import field_names, hints_of
 from core.settings.schema import (
     EvalConfig,
     ModelConfig,
@@ -140,16 +139,8 @@ def _settings(config: type, prefix: str) -> Iterator[tuple[str, str]]:
 
 def _nested(config: type | None, name: str) -> type | None:
     """The dataclass that a field holds, where it holds one."""
-    hint = None if config is None else _hints(config).get(name)
+    hint = None if config is None else hints_of(config).get(name)
     return hint if isinstance(hint, type) and is_dataclass(hint) else None
-
-
-@cache
-def _hints(config: type) -> dict[str, Any]:
-    try:
-        return get_type_hints(config)
-    except Exception:  # a plugin's annotation that cannot be read
-        return {}
 
 
 def _typed(key: str, config: type | None = None, name: str = "") -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from core.errors import ConfigError
 from core.platform.kinds import KINDS
 from core.platform.registry import Registry
-from core.settings.fields import field_names
+from core.settings.fields import field_names, hints_of
 from core.settings.rules import shown, text_fault
 from core.settings.schema import RunConfig
 from core.suggest import did_you_mean, nearest
@@ -77,10 +77,7 @@ def words(overrides: list[str], key: str) -> list[str]:
 @lru_cache(maxsize=256)
 def _free_paths(config: type) -> tuple[str, ...]:
     """Paths of the fields of a dataclass, nested ones too, that are free dictionaries."""
-    try:
-        hints = get_type_hints(config)
-    except Exception:
-        return ()
+    hints = hints_of(config)
     found: list[str] = []
     for item in fields(config):
         hint = hints.get(item.name)
@@ -103,37 +100,32 @@ def _is_free(path: str, registry: Registry) -> bool:
         return re.match(rf"{re.escape(SOURCES)}\.\w+\.columns(\.|$)", path) is not None
     if _ITEM.search(path):
         return True
-    part, _, rest = path.partition(".")
+    _, rest, configs = _classes_at(path, registry)
+    return any(f"{rest}.".startswith(f"{free}.") for config in configs for free in _free_paths(config))
+
+
+def _classes_at(path: str, registry: Registry) -> tuple[str, str, list[type]]:
+    """(beginning of a path that names a part, the rest of it, the classes that the part may be of): `upstream.sft`,
+    `lr` and those of all stages. A path that names no such part is one of the whole configuration."""
+    before, _, rest = path.partition(".")
+    part = before
     if part == "upstream":
-        part, rest = "stage", rest.partition(".")[2]
-    tables = _tables(registry)
-    configs: list[type] = [RunConfig]
-    if part in tables:
-        path, configs = rest, [entry.spec.config for entry in tables[part].values()]
-    return any(f"{path}.".startswith(f"{free}.") for config in configs for free in _free_paths(config))
+        name, _, rest = rest.partition(".")
+        part, before = "stage", f"upstream.{name}"
+    table = _tables(registry).get(part)
+    return ("", path, [RunConfig]) if table is None else (before, rest, [entry.spec.config for entry in table.values()])
 
 
 def _inside_a_value(path: str, registry: Registry) -> str:
     """The setting in `path` that is a value, though keys follow it; empty where there is none."""
-    part, _, rest = path.partition(".")
-    before = part
-    if part == "upstream":
-        name, _, rest = rest.partition(".")
-        part, before = "stage", f"upstream.{name}"
-    if part in (tables := _tables(registry)):
-        configs: list[type] = [entry.spec.config for entry in tables[part].values()]
-    else:
-        configs, rest, before = [RunConfig], path, ""
+    before, rest, configs = _classes_at(path, registry)
     found = [_value_in(config, rest.split(".")) for config in configs if rest.partition(".")[0] in field_names(config)]
     return f"{before}.{found[0]}".lstrip(".") if found and all(found) else ""
 
 
 def _value_in(config: type, names: list[str]) -> str:
     """Where a path through a class comes to a field that holds neither keys nor items; empty where it does not."""
-    try:
-        hint = get_type_hints(config).get(names[0])
-    except Exception:  # a plugin's annotation that cannot be read
-        return ""
+    hint = hints_of(config).get(names[0])
     given = [one for one in get_args(hint) if one is not type(None)]
     hint = given[0] if type(None) in get_args(hint) and given else hint
     if len(names) == 1 or hint in (None, Any, dict) or get_origin(hint) is dict:

@@ -129,12 +129,18 @@ def lines_of(config: type) -> dict[str, int]:
     return found
 
 
+@lru_cache(maxsize=512)
+def hints_of(config: type) -> dict[str, Any]:
+    """Type of each field of a config dataclass; none where an annotation cannot be read, as a plugin's may be."""
+    try:
+        return get_type_hints(config)
+    except Exception:
+        return {}
+
+
 def field_docs(config: type) -> list[FieldDoc]:
     """The fields of a config dataclass in order of declaration, its own before inherited ones."""
-    try:
-        hints = get_type_hints(config)
-    except Exception:
-        hints = {item.name: item.type for item in dataclasses.fields(config)}
+    hints = hints_of(config)
     found = []
     for item in dataclasses.fields(config):
         owner = next(base for base in config.__mro__ if item.name in vars(base).get("__annotations__", {}))
