@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, AnyStr
 
 from core.errors import DataError
 
@@ -24,18 +24,9 @@ shrinks to a tenth or so."""
 _SPLIT = "write shorter rows, one a line"
 
 
-def lines_of(file: IO[bytes], path: Path) -> Iterator[bytes]:
-    """Lines of a file. Raises: DataError for one of more than ROW_BYTES, with its number."""
-    number = 0
-    while line := file.readline(ROW_BYTES + 1):
-        number += 1
-        if len(line) > ROW_BYTES:
-            raise too_long("the line", path, number)
-        yield line
-
-
-def text_lines(file: io.TextIOBase, path: Path) -> Iterator[str]:
-    """Lines of a text file, as `lines_of`."""
+def lines_of(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """Lines of a file. Raises: DataError for one of more than ROW_BYTES bytes, or characters of a text, with its
+    number."""
     number = 0
     while line := file.readline(ROW_BYTES + 1):
         number += 1

@@ -12,7 +12,7 @@ from typing import IO
 
 from core.data.dialects.fields import COLUMNS
 from core.data.readers import data_suffix
-from core.data.readers.bounds import ROW_BYTES, text_lines, too_long
+from core.data.readers.bounds import ROW_BYTES, lines_of, too_long
 from core.data.readers.rows import NOT_UTF8, Row, is_unicode
 from core.errors import DataError
 
@@ -79,7 +79,7 @@ _Cells = Iterator[tuple[int, list[str], str | None]]
 
 
 def _csv(text: io.TextIOWrapper, path: Path) -> _Cells:
-    reader = csv.reader(text_lines(text, path), strict=True)
+    reader = csv.reader(lines_of(text, path), strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -103,7 +103,7 @@ def _tsv(text: io.TextIOWrapper, path: Path) -> _Cells:
     width = 0
     number = 0
     waiting: deque[str] = deque()
-    lines = text_lines(text, path)
+    lines = lines_of(text, path)
     while line := waiting.popleft() if waiting else next(lines, ""):
         number += 1
         if not line.strip():
