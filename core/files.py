@@ -64,6 +64,15 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def object_in(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into; renamed into place when the block ends well, removed when not.

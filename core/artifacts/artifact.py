@@ -21,12 +21,12 @@ from core.data.records import Message
 from core.errors import ArtifactError, ModelError
 from core.files import atomic_folder, disk_guard
 from core.models.adapters import is_prompt_learning, settle
-from core.models.loading import OFFSET_KEY, RECORD
+from core.models.loading import OFFSET_KEY
 from core.models.merging import checkpoint_weights
 from core.models.roles import Models, ScoreModel, TokenModel
 from core.models.start import Start
 from core.models.sync import fixed_text
-from core.planning.model_folder import adapter_base, folder_fingerprint
+from core.planning.model_folder import RECORD, adapter_base, folder_fingerprint
 from core.planning.plan import StagePlan
 from core.proof import checksums, files_under, write_record
 

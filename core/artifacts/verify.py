@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from core.planning.model_folder import ADAPTER_CONFIG
+
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest accepted absolute difference in a logit or score; the same code on the same weights differs by nothing."""
 MERGED_SHARE = {"none": 0.02, "nf4": 0.02, "int8": 0.1}
@@ -45,7 +47,7 @@ def _load(job: dict[str, Any], dtype: Any) -> tuple[Any, list[str]]:
     from core.settings.schema import Quant
 
     folder = Path(job["folder"])
-    adapter = folder / "adapter_config.json"
+    adapter = folder / ADAPTER_CONFIG
     extra: dict[str, Any] = {}
     if (quantization := quantization_config(Quant(job["quant"]), dtype)) is not None:
         extra["quantization_config"] = quantization

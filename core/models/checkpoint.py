@@ -10,10 +10,11 @@ from pathlib import Path
 
 from core.errors import ModelError
 from core.files import read_object
+from core.planning.model_folder import ADAPTER_CONFIG
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """A model's weights lie in the first, or in the shards that the second lists."""
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER = "adapter_model.safetensors"
 
 _ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 """Segments that torch.compile, FSDP, activation checkpointing and Lightning put into names, at any place."""

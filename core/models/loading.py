@@ -17,7 +17,6 @@ from core.files import read_object
 from core.models.adapters import keep_differentiable, quantization_config
 from core.models.architecture import check_layers, read_config
 from core.models.checkpoint import (
-    ADAPTER_CONFIG,
     plain_names,
     stored_tensors,
     weight_files,
@@ -29,13 +28,13 @@ from core.models.heads import score_class
 from core.models.merging import merged_weights
 from core.models.saved_adapter import check_mergeable, load_adapter
 from core.planning import model_folder
+from core.planning.model_folder import ADAPTER_CONFIG, RECORD
 from core.planning.sources import resolve_source
 from core.settings.schema import ModelConfig, Quant, RunConfig
 
 OFFSET_KEY = "preftune_reward_offset"
 """Key of the transformers config under which a reward model's offset is saved."""
 GENERATION = "generation_config.json"
-RECORD = model_folder.RECORD
 
 
 def load_module(folder: Path, cfg: RunConfig, dtype: torch.dtype, task: str, quant: Quant = Quant.none) -> nn.Module:

@@ -12,13 +12,13 @@ from core.config.combinations import FAILING, UNMERGEABLE
 from core.errors import ModelError, describe
 from core.files import read_object
 from core.models.checkpoint import (
-    ADAPTER_CONFIG,
     plain_names,
     stored_tensors,
     weight_files,
     without,
     wrappers,
 )
+from core.planning.model_folder import ADAPTER_CONFIG
 from core.suggest import nearest, question
 
 _ROOT = "base_model."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from core import __version__
 from core.files import sha256_file
-from core.planning.model_folder import ADAPTER, folder_fingerprint
+from core.planning.model_folder import ADAPTER_CONFIG, folder_fingerprint
 from core.planning.sources import artifact_folder, check_verified, source_fingerprint
 from core.settings.convert import to_plain
 from core.settings.schema import ModelConfig, RunConfig
@@ -52,7 +52,7 @@ def _named_files(value: Any) -> dict[str, str]:
         path = Path(value).expanduser()
         if "/" not in value and not path.suffix:
             return {}
-        named = path.is_file() or any((path / name).is_file() for name in ("config.json", ADAPTER))
+        named = path.is_file() or any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
     except (OSError, ValueError, RuntimeError):
         return {}
     found = _file_hash(value) if named else None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime
 import fcntl
 import itertools
-import json
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from core.errors import ArtifactError, ConfigError
-from core.files import disk_error, write_json
+from core.files import disk_error, object_in, write_json
 from core.planning.model_folder import adapter_base, folder_fingerprint
 from core.proof import folder_fault, read_record
 
@@ -40,8 +39,7 @@ class Ledger:
 
     def lookup(self, key: str) -> Found:
         """What can be had for `key`. An entry that cannot be read counts as none."""
-        entry = _read_object(self.index / f"{key}.json")
-        name = entry.get("run_dir") if entry else None
+        name = object_in(self.index / f"{key}.json").get("run_dir")
         if not isinstance(name, str) or not name or not (folder := self.runs_dir / name).is_dir():
             return Found("run")
         fault = artifact_fault(folder, key) or result_fault(folder)
@@ -91,15 +89,6 @@ def _no_folder(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(
         f"could not make the run folder: {error.strerror}", str(folder), "set runs_dir to a folder you may write to"
     )
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def artifact_fault(folder: Path, key: str = "") -> str | None:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import time
 from pathlib import Path
-from typing import Any
 
-from core.files import sha256_file
+from core.files import object_in, sha256_file
 from core.proof import files_under
 
-ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 RECORD = "preftune.json"
 """File beside an artifact's weights: what transformers and peft have no place for."""
 _REMEMBERED_BYTES = 2**24
@@ -44,8 +42,8 @@ def folder_fingerprint(folder: Path) -> str:
 def adapter_base(folder: Path) -> Path | None:
     """The local folder of the model that the adapter in `folder` was trained on: where it was then, else beside the
     adapter as it was then. None where there is no adapter, or no such folder."""
-    recorded = _text(_object(folder / ADAPTER).get("base_model_name_or_path"))
-    beside = _text(_object(folder / RECORD).get("base"))
+    recorded = _text(object_in(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))
+    beside = _text(object_in(folder / RECORD).get("base"))
     for path in (Path(recorded), (folder / beside).resolve() if beside else None):
         if recorded and path is not None and (path / "config.json").is_file():
             return path
@@ -63,15 +61,6 @@ def _sha256(path: Path) -> str:
 @functools.lru_cache(maxsize=1024)
 def _remembered(path: Path, _inode: int, _size: int, _changed: int) -> str:
     return sha256_file(path)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _text(value: object) -> str:

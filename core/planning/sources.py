@@ -17,13 +17,13 @@ from pathlib import Path
 from core.errors import ConfigError, ModelError
 from core.files import atomic_folder, cache_dir, sha256_file
 from core.planning.ledger import artifact_fault
-from core.planning.model_folder import ADAPTER, folder_fingerprint
+from core.planning.model_folder import ADAPTER_CONFIG, folder_fingerprint
 from core.proof import seal_fault, seal_folder
 from core.settings.schema import ModelConfig
 
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
-_CONFIGS = ("config.json", ADAPTER)
+_CONFIGS = ("config.json", ADAPTER_CONFIG)
 """One of them stands in every folder that can be loaded."""
 
 

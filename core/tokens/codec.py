@@ -6,7 +6,6 @@ apart and each is closed by the end-of-turn token, so the boundary is exact and 
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from core.data.records import Message
 from core.errors import DataError, ModelError
+from core.files import object_in
 from core.settings.schema import ModelConfig
 from core.tokens.ends import end_ids
 from core.tokens.frames import Said
@@ -294,12 +294,7 @@ def _template_file(folder: Path, cfg: ModelConfig) -> str:
 
 def _embedding_rows(folder: Path) -> int | None:
     """Rows of the embedding, from config.json; None where it does not say."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(config, dict):
-        return None
+    config = object_in(folder / "config.json")
     inner = config.get("text_config")
     rows = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
     return rows if isinstance(rows, int) else None

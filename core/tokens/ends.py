@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from core.files import object_in
 
 _FILES = ("generation_config.json", "config.json")
 """Where a model names its ends; the first that does tells. Instruction-tuned families name several: Llama 3, Gemma and
@@ -22,9 +23,5 @@ def end_ids(folder: Path, eos: int, rows: int) -> tuple[int, ...]:
 
 def _named(path: Path) -> list[int]:
     """The ids under `eos_token_id`; none where the file does not say, or cannot be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return []
-    ends: Any = value.get("eos_token_id") if isinstance(value, dict) else None
+    ends: Any = object_in(path).get("eos_token_id")
     return [end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int]
